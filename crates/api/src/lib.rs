@@ -1,1 +1,29 @@
+//! What Croft's processes say to each other.
+//!
+//! ```text
+//! croft ──[monitor protocol]──► croft-monitor ──[vmm protocol]──► croft-vmm
+//!   ╚═════════ console ═══════════════╩═════════ console ════════════╝
+//! ```
+//!
+//! Every arrow is a pair of connected, unnamed sockets: nothing appears in a
+//! file system, and the death of either end is the other end's end of file.
+//! The thin arrows carry framed JSON messages ([`wire`], [`channel`]) and
+//! descriptors; their first message, in both directions, states protocol and
+//! version ([`Hello`]). The double line is a byte stream of its own for each
+//! direction, so that a stalled terminal fills two socket buffers and then
+//! holds back the guest's UART, while requests such as "stop" still pass.
 
+pub mod channel;
+pub mod hello;
+pub mod machine;
+pub mod monitor;
+pub mod outcome;
+pub mod programs;
+pub mod vmm;
+pub mod wire;
+
+pub use channel::{Receiver, Sender, channel, pair};
+pub use hello::{Hello, Protocol};
+pub use machine::{CpuModel, EngineChoice, MachineSpec};
+pub use outcome::Outcome;
+pub use wire::WireError;

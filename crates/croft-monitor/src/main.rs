@@ -1,1 +1,115 @@
-fn main() {}
+//! `croft-monitor`: the small, single-threaded process beside each instance.
+//!
+//! It opens what the instance is made from, starts the payload (`croft-vmm`)
+//! and hands it descriptors, never paths; it owns the console, its log, and
+//! the exit status.
+//!
+//! ```text
+//!            Run                     spawn, Start
+//! waiting ─────────► opening ─────────────────────► relaying ──► reporting
+//!    │                  │ a file is wrong               │ croft is gone
+//!    ▼ end of file      ▼                               ▼
+//!   exit           Stopped{Invalid}             kill, clean up, exit
+//! ```
+
+mod console;
+mod files;
+mod gdb;
+mod payload;
+mod relay;
+mod terminal;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use croft_api::channel::channel;
+use croft_api::monitor::{self, Event, Request, RunRequest};
+use croft_api::vmm::StartRequest;
+use croft_api::{Outcome, Receiver, Sender, WireError};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::files::Files;
+use crate::payload::Payload;
+use crate::relay::Relay;
+use crate::terminal::Terminal;
+
+/// Name of the other end in messages.
+const PEER: &str = "croft";
+
+fn main() -> ExitCode {
+    // croft blocks signals to wait for them and children inherit that. Here
+    // SIGTTOU alone stays blocked: the terminal is given back from the
+    // background.
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGTTOU);
+    let prepared = blocked.thread_set_mask().map_err(io::Error::from);
+    match prepared.and_then(|()| io::stdin().as_fd().try_clone_to_owned()) {
+        Ok(socket) if is_socket(&socket) => {
+            let (sender, receiver) = channel(socket, monitor::PROTOCOL, PEER);
+            match serve(sender, receiver) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => complain(&error.to_string()),
+            }
+        }
+        Ok(_) => complain("this program is started by croft, not by hand; see 'croft run --help'"),
+        Err(error) => complain(&error.to_string()),
+    }
+}
+
+fn complain(text: &str) -> ExitCode {
+    eprintln!("croft-monitor: {text}");
+    ExitCode::from(2)
+}
+
+fn is_socket(descriptor: &OwnedFd) -> bool {
+    rustix::net::sockopt::socket_type(descriptor).is_ok()
+}
+
+/// Runs one instance for the croft at the other end.
+fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
+    let Some((request, descriptors)) = receiver.wait::<Request>()? else {
+        return Ok(());
+    };
+    let Request::Run(run) = request else {
+        return Err(WireError::Damaged("the first request must be Run"));
+    };
+    let (console, terminal) = run_descriptors(&run, descriptors)?;
+    let terminal = terminal.map(Terminal::new);
+    let files = match Files::open(&run) {
+        Ok(files) => files,
+        Err(message) => {
+            return sender.deliver(&Event::Stopped(Outcome::Invalid { message }), vec![]);
+        }
+    };
+    if let Some(address) = files.gdb.as_ref().map(|listener| listener.address()) {
+        let text = format!("gdb can connect to {address}");
+        sender.push(&Event::Log { text }, vec![])?;
+    }
+    let start = StartRequest {
+        machine: run.machine,
+        kernel: files::quoted(&run.kernel),
+        initrd: run.initrd.as_deref().map(files::quoted),
+        gdb: files.gdb.is_some(),
+    };
+    let (handed, kept) = files.split();
+    match Payload::start(start, handed) {
+        Ok(payload) => Relay::new(sender, receiver, console, payload, kept, terminal).run(),
+        Err(message) => sender.deliver(&Event::Stopped(Outcome::Failed { message }), vec![]),
+    }
+}
+
+/// Console and terminal.
+fn run_descriptors(
+    run: &RunRequest,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(OwnedFd, Option<OwnedFd>), WireError> {
+    if descriptors.len() != run.descriptors() {
+        return Err(WireError::Damaged("Run comes with other descriptors"));
+    }
+    let mut descriptors = descriptors.into_iter();
+    let console = descriptors
+        .next()
+        .ok_or(WireError::Damaged("Run comes without a console"))?;
+    Ok((console, descriptors.next()))
+}

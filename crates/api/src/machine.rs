@@ -1,0 +1,48 @@
+//! What a machine is asked to be, as every protocol carries it.
+
+use serde::{Deserialize, Serialize};
+
+/// Which engine executes the vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineChoice {
+    /// The best one that works here.
+    Auto,
+    /// The software engine.
+    Software,
+}
+
+/// The processor a machine is promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    /// Everything that host and engine have.
+    Host,
+    /// A fixed x86-64-v3 processor, movable between engines and hosts.
+    PortableV1,
+    /// The software engine's own: spares the guest the mitigations that only
+    /// real silicon needs.
+    SoftwareFast,
+}
+
+/// A machine's configuration, apart from the files it is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// Its name, for people.
+    pub name: String,
+    /// What runs it.
+    pub engine: EngineChoice,
+    /// The CPU model; the engine's default when not given.
+    pub cpu: Option<CpuModel>,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Kernel command line.
+    pub append: String,
+    /// End instead of resetting.
+    pub no_reboot: bool,
+    /// Offer the devices that outside test suites need (isa-debug-exit and
+    /// the test device's ports).
+    pub test_devices: bool,
+}

@@ -1,0 +1,102 @@
+//! Between `croft` and `croft-monitor`.
+//!
+//! ```text
+//! croft                          monitor
+//!    │── Run + descriptors ─────────►│   opens files, spawns the vmm
+//!    │◄──────────── Started ─────────│   or Stopped{Invalid}
+//!    │── PowerButton, Stop, … ──────►│
+//!    │◄──────────── Stopped ─────────│   then end of file on the console
+//! ```
+//!
+//! If `croft` goes away the monitor ends the machine: a machine in the
+//! foreground lives as long as the command that runs it.
+
+use std::ffi::OsString;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hello::Protocol;
+use crate::machine::MachineSpec;
+use crate::outcome::Outcome;
+
+/// What this build speaks.
+pub const PROTOCOL: Protocol = Protocol {
+    name: "croft-monitor",
+    version: 1,
+};
+
+/// `croft` to the monitor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Make an instance and run it. Comes with descriptors: the console, and
+    /// the terminal if `terminal`.
+    Run(Box<RunRequest>),
+    /// Press the power button.
+    PowerButton,
+    /// End the machine now.
+    Stop,
+    /// Hold the machine.
+    Pause,
+    /// Let it continue.
+    Resume,
+}
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRequest {
+    /// The configuration.
+    pub machine: MachineSpec,
+    /// Path of the kernel.
+    pub kernel: OsString,
+    /// Path of the initrd.
+    pub initrd: Option<OsString>,
+    /// Path of a file to which console output is appended.
+    pub log: Option<OsString>,
+    /// Where a debugger can connect.
+    pub gdb: Option<GdbAddress>,
+    /// Whether the terminal's descriptor comes along. The monitor gives it
+    /// back its modes if `croft` is killed before it can.
+    pub terminal: bool,
+}
+
+impl RunRequest {
+    /// How many descriptors come with it.
+    pub fn descriptors(&self) -> usize {
+        1 + usize::from(self.terminal)
+    }
+}
+
+/// Where a debugger can connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GdbAddress {
+    /// This port of the loopback interface.
+    Port(u16),
+    /// A socket at this path, removed when the machine ends.
+    Socket(OsString),
+}
+
+/// The monitor to `croft`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The machine runs.
+    Started {
+        /// On this engine,
+        engine: String,
+        /// for this reason.
+        reason: String,
+    },
+    /// It is held.
+    Paused,
+    /// It continues.
+    Resumed,
+    /// A line for the operator.
+    Log {
+        /// Without a line end.
+        text: String,
+    },
+    /// It ended. Console output may still be in the console's socket.
+    Stopped(Outcome),
+}

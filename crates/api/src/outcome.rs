@@ -1,0 +1,35 @@
+//! How a machine ended.
+
+use serde::{Deserialize, Serialize};
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset and the machine was told not to.
+    Reset,
+    /// The guest faulted while delivering a double fault.
+    TripleFault {
+        /// Its registers, as text.
+        report: String,
+    },
+    /// The guest wrote to the debug-exit port of the test devices.
+    DebugExit {
+        /// What it wrote.
+        value: u32,
+    },
+    /// Somebody asked for it.
+    Requested,
+    /// It never started: something in the configuration is wrong.
+    Invalid {
+        /// What, and the remedy.
+        message: String,
+    },
+    /// Croft could not go on.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}

@@ -1,0 +1,83 @@
+//! Between `croft-monitor` and `croft-vmm`.
+//!
+//! ```text
+//! monitor                          vmm
+//!    │── Start + descriptors ───────►│
+//!    │◄──────────── Started ─────────│   or Stopped{Invalid}
+//!    │── PowerButton, Pause, … ─────►│
+//!    │◄──────────── Stopped ─────────│   its last message
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::hello::Protocol;
+use crate::machine::MachineSpec;
+use crate::outcome::Outcome;
+
+/// What this build speaks.
+pub const PROTOCOL: Protocol = Protocol {
+    name: "croft-vmm",
+    version: 1,
+};
+
+/// The monitor to the vmm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Make the machine and run it. Comes with descriptors, in this order:
+    /// console, kernel, the initrd if named, the debugger's listening socket
+    /// if `gdb`. The vmm gets no path to open.
+    Start(Box<StartRequest>),
+    /// Press the power button.
+    PowerButton,
+    /// End the machine now.
+    Stop,
+    /// Hold all vCPUs and guest time.
+    Pause,
+    /// Let them continue.
+    Resume,
+}
+
+/// What a machine is started from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRequest {
+    /// The configuration.
+    pub machine: MachineSpec,
+    /// The kernel's name for messages.
+    pub kernel: String,
+    /// The initrd's name for messages.
+    pub initrd: Option<String>,
+    /// Whether a debugger's listening socket comes with it.
+    pub gdb: bool,
+}
+
+impl StartRequest {
+    /// How many descriptors come with it.
+    pub fn descriptors(&self) -> usize {
+        2 + usize::from(self.initrd.is_some()) + usize::from(self.gdb)
+    }
+}
+
+/// The vmm to the monitor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The machine runs.
+    Started {
+        /// On this engine,
+        engine: String,
+        /// for this reason.
+        reason: String,
+    },
+    /// It is held.
+    Paused,
+    /// It continues.
+    Resumed,
+    /// A line for the operator.
+    Log {
+        /// Without a line end.
+        text: String,
+    },
+    /// It ended; all console output has been written.
+    Stopped(Outcome),
+}

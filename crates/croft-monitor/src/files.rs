@@ -1,0 +1,177 @@
+//! Opening what an instance is made from.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+
+use croft_api::monitor::RunRequest;
+use rustix::fs::OFlags;
+
+use crate::gdb::{GdbListener, SocketFile};
+
+/// All of them, open.
+#[derive(Debug)]
+pub struct Files {
+    kernel: File,
+    initrd: Option<File>,
+    log: Option<File>,
+    /// Where a debugger can connect.
+    pub gdb: Option<GdbListener>,
+}
+
+/// What the monitor keeps.
+#[derive(Debug)]
+pub struct Kept {
+    /// Console output goes here too.
+    pub log: Option<File>,
+    /// Removes the debugger's socket when dropped.
+    pub _socket: Option<SocketFile>,
+}
+
+impl Files {
+    /// Opens everything, or says what is wrong and what to do.
+    pub fn open(run: &RunRequest) -> Result<Files, String> {
+        let kernel = open_input("kernel", "--kernel", &run.kernel)?;
+        let initrd = match &run.initrd {
+            Some(path) => Some(open_input("initrd", "--initrd", path)?),
+            None => None,
+        };
+        let log = match &run.log {
+            Some(path) => Some(open_log(path)?),
+            None => None,
+        };
+        let gdb = match &run.gdb {
+            Some(address) => Some(GdbListener::bind(address)?),
+            None => None,
+        };
+        Ok(Files {
+            kernel,
+            initrd,
+            log,
+            gdb,
+        })
+    }
+
+    /// What is handed to the payload, in the order of
+    /// [`croft_api::vmm::Request::Start`] behind the console, and the rest.
+    pub fn split(self) -> (Vec<OwnedFd>, Kept) {
+        let (listener, socket) = match self.gdb.map(GdbListener::split) {
+            Some((listener, socket)) => (Some(listener), socket),
+            None => (None, None),
+        };
+        let handed = [
+            Some(self.kernel.into()),
+            self.initrd.map(Into::into),
+            listener,
+        ];
+        let kept = Kept {
+            log: self.log,
+            _socket: socket,
+        };
+        (handed.into_iter().flatten().collect(), kept)
+    }
+}
+
+/// A path for messages: what could upset a terminal is escaped.
+pub fn quoted(path: &OsStr) -> String {
+    format!("'{}'", path.to_string_lossy().escape_debug())
+}
+
+fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
+    let name = quoted(path);
+    // Without O_NONBLOCK, opening a pipe would wait for its writer.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags(OFlags::NONBLOCK | OFlags::NOCTTY))
+        .open(path)
+        .map_err(|error| format!("{what} {name}: {}", explain(&error, flag, "readable")))?;
+    let about = file
+        .metadata()
+        .map_err(|error| format!("{what} {name}: {error}; check {flag}"))?;
+    let problem = if about.is_dir() {
+        "is a directory; name the file within it"
+    } else if !about.is_file() {
+        "is not a regular file; copy it to one"
+    } else if about.len() == 0 {
+        "is empty; fetch or build it again"
+    } else {
+        return Ok(file);
+    };
+    Err(format!("{what} {name} {problem}"))
+}
+
+fn open_log(path: &OsStr) -> Result<File, String> {
+    let name = quoted(path);
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(flags(OFlags::NONBLOCK | OFlags::NOCTTY))
+        .open(path)
+        .map_err(|error| format!("log {name}: {}", explain(&error, "--log", "writable")))?;
+    let kind = file
+        .metadata()
+        .map_err(|error| format!("log {name}: {error}; check --log"))?
+        .file_type();
+    if kind.is_file() || kind.is_char_device() {
+        Ok(file)
+    } else {
+        Err(format!(
+            "log {name} is not a regular file; name one with --log"
+        ))
+    }
+}
+
+fn flags(flags: OFlags) -> i32 {
+    flags.bits().cast_signed()
+}
+
+fn explain(error: &io::Error, flag: &str, able: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("no such file or directory; check {flag}"),
+        io::ErrorKind::PermissionDenied => {
+            format!("permission denied; make it {able} for this user")
+        }
+        io::ErrorKind::IsADirectory => format!("is a directory; name a file with {flag}"),
+        _ => format!("{error}; check {flag}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn problem(path: &Path) -> String {
+        open_input("kernel", "--kernel", path.as_os_str()).unwrap_err()
+    }
+
+    #[test]
+    fn bad_inputs_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        assert!(problem(&path("none")).contains("no such file"));
+        assert!(problem(directory.path()).contains("is a directory"));
+        fs::write(path("empty"), b"").unwrap();
+        assert!(problem(&path("empty")).contains("is empty"));
+        assert!(problem(Path::new("/dev/zero")).contains("not a regular file"));
+        assert!(problem(Path::new("a\x1b[2Jb")).contains("a\\u{1b}[2Jb"));
+    }
+
+    #[test]
+    fn a_log_is_appended_to() {
+        use std::io::Write;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        for text in ["one ", "two"] {
+            let mut log = open_log(path.as_os_str()).unwrap();
+            log.write_all(text.as_bytes()).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one two");
+        assert!(open_log(directory.path().as_os_str()).is_err());
+    }
+}

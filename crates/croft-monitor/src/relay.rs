@@ -1,0 +1,352 @@
+//! The monitor's loop while the instance runs.
+//!
+//! ```text
+//! running ──Stop──► stopping ──5 s──► killed ──┐
+//!    │                  │                      ▼
+//!    └── Stopped / end of file ──► draining ──► reported
+//! ```
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use croft_api::monitor::{Event, Request};
+use croft_api::{Outcome, Receiver, Sender, WireError, vmm};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::console::Queue;
+use crate::files::Kept;
+use crate::payload::{Payload, describe};
+use crate::terminal::Terminal;
+
+/// How long a payload may take to stop before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+/// Messages queued in one direction before the other end is read no further.
+const BACKLOG: usize = 64;
+/// Longest line passed on from the payload's standard error, in bytes.
+const LINE: usize = 1000;
+
+/// Everything that is relayed.
+pub struct Relay {
+    sender: Sender,
+    receiver: Receiver,
+    console: OwnedFd,
+    payload: Payload,
+    kept: Kept,
+    terminal: Option<Terminal>,
+    /// Guest to terminal.
+    output: Queue,
+    /// Terminal to guest.
+    input: Queue,
+    /// A piece of a line from the payload's standard error.
+    line: Vec<u8>,
+    stderr_ended: bool,
+    outcome: Option<Outcome>,
+    kill_at: Option<Instant>,
+    stop_requested: bool,
+}
+
+/// What a descriptor in the poll set is for.
+#[derive(Clone, Copy)]
+enum Source {
+    Croft,
+    Payload,
+    Terminal,
+    Guest,
+    Stderr,
+}
+
+impl Relay {
+    pub fn new(
+        sender: Sender,
+        receiver: Receiver,
+        console: OwnedFd,
+        payload: Payload,
+        kept: Kept,
+        terminal: Option<Terminal>,
+    ) -> Self {
+        Relay {
+            sender,
+            receiver,
+            console,
+            payload,
+            kept,
+            terminal,
+            output: Queue::default(),
+            input: Queue::default(),
+            line: Vec::new(),
+            stderr_ended: false,
+            outcome: None,
+            kill_at: None,
+            stop_requested: false,
+        }
+    }
+
+    /// Relays until the payload has ended and everything it said is passed
+    /// on, or croft is gone.
+    pub fn run(mut self) -> Result<(), WireError> {
+        while !self.is_drained() {
+            if let Err(error) = self.step() {
+                // No croft, no instance: what is left is to clean up.
+                self.payload.kill();
+                if let Some(terminal) = &self.terminal {
+                    terminal.restore();
+                }
+                return match error {
+                    Gone::Closed => Ok(()),
+                    Gone::Broken(error) => Err(error),
+                };
+            }
+        }
+        let status = self.payload.reap();
+        let outcome = match self.outcome.take() {
+            Some(outcome) => outcome,
+            None if self.stop_requested => Outcome::Requested,
+            None => Outcome::Failed {
+                message: status.map_or_else(|error| error.to_string(), describe),
+            },
+        };
+        self.sender.deliver(&Event::Stopped(outcome), vec![])
+    }
+
+    fn is_drained(&self) -> bool {
+        self.payload.receiver.ended() && self.output.is_done() && self.stderr_ended
+    }
+
+    /// Waits for something to do, and does it.
+    fn step(&mut self) -> Result<(), Gone> {
+        for (source, ready) in self.wait().map_err(|error| {
+            Gone::Broken(WireError::Io {
+                peer: "poll",
+                source: error.into(),
+            })
+        })? {
+            let readable = ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+            let writable = ready.intersects(PollFlags::OUT | PollFlags::ERR);
+            match source {
+                Source::Croft if readable => self.hear_croft()?,
+                Source::Payload if readable => self.hear_payload()?,
+                Source::Stderr => self.hear_stderr()?,
+                Source::Guest => {
+                    if readable && self.output.wants_input() {
+                        self.read_guest()?;
+                    }
+                    if writable && self.input.wants_output() {
+                        self.input.write_to(&self.payload.console);
+                    }
+                }
+                Source::Terminal => {
+                    if readable && self.input.wants_input() {
+                        self.input.read_from(&self.console, |_| {});
+                    }
+                    if writable && self.output.wants_output() {
+                        self.output.write_to(&self.console);
+                    }
+                }
+                Source::Croft | Source::Payload => {}
+            }
+        }
+        if self.kill_at.is_some_and(|at| at <= Instant::now()) {
+            self.kill_at = None;
+            self.payload.kill();
+        }
+        // A payload that cannot be written to is about to be seen dead.
+        let _ = self.payload.sender.flush();
+        self.sender.flush()?;
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<Vec<(Source, PollFlags)>, Errno> {
+        let when = |condition: bool, flag: PollFlags| {
+            if condition { flag } else { PollFlags::empty() }
+        };
+        let read = PollFlags::IN;
+        let write = PollFlags::OUT;
+        let listening = self.sender.backlog() < BACKLOG;
+        let interests: [(Source, BorrowedFd<'_>, PollFlags); 5] = [
+            (
+                Source::Croft,
+                self.receiver.as_fd(),
+                when(self.payload.sender.backlog() < BACKLOG, read)
+                    | when(self.sender.backlog() > 0, write),
+            ),
+            (
+                Source::Payload,
+                self.payload.receiver.as_fd(),
+                when(listening && !self.payload.receiver.ended(), read)
+                    | when(self.payload.sender.backlog() > 0, write),
+            ),
+            (
+                Source::Terminal,
+                self.console.as_fd(),
+                when(self.input.wants_input(), read) | when(self.output.wants_output(), write),
+            ),
+            (
+                Source::Guest,
+                self.payload.console.as_fd(),
+                when(self.output.wants_input(), read) | when(self.input.wants_output(), write),
+            ),
+            (
+                Source::Stderr,
+                self.payload.stderr.as_fd(),
+                when(listening && !self.stderr_ended, read),
+            ),
+        ];
+        // A hang-up is reported even where nothing is asked for, and would
+        // make the loop spin: leave out what is of no interest. Croft's
+        // socket stays in, for its hang-up is of interest always.
+        let interests: Vec<_> = interests
+            .into_iter()
+            .filter(|(source, _, flags)| !flags.is_empty() || matches!(source, Source::Croft))
+            .collect();
+        let mut descriptors: Vec<PollFd<'_>> = interests
+            .iter()
+            .map(|(_, descriptor, flags)| PollFd::from_borrowed_fd(*descriptor, *flags))
+            .collect();
+        let timeout = self.kill_at.map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            Timespec::try_from(left).unwrap_or_default()
+        });
+        match poll(&mut descriptors, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        }
+        Ok(interests
+            .iter()
+            .zip(&descriptors)
+            .map(|((source, _, _), descriptor)| (*source, descriptor.revents()))
+            .filter(|(_, ready)| !ready.is_empty())
+            .collect())
+    }
+
+    fn hear_croft(&mut self) -> Result<(), Gone> {
+        self.receiver.fill()?;
+        while let Some((request, _)) = self.receiver.message::<Request>()? {
+            let request = match request {
+                Request::Run(_) => {
+                    return Err(Gone::Broken(WireError::Damaged("a second Run")));
+                }
+                Request::PowerButton => vmm::Request::PowerButton,
+                Request::Pause => vmm::Request::Pause,
+                Request::Resume => vmm::Request::Resume,
+                Request::Stop => {
+                    self.stop_requested = true;
+                    self.end_soon();
+                    vmm::Request::Stop
+                }
+            };
+            self.payload.sender.push(&request, vec![])?;
+        }
+        if self.receiver.ended() {
+            return Err(Gone::Closed);
+        }
+        Ok(())
+    }
+
+    fn hear_payload(&mut self) -> Result<(), Gone> {
+        if let Err(error) = self.take_events() {
+            match error {
+                Gone::Closed => return Err(error),
+                // The payload is not trusted to speak well.
+                Gone::Broken(error) => {
+                    self.outcome.get_or_insert(Outcome::Failed {
+                        message: format!("croft-vmm: {error}"),
+                    });
+                    self.payload.kill();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self) -> Result<(), Gone> {
+        self.payload.receiver.fill()?;
+        while let Some((event, _)) = self.payload.receiver.message::<vmm::Event>()? {
+            let event = match event {
+                vmm::Event::Started { engine, reason } => Event::Started { engine, reason },
+                vmm::Event::Paused => Event::Paused,
+                vmm::Event::Resumed => Event::Resumed,
+                vmm::Event::Log { text } => Event::Log { text },
+                vmm::Event::Stopped(outcome) => {
+                    self.outcome.get_or_insert(outcome);
+                    self.end_soon();
+                    continue;
+                }
+            };
+            self.sender.push(&event, vec![])?;
+        }
+        Ok(())
+    }
+
+    fn end_soon(&mut self) {
+        self.kill_at.get_or_insert(Instant::now() + GRACE);
+    }
+
+    fn read_guest(&mut self) -> Result<(), WireError> {
+        let mut failed = None;
+        let log = &mut self.kept.log;
+        self.output.read_from(&self.payload.console, |bytes| {
+            if let Some(Err(error)) = log.as_mut().map(|log| append(log, bytes)) {
+                failed = Some(error);
+            }
+        });
+        if let Some(error) = failed {
+            self.kept.log = None;
+            self.say(format!("the console log ends here: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn hear_stderr(&mut self) -> Result<(), WireError> {
+        let mut buffer = [0; 4096];
+        match self.payload.stderr.read(&mut buffer) {
+            Ok(0) => self.stderr_ended = true,
+            Ok(count) => self.line.extend(buffer.iter().take(count)),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => self.stderr_ended = true,
+        }
+        loop {
+            let end = self.line.iter().position(|byte| *byte == b'\n');
+            let line: Vec<u8> = match end {
+                Some(end) => self.line.drain(..=end).collect(),
+                None if self.line.len() > LINE || self.stderr_ended => {
+                    std::mem::take(&mut self.line)
+                }
+                None => return Ok(()),
+            };
+            let text = String::from_utf8_lossy(&line);
+            let text: String = text.trim_end().chars().take(LINE).collect();
+            if !text.is_empty() {
+                self.say(format!("croft-vmm: {}", text.escape_debug()))?;
+            }
+            if self.line.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn say(&mut self, text: String) -> Result<(), WireError> {
+        self.sender.push(&Event::Log { text }, vec![])
+    }
+}
+
+fn append(log: &mut File, bytes: &[u8]) -> std::io::Result<()> {
+    log.write_all(bytes)
+}
+
+/// Why relaying cannot go on.
+enum Gone {
+    /// Croft is gone.
+    Closed,
+    /// Croft speaks nonsense, or its socket failed.
+    Broken(WireError),
+}
+
+impl From<WireError> for Gone {
+    fn from(error: WireError) -> Self {
+        Gone::Broken(error)
+    }
+}

@@ -1,0 +1,212 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use croft_api::monitor::GdbAddress;
+
+use crate::exit::HELP as EXIT_CODES;
+use crate::size;
+
+/// Virtual servers, with or without hardware virtualization.
+#[derive(Debug, Parser)]
+#[command(name = "croft", version, propagate_version = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `croft` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a machine in the foreground, with its serial console on this terminal
+    #[command(after_help = "See 'croft run --help' for examples and exit codes.",
+              after_long_help = format!("{EXAMPLES}\n\n{CONSOLE}\n\n{EXIT_CODES}"))]
+    Run(Box<RunOptions>),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Example:\n  croft completion bash > ~/.local/share/bash-completion/completions/croft"
+    )]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  A Debian kernel and an initramfs, on this terminal:
+    croft run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'
+  More memory, the portable processor, and the console also in a file:
+    croft run --kernel vmlinuz --memory 2G --cpu portable-v1 --log console.log
+  Wait for nothing, keep the output:
+    croft run --kernel vmlinuz --initrd test.cpio --append 'console=ttyS0 quiet' \\
+      --no-reboot < /dev/null > output.txt
+  With a debugger:
+    croft run --kernel vmlinux --append nokaslr --gdb 1234
+    gdb vmlinux -ex 'target remote localhost:1234'";
+
+const CONSOLE: &str = "\
+Console:
+  Standard input and output are the guest's first serial port (console=ttyS0).
+  On a terminal every key goes to the guest, except Ctrl-], which leaves and
+  ends the machine. Only the guest's output goes to standard output; what
+  Croft has to say goes to standard error. The end of standard input is not
+  the end of the machine. SIGINT, SIGTERM, SIGHUP and SIGQUIT end the machine.";
+
+/// `croft run`.
+#[derive(Debug, clap::Args)]
+pub struct RunOptions {
+    /// What executes the machine's processors
+    #[arg(long, value_enum, default_value_t = Engine::Auto)]
+    pub engine: Engine,
+
+    /// Kernel: a Linux bzImage (vmlinuz), an ELF file with a PVH note, or a multiboot file
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub kernel: OsString,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub initrd: Option<OsString>,
+
+    /// Kernel command line, for example 'console=ttyS0 quiet'
+    #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_append)]
+    pub append: String,
+
+    /// Processor model; the engine's own default when not given
+    #[arg(long, value_enum, value_name = "MODEL")]
+    pub cpu: Option<Cpu>,
+
+    /// Guest memory: a number with K, M, G or T (powers of 1024; MiB and so on mean the same)
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse_memory)]
+    pub memory: u64,
+
+    /// Number of processors
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = parse_cpus)]
+    pub cpus: u32,
+
+    /// The machine's name
+    #[arg(long, default_value = "machine", value_parser = parse_name)]
+    pub name: String,
+
+    /// Append the guest's console output to this file too
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub log: Option<OsString>,
+
+    /// End (status 3) when the guest asks for a reset
+    #[arg(long)]
+    pub no_reboot: bool,
+
+    /// Let gdb connect: a port on the loopback interface, or the path of a socket to make
+    #[arg(long, value_name = "PORT|SOCKET", value_parser = parse_gdb)]
+    pub gdb: Option<GdbAddress>,
+
+    /// Offer the isa-debug-exit and test-device ports that outside test suites use
+    #[arg(long)]
+    pub test_devices: bool,
+}
+
+/// `--engine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// The best one that works here; says which and why
+    Auto,
+    /// The software engine: needs no hardware virtualization and no privilege
+    Software,
+    /// Hardware virtualization; not in this version
+    #[value(hide = true)]
+    Kvm,
+}
+
+/// `--cpu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Cpu {
+    /// All that host and engine have
+    Host,
+    /// A fixed x86-64-v3 processor, movable between engines and hosts
+    PortableV1,
+    /// Spares the guest mitigations that only real silicon needs (software engine's default)
+    SoftwareFast,
+}
+
+/// Longest command line that the boot protocols in use can carry is far
+/// above Linux's own limit of 2048 on x86 (COMMAND_LINE_SIZE).
+const APPEND_MAX: usize = 2047;
+/// Most vCPUs that can be asked for; APIC ids are 8 bits wide and 255 is the
+/// broadcast. Engines may allow fewer.
+const CPUS_MAX: u32 = 254;
+
+fn parse_append(text: &str) -> Result<String, String> {
+    if text.len() > APPEND_MAX {
+        Err(format!(
+            "{} bytes, Linux takes at most {APPEND_MAX}; shorten it",
+            text.len()
+        ))
+    } else if text.chars().any(char::is_control) {
+        Err("it has control characters; remove them".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|count| (1..=CPUS_MAX).contains(count))
+        .ok_or_else(|| format!("give a number from 1 to {CPUS_MAX}"))
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts_well && text.len() <= 63 && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("use 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first".to_owned())
+    }
+}
+
+fn parse_gdb(text: &str) -> Result<GdbAddress, String> {
+    if text.is_empty() {
+        Err("give a port or the path of a socket".to_owned())
+    } else if text.chars().all(|c| c.is_ascii_digit()) {
+        text.parse()
+            .map(GdbAddress::Port)
+            .map_err(|_| "give a port from 0 to 65535".to_owned())
+    } else {
+        Ok(GdbAddress::Socket(text.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_checked() {
+        assert!(parse_cpus("1").is_ok());
+        for bad in ["0", "-1", "255", "4294967297", "x", ""] {
+            assert!(parse_cpus(bad).is_err(), "{bad}");
+        }
+        assert!(parse_name("web-1.test").is_ok());
+        for bad in ["", "-x", "a b", "a/b", "ü"] {
+            assert!(parse_name(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_gdb("1234"), Ok(GdbAddress::Port(1234)));
+        assert_eq!(parse_gdb("./gdb"), Ok(GdbAddress::Socket("./gdb".into())));
+        assert!(parse_gdb("70000").is_err());
+        assert!(parse_append(&"x".repeat(2048)).is_err());
+        assert!(parse_append("a\nb").is_err());
+    }
+}
