@@ -2,6 +2,7 @@
 //! engine-neutral, complete.
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 /// One 8259A.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,8 @@ pub struct PicState {
     pub priority_add: u8,
     /// Initialization step: 0 none, 1 ICW2, 2 ICW3, 3 ICW4 expected.
     pub init_step: u8,
+    /// ICW1 said that this chip stands alone (no ICW3 follows).
+    pub single: bool,
     /// ICW4 was announced by ICW1.
     pub needs_icw4: bool,
     /// Automatic EOI.
@@ -52,6 +55,9 @@ pub struct PicsState {
 pub struct PitChannelState {
     /// Reload value, 1–65536 (0x10000 stands for a written 0).
     pub reload: u32,
+    /// A reload value that takes effect at the end of the period (modes 2
+    /// and 3) or at the next trigger (modes 1 and 5).
+    pub next_reload: Option<u32>,
     /// Mode 0–5.
     pub mode: u8,
     /// Counts in BCD.
@@ -68,10 +74,19 @@ pub struct PitChannelState {
     pub read_high: bool,
     /// The low byte already written while the high one is awaited.
     pub write_low: Option<u8>,
-    /// Guest time in nanoseconds when the current count was loaded.
+    /// Guest time in nanoseconds when the count was loaded, or when counting
+    /// went on after the gate had stopped it.
     pub loaded_at: u64,
+    /// Ticks counted before [`loaded_at`](Self::loaded_at).
+    pub counted: u64,
     /// A count was loaded since the mode was set.
     pub armed: bool,
+    /// The gate triggered the count (modes 1 and 5).
+    pub triggered: bool,
+    /// Rising edges of OUT since the load that were noticed.
+    pub edges_seen: u64,
+    /// A noticed edge was not reported yet.
+    pub edge_due: bool,
 }
 
 /// The 8254 and port 0x61.
@@ -81,6 +96,8 @@ pub struct PitState {
     pub channels: [PitChannelState; 3],
     /// Speaker data bit of port 0x61.
     pub speaker: bool,
+    /// Guest time in nanoseconds of the last reported edge of channel 0.
+    pub last_edge_at: Option<u64>,
 }
 
 /// The I/O APIC.
@@ -94,8 +111,20 @@ pub struct IoApicState {
     pub entries: Vec<u64>,
     /// Pin levels as last driven, a bit each.
     pub lines: u32,
-    /// Pending edges and asserted levels, a bit each.
+    /// Asserted level-triggered pins, a bit each. Derived from `lines`; kept
+    /// for engines that want it. An edge is a message at once, never pending.
     pub irr: u32,
+}
+
+/// The chips of [`crate::Chips`] together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChipsState {
+    /// PICs.
+    pub pics: PicsState,
+    /// PIT.
+    pub pit: PitState,
+    /// I/O APIC.
+    pub ioapic: IoApicState,
 }
 
 /// One local APIC.
@@ -104,17 +133,54 @@ pub struct LapicState {
     /// IA32_APIC_BASE.
     pub apic_base: u64,
     /// The register page: 64 registers, one for each 16 bytes from offset 0
-    /// (index = offset >> 4), as in xAPIC mode.
+    /// (index = offset >> 4), as in xAPIC mode; in x2APIC mode the id and the
+    /// upper half of the ICR have 32 bits. The current count is derived and
+    /// stands as 0.
     pub registers: Vec<u32>,
+    /// Errors noticed since the guest last wrote the ESR.
+    pub errors: u32,
     /// IA32_TSC_DEADLINE in guest TSC ticks; 0 when disarmed.
     pub tsc_deadline: u64,
-    /// Guest time in nanoseconds when the current count was loaded; 0 when
+    /// Guest time in nanoseconds when the count reaches zero next; 0 when
     /// the timer is stopped.
-    pub timer_started_at: u64,
+    pub timer_expires_at: u64,
     /// Pending NMI.
     pub nmi: bool,
     /// Pending INIT.
     pub init: bool,
     /// Pending start-up vector.
     pub startup: Option<u8>,
+    /// Pending ExtINT message.
+    pub ext_int: bool,
+}
+
+/// Why a controller's saved state was refused. Nothing was changed then.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RestoreError {
+    /// A list has the wrong length.
+    #[error("{what}: {found} entries saved, {expected} expected; the state is damaged")]
+    Length {
+        /// Which list.
+        what: &'static str,
+        /// Entries found.
+        found: usize,
+        /// Entries expected.
+        expected: usize,
+    },
+    /// A value that the controller cannot have.
+    #[error("{what} cannot be {value:#x}; the state is damaged")]
+    Value {
+        /// Which register or field.
+        what: &'static str,
+        /// Value found.
+        value: u64,
+    },
+    /// The state belongs to another vCPU.
+    #[error("the state is of local APIC {found}, not {expected}; restore it to its own vCPU")]
+    WrongApic {
+        /// APIC id in the state.
+        found: u32,
+        /// APIC id of this vCPU.
+        expected: u32,
+    },
 }
