@@ -90,6 +90,22 @@ fn only_level_vectors_are_broadcast() {
 }
 
 #[test]
+fn only_a_lone_edge_lets_the_eoi_wait() {
+    let mut lapic = enabled();
+    assert!(!lapic.eoi_can_wait());
+    for (level, waits) in [(false, true), (true, false)] {
+        assert!(lapic.accept(&fixed(0x51, level)));
+        assert_eq!(lapic.acknowledge(), Some(0x51));
+        assert_eq!(lapic.eoi_can_wait(), waits);
+        assert!(lapic.accept(&fixed(0x31, false)));
+        assert!(!lapic.eoi_can_wait());
+        lapic.eoi();
+        assert_eq!(lapic.acknowledge(), Some(0x31));
+        lapic.eoi();
+    }
+}
+
+#[test]
 fn software_disabled_masks() {
     let mut lapic = enabled();
     assert!(lapic.accept(&fixed(0x40, false)));
