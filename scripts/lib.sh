@@ -48,7 +48,9 @@ private_apt() {
     local program=$1 state=$CACHE/apt
     shift
     mkdir -p "$state/lists/partial" "$state/archives/partial"
-    "$program" -qq \
+    # Hooks of the system's apt clean up the system's cache.
+    printf '#clear APT::Update::Post-Invoke%s;\n' "" "-Success" >"$state/config"
+    "$program" -qq -c "$state/config" \
         -o Dir::State::lists="$state/lists" \
         -o Dir::Cache="$state" \
         -o APT::Sandbox::User="$(id -un)" \

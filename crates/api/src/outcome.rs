@@ -17,8 +17,9 @@ pub enum Outcome {
     },
     /// The guest wrote to the debug-exit port of the test devices.
     DebugExit {
-        /// What it wrote.
-        value: u32,
+        /// The exit status it asks for, `(value << 1) | 1`; a process can
+        /// pass on the low eight bits.
+        status: u32,
     },
     /// Somebody asked for it.
     Requested,

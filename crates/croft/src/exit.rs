@@ -32,7 +32,7 @@ pub enum Exit {
     Left,
     /// A signal to croft.
     Signal(u8),
-    /// What the guest wrote to the debug-exit port.
+    /// The status that the guest asked for at the debug-exit port.
     Debug(u32),
 }
 
@@ -47,9 +47,9 @@ impl Exit {
             Exit::TripleFault => 4,
             Exit::Left => 5,
             Exit::Signal(number) => number.wrapping_add(128),
-            Exit::Debug(value) => {
-                let [low, ..] = value.to_le_bytes();
-                low.wrapping_shl(1) | 1
+            Exit::Debug(status) => {
+                let [low, ..] = status.to_le_bytes();
+                low
             }
         }
     }
@@ -68,8 +68,7 @@ mod tests {
     #[test]
     fn codes() {
         assert_eq!(Exit::Signal(15).code(), 143);
-        assert_eq!(Exit::Debug(0).code(), 1);
-        assert_eq!(Exit::Debug(0x10).code(), 33);
-        assert_eq!(Exit::Debug(0xffff_ffff).code(), 255);
+        assert_eq!(Exit::Debug(33).code(), 33);
+        assert_eq!(Exit::Debug(0xffff_ff01).code(), 1);
     }
 }

@@ -106,7 +106,7 @@ fn report(outcome: &Outcome) -> Exit {
             }
             Exit::TripleFault
         }
-        Outcome::DebugExit { value } => Exit::Debug(*value),
+        Outcome::DebugExit { status } => Exit::Debug(*status),
         Outcome::Requested => {
             eprintln!("croft: the machine was ended on request");
             Exit::Failed

@@ -1,0 +1,8 @@
+//! `croft run`, its monitor and a stand-in for the vmm: what goes in and out,
+//! how they end, and what they leave behind.
+
+mod deaths;
+mod input_output;
+mod stage;
+mod terminal;
+mod usage;
