@@ -1,0 +1,190 @@
+//! The slots of bus 0: plugging and ejecting.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, Weak};
+
+use thiserror::Error;
+
+use crate::bus::{Bus, BusError, DetachedDevice, DeviceId};
+use crate::device::Device;
+use crate::lock;
+use crate::platform::GPE_PCI_HOTPLUG;
+use crate::pm::PmHandle;
+
+/// Number of slots, the host bridge's own among them.
+pub(super) const SLOTS: u8 = 32;
+
+/// Why a device was not plugged or unplugged.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PciError {
+    /// Slots are 1–31.
+    #[error("there is no PCI slot {0} for a device; slots are 1 to 31")]
+    NoSuchSlot(u8),
+    /// Two devices in one slot.
+    #[error("PCI slot {0} is taken; choose a free one")]
+    Taken(u8),
+    /// Nothing to unplug.
+    #[error("PCI slot {0} is empty")]
+    Empty(u8),
+    /// The device was there from the start.
+    #[error("the device in PCI slot {0} cannot be removed while the machine runs")]
+    NotRemovable(u8),
+    /// The device has no PCI side.
+    #[error("device '{0}' is not a PCI function")]
+    NotPci(String),
+    /// The bus refused it.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The bus is gone.
+    #[error("the machine is being taken down")]
+    Gone,
+}
+
+/// Learns of ejected devices. Called on a vCPU's thread under the bridge's
+/// lock: pass the device on to another thread, which drops it.
+pub trait HotplugSink: Send + Sync {
+    /// The guest released the device in `slot`, or the machine was reset
+    /// after a request; the device is off the bus.
+    fn ejected(&self, slot: u8, device: DetachedDevice);
+}
+
+pub(super) struct Slots {
+    bus: Weak<Bus>,
+    pm: PmHandle,
+    sink: Arc<dyn HotplugSink>,
+    devices: [Option<DeviceId>; SLOTS as usize],
+    removable: u32,
+    pub up: u32,
+    pub down: u32,
+}
+
+impl Slots {
+    pub fn new(bus: &Arc<Bus>, pm: PmHandle, sink: Arc<dyn HotplugSink>) -> Self {
+        Slots {
+            bus: Arc::downgrade(bus),
+            pm,
+            sink,
+            devices: [None; SLOTS as usize],
+            removable: 0,
+            up: 0,
+            down: 0,
+        }
+    }
+
+    /// The function in a slot, and the bus it is on.
+    pub fn function(&self, slot: u8) -> Option<(Arc<Bus>, DeviceId)> {
+        let id = (*self.devices.get(usize::from(slot))?)?;
+        Some((self.bus.upgrade()?, id))
+    }
+
+    pub fn occupied(&self) -> u32 {
+        (0..)
+            .zip(&self.devices)
+            .filter(|(_, device)| device.is_some())
+            .fold(0, |mask, (slot, _)| mask | 1 << slot)
+    }
+
+    pub fn removable(&self) -> u32 {
+        self.removable
+    }
+
+    /// Takes the devices of all slots in `mask` that may go off the bus.
+    pub fn eject(&mut self, mask: u32) {
+        let mask = mask & self.removable;
+        for slot in (0..SLOTS).filter(|slot| mask >> slot & 1 != 0) {
+            let Some((bus, id)) = self.function(slot) else {
+                continue;
+            };
+            self.devices[usize::from(slot)] = None;
+            if let Some(device) = bus.remove(id) {
+                self.sink.ejected(slot, device);
+            }
+        }
+        self.removable &= !mask;
+        self.up &= !mask;
+        self.down &= !mask;
+    }
+
+    fn plug(
+        &mut self,
+        slot: u8,
+        name: &str,
+        mut device: Box<dyn Device>,
+        hot: bool,
+    ) -> Result<DeviceId, PciError> {
+        if device.pci().is_none() {
+            return Err(PciError::NotPci(name.to_owned()));
+        }
+        let bus = self.bus.upgrade().ok_or(PciError::Gone)?;
+        match self.devices.get(usize::from(slot)) {
+            Some(None) if slot != 0 => {}
+            Some(Some(_)) => return Err(PciError::Taken(slot)),
+            _ => return Err(PciError::NoSuchSlot(slot)),
+        }
+        let id = bus.add(name, device)?;
+        self.devices[usize::from(slot)] = Some(id);
+        if hot {
+            self.removable |= 1 << slot;
+            self.up |= 1 << slot;
+            self.pm.raise_gpe(GPE_PCI_HOTPLUG);
+        }
+        Ok(id)
+    }
+}
+
+/// Plugs devices, from any thread but a device's own.
+#[derive(Clone)]
+pub struct PciHandle(pub(super) Arc<Mutex<Slots>>);
+
+impl PciHandle {
+    /// Adds `device` to the bus under `name`, in `slot` (1–31), for good.
+    pub fn plug(
+        &self,
+        slot: u8,
+        name: &str,
+        device: Box<dyn Device>,
+    ) -> Result<DeviceId, PciError> {
+        lock(&self.0).plug(slot, name, device, false)
+    }
+
+    /// As [`plug`](Self::plug), into a running machine: the guest is told,
+    /// and the device can be unplugged again.
+    pub fn hot_plug(
+        &self,
+        slot: u8,
+        name: &str,
+        device: Box<dyn Device>,
+    ) -> Result<DeviceId, PciError> {
+        lock(&self.0).plug(slot, name, device, true)
+    }
+
+    /// Asks the guest to release a slot; [`HotplugSink::ejected`] follows if
+    /// it does.
+    pub fn request_unplug(&self, slot: u8) -> Result<(), PciError> {
+        let mut slots = lock(&self.0);
+        if slot == 0 || slot >= SLOTS {
+            return Err(PciError::NoSuchSlot(slot));
+        }
+        if slots.devices[usize::from(slot)].is_none() {
+            return Err(PciError::Empty(slot));
+        }
+        if slots.removable >> slot & 1 == 0 {
+            return Err(PciError::NotRemovable(slot));
+        }
+        slots.down |= 1 << slot;
+        slots.pm.raise_gpe(GPE_PCI_HOTPLUG);
+        Ok(())
+    }
+
+    /// The lowest free slot.
+    pub fn free_slot(&self) -> Option<u8> {
+        let occupied = lock(&self.0).occupied();
+        (1..SLOTS).find(|slot| occupied >> slot & 1 == 0)
+    }
+}
+
+impl fmt::Debug for PciHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PciHandle(occupied {:#010x})", lock(&self.0).occupied())
+    }
+}
