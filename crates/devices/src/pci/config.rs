@@ -92,7 +92,7 @@ struct Bar {
     size: u64,
 }
 
-/// See the [module](self).
+/// A type 0 configuration space with its BARs and capabilities.
 ///
 /// Built once by the device that owns it; the layout is then fixed. Sizes and
 /// offsets given while building are the device's own, so a wrong one panics.
