@@ -19,7 +19,7 @@ mod payload;
 mod relay;
 mod terminal;
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -58,7 +58,8 @@ fn main() -> ExitCode {
 }
 
 fn complain(text: &str) -> ExitCode {
-    eprintln!("croft-monitor: {text}");
+    // There may be nobody to tell.
+    let _ = io::stderr().write_all(format!("croft-monitor: {text}\n").as_bytes());
     ExitCode::from(2)
 }
 

@@ -3,6 +3,7 @@
 use clap::error::ErrorKind;
 
 use crate::exit::Exit;
+use crate::say;
 
 /// Prints help where it was asked for, else what is wrong with the command
 /// line.
@@ -19,7 +20,7 @@ pub fn explain(error: &clap::Error) -> Exit {
         }
         _ => {
             for line in shorten(&error.render().to_string()) {
-                eprintln!("{line}");
+                say::line(&line);
             }
             Exit::Usage
         }

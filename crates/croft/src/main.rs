@@ -4,6 +4,7 @@ mod args;
 mod error;
 mod exit;
 mod run;
+mod say;
 mod size;
 
 use std::io;
@@ -37,7 +38,7 @@ fn print(bytes: &[u8]) -> Exit {
     match io::Write::write_all(&mut io::stdout(), bytes) {
         Ok(()) => Exit::PowerOff,
         Err(error) => {
-            eprintln!("croft: cannot write to standard output: {error}");
+            say::line(&format!("croft: cannot write to standard output: {error}"));
             Exit::Failed
         }
     }

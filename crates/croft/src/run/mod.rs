@@ -20,6 +20,7 @@ use croft_api::{CpuModel, EngineChoice, MachineSpec};
 
 use crate::args::{Cpu, Engine, RunOptions};
 use crate::exit::Exit;
+use crate::say;
 use crate::size;
 
 /// Runs a machine until it ends.
@@ -28,14 +29,14 @@ pub fn run(options: RunOptions) -> Exit {
     let request = match check(options) {
         Ok(request) => request,
         Err(message) => {
-            eprintln!("croft: {message}");
+            say::line(&format!("croft: {message}"));
             return Exit::Usage;
         }
     };
     match session::run(request, auto) {
         Ok(exit) => exit,
         Err(error) => {
-            eprintln!("croft: {error}");
+            say::line(&format!("croft: {error}"));
             Exit::Failed
         }
     }

@@ -19,6 +19,7 @@ use super::monitor::Monitor;
 use super::output::Output;
 use super::terminal::Terminal;
 use crate::exit::Exit;
+use crate::say;
 
 /// How long a machine that was asked to end may take, before croft goes and
 /// everything goes with it. A little more than the monitor allows the vmm.
@@ -96,27 +97,27 @@ fn report(outcome: &Outcome) -> Exit {
     match outcome {
         Outcome::PowerOff => Exit::PowerOff,
         Outcome::Reset => {
-            eprintln!("croft: the guest asked for a reset (--no-reboot)");
+            say::line("croft: the guest asked for a reset (--no-reboot)");
             Exit::Reset
         }
         Outcome::TripleFault { report } => {
-            eprintln!("croft: the guest faulted three times in a row; its registers were");
+            say::line("croft: the guest faulted three times in a row; its registers were");
             for line in report.lines() {
-                eprintln!("  {line}");
+                say::line(&format!("  {line}"));
             }
             Exit::TripleFault
         }
         Outcome::DebugExit { status } => Exit::Debug(*status),
         Outcome::Requested => {
-            eprintln!("croft: the machine was ended on request");
+            say::line("croft: the machine was ended on request");
             Exit::Failed
         }
         Outcome::Invalid { message } => {
-            eprintln!("croft: {message}");
+            say::line(&format!("croft: {message}"));
             Exit::Usage
         }
         Outcome::Failed { message } => {
-            eprintln!("croft: {message}");
+            say::line(&format!("croft: {message}"));
             Exit::Failed
         }
     }
@@ -305,7 +306,7 @@ impl Session {
     fn say(&self, text: &str) {
         let raw = self.terminal.as_ref().is_some_and(Terminal::is_raw);
         let end = if raw { "\r\n" } else { "\n" };
-        eprint!("croft: {text}{end}");
+        say::ended(&format!("croft: {text}"), end);
     }
 }
 

@@ -75,6 +75,7 @@ fn standard_input_may_be_closed_or_a_file_or_a_directory() {
         ("power-off", "<&-", ""),
         ("power-off", "</", ""),
         ("power-off", "<&- >&- 2>&-", ""),
+        ("power-off", "2>/dev/full", ""),
         ("echo", "<input", "from a file!"),
     ] {
         let line = format!(
