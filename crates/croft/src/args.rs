@@ -82,7 +82,7 @@ pub struct RunOptions {
     pub cpu: Option<Cpu>,
 
     /// Guest memory: a number with K, M, G or T (powers of 1024; MiB and so on mean the same)
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse_memory)]
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     pub memory: u64,
 
     /// Number of processors

@@ -21,7 +21,6 @@ use croft_api::{CpuModel, EngineChoice, MachineSpec};
 use crate::args::{Cpu, Engine, RunOptions};
 use crate::exit::Exit;
 use crate::say;
-use crate::size;
 
 /// Runs a machine until it ends.
 pub fn run(options: RunOptions) -> Exit {
@@ -52,14 +51,6 @@ fn check(options: RunOptions) -> Result<RunRequest, String> {
             );
         }
     };
-    let host = host_memory();
-    if options.memory > host {
-        return Err(format!(
-            "--memory {} is more than this host has ({}); give less",
-            size::show(options.memory),
-            size::show(host)
-        ));
-    }
     Ok(RunRequest {
         machine: MachineSpec {
             name: options.name,
@@ -81,16 +72,6 @@ fn check(options: RunOptions) -> Result<RunRequest, String> {
         gdb: options.gdb,
         terminal: false,
     })
-}
-
-/// Memory and swap of this host, in bytes.
-fn host_memory() -> u64 {
-    let about = rustix::system::sysinfo();
-    let unit = u64::from(about.mem_unit);
-    about
-        .totalram
-        .saturating_add(about.totalswap)
-        .saturating_mul(unit)
 }
 
 /// What a failure of the host's is called.

@@ -42,7 +42,7 @@ fn bad_configurations_are_refused() {
             &["--kernel", "kernel", "--log", "no/where"],
             "log 'no/where'",
         ),
-        (&["--kernel", "kernel", "--memory", "1000000T"], "--memory"),
+        (&["--kernel", "kernel", "--memory", "99999999T"], "--memory"),
         (&["--kernel", "kernel", "--memory", "12"], "512M"),
         (&["--kernel", "kernel", "--cpus", "0"], "--cpus"),
         (&["--kernel", "kernel", "--cpus", "4096"], "--cpus"),
@@ -63,21 +63,6 @@ fn bad_configurations_are_refused() {
         (&[], "--kernel"),
     ] {
         refuse(&stage, arguments, names);
-    }
-}
-
-#[test]
-fn more_memory_than_the_host_has_is_refused() {
-    let about = rustix::system::sysinfo();
-    let host = (about.totalram + about.totalswap) * u64::from(about.mem_unit);
-    let wanted = format!("{}M", (host >> 20) + 1024);
-    if host < 500 << 30 {
-        let stage = Stage::new();
-        refuse(
-            &stage,
-            &["--kernel", "kernel", "--memory", &wanted],
-            "this host has",
-        );
     }
 }
 
@@ -121,17 +106,6 @@ fn programs_are_found_in_libexec() {
         .status()
         .unwrap();
     assert_eq!(status.code(), Some(0));
-}
-
-#[test]
-fn the_inner_programs_are_not_for_people() {
-    let stage = Stage::new();
-    let output = Command::new(stage.path("croft-monitor"))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("started by croft"));
 }
 
 #[test]
