@@ -1,0 +1,272 @@
+//! The software engine behind the seam: engine, partition, vCPU.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use croft_engine::state::{STATE_VERSION, StateError, check_version};
+use croft_engine::{
+    Breakpoint, Capabilities, CpuIo, CpuModel, CpuProfile, CpuState, DebugControl, Doorbell,
+    Engine, EngineError, Fitness, InterruptRoute, Kicker, Missing, Partition, PartitionConfig,
+    PartitionState, Stop, Topology, Translation, Vcpu,
+};
+use croft_irqchip::{ChipsState, Message, Msi};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::cpu::Cpu;
+use crate::irqfd::IrqFds;
+use crate::shared::{Shared, VcpuShared, lock};
+
+/// Most vCPUs: APIC ids of one byte, 0xFF being the broadcast.
+const MAX_VCPUS: u32 = 254;
+/// Guest-physical address bits offered.
+pub const PHYSICAL_BITS: u8 = 46;
+
+/// Runs x86-64 machines in an ordinary process, without any help of the
+/// hardware's.
+#[derive(Debug, Default)]
+pub struct SoftwareEngine;
+
+impl SoftwareEngine {
+    /// The engine.
+    pub fn new() -> Self {
+        SoftwareEngine
+    }
+}
+
+impl Engine for SoftwareEngine {
+    fn name(&self) -> &'static str {
+        "software"
+    }
+
+    fn probe(&self) -> Fitness {
+        match crate::stub::init() {
+            Ok(()) => Fitness::Fit("x86-64 interpreter, needs nothing of the host".to_owned()),
+            Err(error) => Fitness::Unfit(format!(
+                "the host does not let this process run generated code ({error}); \
+                 allow memfd_create and executable mappings"
+            )),
+        }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            max_vcpus: MAX_VCPUS,
+            physical_bits: PHYSICAL_BITS,
+            data_breakpoints: true,
+        }
+    }
+
+    fn profile(&self, model: CpuModel, topology: Topology) -> Result<CpuProfile, Vec<Missing>> {
+        crate::cpuid::profile(model, topology)
+    }
+
+    fn partition(&self, config: PartitionConfig) -> Result<Arc<dyn Partition>, EngineError> {
+        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+            return Err(EngineError::TooManyVcpus {
+                engine: self.name(),
+                wanted: config.vcpus,
+                most: MAX_VCPUS,
+            });
+        }
+        crate::stub::init().map_err(host("cannot prepare host stubs"))?;
+        let shared = Arc::new(Shared::new(config.ram, config.profile, config.vcpus));
+        Ok(Arc::new(SoftwarePartition {
+            taken: (0..config.vcpus).map(|_| AtomicBool::new(false)).collect(),
+            irqfds: Mutex::new(IrqFds::new(shared.clone())),
+            shared,
+        }))
+    }
+}
+
+fn host(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
+    move |source| EngineError::Host { what, source }
+}
+
+struct SoftwarePartition {
+    shared: Arc<Shared>,
+    taken: Vec<AtomicBool>,
+    irqfds: Mutex<IrqFds>,
+}
+
+impl Partition for SoftwarePartition {
+    fn vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+        let (Some(taken), Some(own)) = (
+            self.taken.get(index as usize),
+            self.shared.vcpus.get(index as usize),
+        ) else {
+            return Err(EngineError::NoSuchVcpu(index));
+        };
+        if taken.swap(true, Ordering::AcqRel) {
+            return Err(EngineError::NoSuchVcpu(index));
+        }
+        Ok(Box::new(SoftwareVcpu {
+            cpu: Cpu::new(self.shared.clone(), index, own.clone()),
+            own: own.clone(),
+        }))
+    }
+
+    fn set_line(&self, gsi: u32, level: bool) {
+        self.shared
+            .with_chips(|chips, out| chips.set_line(gsi, level, out));
+    }
+
+    fn msi(&self, msi: Msi) {
+        if let Some(message) = Message::from_msi(msi) {
+            self.shared.deliver(&message);
+        }
+    }
+
+    fn irqfd(&self, route: InterruptRoute) -> Result<EventFd, EngineError> {
+        lock(&self.irqfds)
+            .add(route)
+            .map_err(host("cannot make an interrupt event"))
+    }
+
+    fn resample(&self, gsi: u32) -> Result<EventFd, EngineError> {
+        let fail = host("cannot make an EOI event");
+        let event = EventFd::new(EFD_NONBLOCK).map_err(&fail)?;
+        let kept = event.try_clone().map_err(&fail)?;
+        self.shared.add_resample(gsi, kept);
+        Ok(event)
+    }
+
+    fn doorbell(&self, doorbell: Doorbell) -> Result<EventFd, EngineError> {
+        let fail = host("cannot make a doorbell");
+        let event = EventFd::new(EFD_NONBLOCK).map_err(&fail)?;
+        let kept = event.try_clone().map_err(&fail)?;
+        self.shared.add_doorbell(doorbell, kept);
+        Ok(event)
+    }
+
+    fn remove_doorbell(&self, doorbell: Doorbell) {
+        self.shared.remove_doorbell(doorbell);
+    }
+
+    fn clock_ns(&self) -> u64 {
+        self.shared.clock_ns()
+    }
+
+    fn pause_clock(&self) {
+        self.shared.clock.pause();
+    }
+
+    fn resume_clock(&self) {
+        self.shared.clock.resume();
+    }
+
+    fn save(&self) -> Result<PartitionState, EngineError> {
+        let chips = lock(&self.shared.chips).save();
+        let tsc = self.shared.clock.tsc();
+        Ok(PartitionState {
+            version: STATE_VERSION,
+            pics: chips.pics,
+            pit: chips.pit,
+            ioapic: chips.ioapic,
+            clock_ns: self.shared.clock.ticks_to_ns(tsc),
+            tsc,
+            tsc_khz: self.shared.clock.tsc_khz(),
+        })
+    }
+
+    fn restore(&self, state: &PartitionState) -> Result<(), EngineError> {
+        check_version(state.version)?;
+        if state.tsc_khz != self.shared.clock.tsc_khz() {
+            return Err(StateError::Damaged(format!(
+                "the TSC runs at {} kHz there and at {} kHz here",
+                state.tsc_khz,
+                self.shared.clock.tsc_khz()
+            ))
+            .into());
+        }
+        let chips = ChipsState {
+            pics: state.pics.clone(),
+            pit: state.pit.clone(),
+            ioapic: state.ioapic.clone(),
+        };
+        lock(&self.shared.chips)
+            .restore(&chips)
+            .map_err(|error| StateError::Damaged(error.to_string()))?;
+        self.shared.clock.set_tsc(state.tsc);
+        Ok(())
+    }
+
+    fn reset(&self) {
+        lock(&self.shared.chips).reset();
+    }
+}
+
+struct SoftwareVcpu {
+    cpu: Box<Cpu>,
+    own: Arc<VcpuShared>,
+}
+
+// SAFETY: the raw pointers inside (TLB entries, decoded blocks) lead to guest
+// RAM and to memory the vCPU owns; both move with it, and `io` is null outside
+// `run`.
+unsafe impl Send for SoftwareVcpu {}
+
+impl Vcpu for SoftwareVcpu {
+    fn run(&mut self, io: &dyn CpuIo) -> Stop {
+        self.cpu.run(io)
+    }
+
+    fn kicker(&self) -> Kicker {
+        Kicker::new(self.own.clone())
+    }
+
+    fn save(&mut self) -> Result<CpuState, EngineError> {
+        Ok(self.cpu.save_state())
+    }
+
+    fn restore(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.cpu.restore_state(state)?;
+        self.cpu.flush_tlb();
+        self.cpu.blocks.clear();
+        self.cpu.lapic_changed();
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        lock(&self.own.lapic).reset();
+        self.cpu.power_on();
+        self.cpu.flush_tlb();
+        self.cpu.lapic_changed();
+    }
+
+    fn translate(&mut self, linear: u64) -> Option<Translation> {
+        let mapping = self.cpu.walk_quietly(linear)?;
+        Some(Translation {
+            physical: mapping.gpa,
+            writable: mapping.writable,
+            executable: !mapping.no_execute,
+            user: mapping.user,
+        })
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {
+        self.cpu.watchpoints = control
+            .breakpoints
+            .iter()
+            .filter_map(|breakpoint| match *breakpoint {
+                Breakpoint::Data {
+                    address,
+                    len,
+                    reads,
+                } => Some((address, len, reads)),
+                Breakpoint::Code(_) => None,
+            })
+            .collect();
+        self.cpu.debug = DebugControl {
+            single_step: control.single_step,
+            breakpoints: control
+                .breakpoints
+                .iter()
+                .copied()
+                .filter(|breakpoint| matches!(breakpoint, Breakpoint::Code(_)))
+                .collect(),
+        };
+        self.cpu.debug_resume = None;
+        self.cpu.update_mode();
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! Memory for stubs: process-wide, bounded, never writable and executable
+//! through one mapping.
+//!
+//! One memory file is mapped twice, once to write and once to execute. Slots
+//! have a fixed size; equal code shares a slot, and a slot nobody refers to
+//! is kept for the next block that wants the same code until room is needed.
+//! When all slots are referred to, code goes without: it is copied into one
+//! reserved slot each time it runs, behind a lock, which is slow but exact.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::signal;
+
+/// Bytes of a slot: more than any stub has.
+pub const SLOT: usize = 512;
+/// Bytes of the arena.
+const SIZE: usize = 16 << 20;
+/// Allocations that go without a slot after a search for unused ones found
+/// few, before the next search.
+const SEARCH_PAUSE: u32 = 4096;
+
+/// Room for one stub. Its code does not change while a `Slot` is alive.
+pub struct Slot {
+    number: usize,
+}
+
+struct Inner {
+    known: HashMap<Box<[u8]>, Arc<Slot>>,
+    /// Slots given back.
+    free: Vec<usize>,
+    /// First slot never used.
+    fresh: usize,
+    slots: usize,
+    pause: u32,
+}
+
+/// The arena.
+pub struct Arena {
+    writable: usize,
+    executable: usize,
+    inner: Mutex<Inner>,
+    /// Guards slot 0, for code without a slot of its own.
+    one_shot: Mutex<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The process's arena, made on first use.
+///
+/// # Errors
+/// The host refuses executable memory or signal handlers.
+pub fn arena() -> io::Result<&'static Arena> {
+    static ARENA: OnceLock<Result<Arena, i32>> = OnceLock::new();
+    ARENA
+        .get_or_init(|| {
+            let arena = Arena::new(SIZE).map_err(|e| e.raw_os_error().unwrap_or(libc::ENOMEM))?;
+            let start = arena.executable as u64;
+            signal::install(start, start + SIZE as u64)
+                .map_err(|e| e.raw_os_error().unwrap_or(libc::EINVAL))?;
+            Ok(arena)
+        })
+        .as_ref()
+        .map_err(|&code| io::Error::from_raw_os_error(code))
+}
+
+impl Arena {
+    fn new(size: usize) -> io::Result<Self> {
+        // SAFETY: a plain system call with a valid name; the descriptor is
+        // owned by the `File`.
+        let file = unsafe {
+            let name = c"croft-stubs".as_ptr();
+            let mut fd = libc::memfd_create(name, libc::MFD_CLOEXEC | libc::MFD_EXEC);
+            if fd < 0 {
+                // Kernels before 6.3 know no MFD_EXEC, and need none.
+                fd = libc::memfd_create(name, libc::MFD_CLOEXEC);
+            }
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            File::from_raw_fd(fd)
+        };
+        file.set_len(size as u64)?;
+        let map = |protection| {
+            // SAFETY: a new mapping of our own file where the kernel likes.
+            let at = unsafe {
+                libc::mmap(
+                    ptr::null_mut(),
+                    size,
+                    protection,
+                    libc::MAP_SHARED,
+                    file.as_raw_fd(),
+                    0,
+                )
+            };
+            if at == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(at as usize)
+        };
+        Ok(Arena {
+            writable: map(libc::PROT_READ | libc::PROT_WRITE)?,
+            executable: map(libc::PROT_READ | libc::PROT_EXEC)?,
+            inner: Mutex::new(Inner {
+                known: HashMap::new(),
+                free: Vec::new(),
+                fresh: 1,
+                slots: size / SLOT,
+                pause: 0,
+            }),
+            one_shot: Mutex::new(()),
+        })
+    }
+
+    /// A slot with `code`, or `None` when there is no room.
+    pub fn place(&self, code: &[u8]) -> Option<Arc<Slot>> {
+        if code.len() > SLOT {
+            return None;
+        }
+        let mut inner = lock(&self.inner);
+        if let Some(slot) = inner.known.get(code) {
+            return Some(slot.clone());
+        }
+        let number = inner.take()?;
+        self.write(number, code);
+        let slot = Arc::new(Slot { number });
+        inner.known.insert(code.into(), slot.clone());
+        Some(slot)
+    }
+
+    fn write(&self, number: usize, code: &[u8]) {
+        let at = (self.writable + number * SLOT) as *mut u8;
+        // SAFETY: slots lie inside the writable mapping, `code` fits one, and
+        // this one is not in use (`take`), or is slot 0 under its lock.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), at, code.len()) };
+    }
+
+    /// Where the code of `slot` starts.
+    pub fn entry(&self, slot: &Slot) -> usize {
+        self.executable + slot.number * SLOT
+    }
+
+    /// Runs `code`, which has no slot, through slot 0.
+    pub fn run_once<T>(&self, code: &[u8], run: impl FnOnce(usize) -> T) -> T {
+        let _guard = lock(&self.one_shot);
+        self.write(0, &code[..code.len().min(SLOT)]);
+        // The slot was executed before, with other code, through another
+        // mapping: only a serialising instruction orders that (SDM vol. 3,
+        // 11.6). CPUID is one.
+        std::arch::x86_64::__cpuid(0);
+        run(self.executable)
+    }
+}
+
+impl Inner {
+    fn take(&mut self) -> Option<usize> {
+        if let Some(number) = self.free.pop() {
+            return Some(number);
+        }
+        if self.fresh < self.slots {
+            self.fresh += 1;
+            return Some(self.fresh - 1);
+        }
+        if self.pause > 0 {
+            self.pause -= 1;
+            return None;
+        }
+        let free = &mut self.free;
+        self.known.retain(|_, slot| {
+            let used = Arc::strong_count(slot) > 1;
+            if !used {
+                free.push(slot.number);
+            }
+            used
+        });
+        if self.free.len() < self.slots / 16 {
+            self.pause = SEARCH_PAUSE;
+        }
+        self.free.pop()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_code_shares_a_slot_and_unused_slots_are_reused() {
+        let arena = Arena::new(4096).unwrap();
+        let code = |n: u8| [0xB8, n, 0, 0, 0, 0xC3];
+        let first = arena.place(&code(1)).unwrap();
+        assert_eq!(
+            arena.entry(&first),
+            arena.entry(&arena.place(&code(1)).unwrap())
+        );
+        let held: Vec<_> = (2..8).map(|n| arena.place(&code(n)).unwrap()).collect();
+        assert!(arena.place(&code(9)).is_none(), "slot 0 is reserved");
+        drop(held);
+        lock(&arena.inner).pause = 0;
+        let again = arena.place(&code(9)).unwrap();
+        assert_ne!(arena.entry(&first), arena.entry(&again));
+        let value = arena.run_once(&code(77), |at| {
+            // SAFETY: the slot holds `mov eax, 77; ret`.
+            let run: extern "sysv64" fn() -> u32 = unsafe { std::mem::transmute(at) };
+            run()
+        });
+        assert_eq!(value, 77);
+    }
+}
