@@ -1,1 +1,116 @@
-fn main() {}
+//! `croft-vmm`: one machine.
+//!
+//! Started by `croft-monitor`, from which it gets a configuration and open
+//! descriptors and never a path. It lives as long as its machine, and never
+//! longer than its monitor.
+
+mod console;
+mod control;
+mod engine;
+mod report;
+mod start;
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use croft_api::channel::channel;
+use croft_api::vmm::{Event, PROTOCOL, Request};
+use croft_api::{Outcome, Receiver, WireError};
+use croft_machine::Machine;
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use crate::console::Console;
+use crate::report::{Reporter, gone};
+use crate::start::Start;
+
+/// Name of the other end in messages.
+const PEER: &str = "croft-monitor";
+
+fn main() -> ExitCode {
+    match prepare() {
+        Ok((reporter, receiver)) => {
+            let outcome = run(&reporter, receiver);
+            reporter.report(&Event::Stopped(outcome));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            // There may be nobody to tell.
+            let _ = writeln!(io::stderr(), "croft-vmm: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The conversation with the monitor. If the monitor died before the death
+/// signal was asked for, its socket is at its end.
+fn prepare() -> io::Result<(Reporter, Receiver)> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    if rustix::net::sockopt::socket_type(&socket).is_err() {
+        return Err(io::Error::other(
+            "this program is started by croft, not by hand; see 'croft run --help'",
+        ));
+    }
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let (sender, receiver) = channel(socket, PROTOCOL, PEER);
+    Ok((Reporter::new(sender)?, receiver))
+}
+
+/// Makes the machine that the monitor asks for, and runs it.
+fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
+    let start = match receiver.wait::<Request>() {
+        Ok(Some((Request::Start(request), descriptors))) => Start::new(*request, descriptors),
+        Ok(Some(_)) => Err(WireError::Damaged("Start comes first")),
+        Ok(None) => gone(None),
+        Err(error) => Err(error),
+    };
+    let (start, console) = start.unwrap_or_else(|error| gone(Some(&error)));
+    let chosen = match engine::choose(start.machine.engine) {
+        Ok(chosen) => chosen,
+        Err(message) => return Outcome::Invalid { message },
+    };
+    let console = Arc::new(Console::new(console, reporter.clone()));
+    let machine = match start.make(&chosen, console.clone()) {
+        Ok(machine) => machine,
+        Err(outcome) => return outcome,
+    };
+    if let Err(error) = serve(&machine, &console, receiver, reporter) {
+        return Outcome::Failed {
+            message: format!("cannot start a thread: {error}"),
+        };
+    }
+    reporter.report(&Event::Started {
+        engine: chosen.engine.name().to_owned(),
+        reason: chosen.reason,
+    });
+    outcome(machine.run())
+}
+
+/// Starts the threads that hear the monitor and the terminal.
+fn serve(
+    machine: &Machine,
+    console: &Console,
+    receiver: Receiver,
+    reporter: &Reporter,
+) -> io::Result<()> {
+    console.feed(machine.handle())?;
+    let (handle, reporter) = (machine.handle(), reporter.clone());
+    thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || control::obey(receiver, &handle, &reporter))
+        .map(drop)
+}
+
+fn outcome(outcome: croft_machine::Outcome) -> Outcome {
+    use croft_machine::Outcome as Machine;
+    match outcome {
+        Machine::PowerOff => Outcome::PowerOff,
+        Machine::Reset => Outcome::Reset,
+        Machine::TripleFault(report) => Outcome::TripleFault { report },
+        Machine::DebugExit(status) => Outcome::DebugExit { status },
+        Machine::Requested => Outcome::Requested,
+        Machine::Failed(message) => Outcome::Failed { message },
+    }
+}

@@ -1,0 +1,77 @@
+//! Between the machine's serial console and the console's socket.
+//!
+//! Both directions block, on threads of their own, and keep nothing: a socket
+//! that takes nothing holds back the guest's UART, and a guest that takes
+//! nothing holds back the socket.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+
+use croft_machine::{ConsoleBackend, MachineHandle};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use crate::report::Reporter;
+
+/// Bytes read at once.
+const PIECE: usize = 1024;
+
+/// The console's socket.
+#[derive(Debug)]
+pub struct Console {
+    socket: Arc<OwnedFd>,
+    reporter: Reporter,
+}
+
+impl Console {
+    /// Over `socket`; lines for the operator go to `reporter`.
+    pub fn new(socket: OwnedFd, reporter: Reporter) -> Self {
+        Console {
+            socket: Arc::new(socket),
+            reporter,
+        }
+    }
+
+    /// Starts to hand input to `machine`.
+    pub fn feed(&self, machine: MachineHandle) -> io::Result<()> {
+        let socket = Arc::clone(&self.socket);
+        thread::Builder::new()
+            .name("console-in".to_owned())
+            .spawn(move || feed(&socket, &machine))
+            .map(drop)
+    }
+}
+
+impl ConsoleBackend for Console {
+    fn output(&self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match send(&*self.socket, rest, SendFlags::NOSIGNAL) {
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                // Nobody reads any more.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn log(&self, line: &str) {
+        self.reporter.log(line);
+    }
+}
+
+fn feed(socket: &OwnedFd, machine: &MachineHandle) {
+    let mut buffer = [0; PIECE];
+    loop {
+        let bytes = match recv(socket, &mut buffer, RecvFlags::empty()) {
+            Ok((count @ 1.., _)) => buffer.get(..count).unwrap_or_default(),
+            Err(Errno::INTR) => continue,
+            Ok(_) | Err(_) => return,
+        };
+        if machine.push_input(bytes).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! From a request and its descriptors to a machine that is ready to run.
+
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use croft_api::machine::{CpuModel as Model, MachineSpec};
+use croft_api::vmm::StartRequest;
+use croft_api::{Outcome, WireError};
+use croft_engine::CpuModel;
+use croft_machine::{ConsoleBackend, GdbListener, Machine, MachineConfig, MachineError, NamedFile};
+use rustix::net::{AddressFamily, sockopt};
+
+use crate::engine::Chosen;
+
+/// A request to start, with its descriptors told apart.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration.
+    pub machine: MachineSpec,
+    kernel: NamedFile,
+    initrd: Option<NamedFile>,
+    gdb: Option<OwnedFd>,
+}
+
+impl Start {
+    /// Tells them apart; the console's socket comes back beside.
+    pub fn new(
+        request: StartRequest,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(Self, OwnedFd), WireError> {
+        let complete = descriptors.len() == request.descriptors();
+        let mut descriptors = descriptors.into_iter();
+        let (true, Some(console), Some(kernel)) =
+            (complete, descriptors.next(), descriptors.next())
+        else {
+            return Err(WireError::Damaged("Start comes with other descriptors"));
+        };
+        let named = |descriptor: OwnedFd, name| NamedFile {
+            file: File::from(descriptor),
+            name,
+        };
+        let initrd = request
+            .initrd
+            .and_then(|name| descriptors.next().map(|descriptor| named(descriptor, name)));
+        let start = Start {
+            machine: request.machine,
+            kernel: named(kernel, request.kernel),
+            initrd,
+            gdb: descriptors.next(),
+        };
+        Ok((start, console))
+    }
+
+    /// Makes the machine.
+    pub fn make(
+        self,
+        chosen: &Chosen,
+        console: Arc<dyn ConsoleBackend>,
+    ) -> Result<Machine, Outcome> {
+        let spec = self.machine;
+        let config = MachineConfig {
+            name: spec.name,
+            vcpus: spec.cpus,
+            memory: spec.memory,
+            model: spec.cpu.map_or(chosen.default_model, model),
+            kernel: self.kernel,
+            initrd: self.initrd,
+            append: spec.append,
+            no_reboot: spec.no_reboot,
+            test_devices: spec.test_devices,
+        };
+        let mut machine = Machine::new(&*chosen.engine, config, console).map_err(refusal)?;
+        if let Some(socket) = self.gdb {
+            machine.set_gdb(listener(socket).map_err(|error| Outcome::Failed {
+                message: format!("the debugger's socket: {error}"),
+            })?);
+        }
+        Ok(machine)
+    }
+}
+
+/// What the monitor bound: a port or a socket file.
+fn listener(socket: OwnedFd) -> io::Result<GdbListener> {
+    Ok(match sockopt::socket_domain(&socket)? {
+        AddressFamily::UNIX => GdbListener::Unix(UnixListener::from(socket)),
+        _ => GdbListener::Tcp(TcpListener::from(socket)),
+    })
+}
+
+fn model(model: Model) -> CpuModel {
+    match model {
+        Model::Host => CpuModel::Host,
+        Model::PortableV1 => CpuModel::PortableV1,
+        Model::SoftwareFast => CpuModel::SoftwareFast,
+    }
+}
+
+fn refusal(error: MachineError) -> Outcome {
+    let message = error.to_string();
+    if error.is_configuration() {
+        Outcome::Invalid { message }
+    } else {
+        Outcome::Failed { message }
+    }
+}
