@@ -3,11 +3,21 @@
 //! A model belongs to the machine, not to the engine. An engine turns it into
 //! a [`CpuProfile`], or refuses with the list of what it cannot honour.
 
+mod build;
+pub mod features;
+mod host;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use build::{EngineOffer, build};
+pub use features::{Feature, Features, feature};
+pub use host::HostFeatures;
 
 /// The named models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
