@@ -36,3 +36,5 @@ mod vector;
 mod walk;
 
 pub use partition::SoftwareEngine;
+#[cfg(feature = "planted")]
+pub use stub::{Planted, plant};

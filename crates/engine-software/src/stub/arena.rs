@@ -4,6 +4,9 @@
 //! One memory file is mapped twice, once to write and once to execute. Slots
 //! have a fixed size; equal code shares a slot, and a slot nobody refers to
 //! is kept for the next block that wants the same code until room is needed.
+//! A slot is rewritten only after every stub in it was dropped, under the lock
+//! through which the new code's users get it: no processor can still have the
+//! old code in its pipeline.
 //! When all slots are referred to, code goes without: it is copied into one
 //! reserved slot each time it runs, behind a lock, which is slow but exact.
 

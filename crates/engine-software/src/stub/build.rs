@@ -55,6 +55,9 @@ const X87: i64 = offset_of!(VectorState, x87) as i64;
 const MXCSR: i64 = offset_of!(VectorState, mxcsr) as i64;
 const HOST_MXCSR: i64 = offset_of!(VectorState, host_mxcsr) as i64;
 
+/// Bytes of the largest memory operand.
+pub const MAX_OPERAND: u32 = 32;
+
 /// A stub's code and what its caller must know.
 pub struct Built {
     /// Position-independent code.
@@ -291,6 +294,10 @@ fn try_build(insn: &Instruction) -> Result<Option<Built>, IcedError> {
     let mut info = InstructionInfoFactory::new();
     let info = info.info(insn);
     let has_memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
+    let size = insn.memory_size().size() as u32;
+    if has_memory && !(1..=MAX_OPERAND).contains(&size) {
+        return Ok(None);
+    }
     let writes = info
         .used_memory()
         .iter()
@@ -570,11 +577,7 @@ fn try_build(insn: &Instruction) -> Result<Option<Built>, IcedError> {
         code,
         unit,
         x87,
-        size: if has_memory {
-            insn.memory_size().size() as u32
-        } else {
-            0
-        },
+        size: if has_memory { size } else { 0 },
         writes,
         align: alignment(insn, unit),
     }))

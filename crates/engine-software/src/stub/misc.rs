@@ -1,8 +1,6 @@
-//! Hints, fences, and instructions that change whole state images.
+//! Instructions on the vector state as a whole: saving, restoring, clearing.
 
-use std::sync::atomic::{Ordering, fence};
-
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Instruction};
 
 use super::Unit;
 use crate::cpu::Cpu;
@@ -46,38 +44,11 @@ pub fn lower(insn: &Instruction, op: &mut Op) -> bool {
         Code::Frstor_m108byte => (legacy::frstor, 1),
         Code::VEX_Vzeroupper => (zero_upper, 0),
         Code::VEX_Vzeroall => (zero_all, 0),
-        _ => match insn.mnemonic() {
-            Mnemonic::Mfence | Mnemonic::Lfence | Mnemonic::Sfence => (full_fence, 0),
-            Mnemonic::Prefetchnta
-            | Mnemonic::Prefetcht0
-            | Mnemonic::Prefetcht1
-            | Mnemonic::Prefetcht2
-            | Mnemonic::Prefetchw
-            | Mnemonic::Prefetchwt1 => (hint, 0),
-            Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => (touch, 0),
-            _ => return false,
-        },
+        _ => return false,
     };
     op.run = run;
     op.aux = aux;
     true
-}
-
-fn hint(_cpu: &mut Cpu, _op: &Op) -> Exec<Flow> {
-    Ok(Flow::Next)
-}
-
-fn full_fence(_cpu: &mut Cpu, _op: &Op) -> Exec<Flow> {
-    fence(Ordering::SeqCst);
-    Ok(Flow::Next)
-}
-
-/// Cache-line flushes fault as a load of a byte does, and do nothing else:
-/// guest RAM is coherent.
-fn touch(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
-    let linear = cpu.linear(op, 1, false)?;
-    cpu.probe(linear, 1, false)?;
-    Ok(Flow::Next)
 }
 
 fn zero_upper(cpu: &mut Cpu, _op: &Op) -> Exec<Flow> {

@@ -10,7 +10,7 @@
 //! [`build`] generates code, [`arena`] keeps it, [`signal`] catches traps,
 //! [`run`] executes. [`moves`] has the commonest moves in Rust, which is
 //! faster, [`masked`] those whose memory accesses depend on a mask, [`misc`]
-//! hints and fences.
+//! those on the state as a whole.
 
 #![allow(unsafe_code)]
 

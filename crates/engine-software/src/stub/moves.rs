@@ -132,7 +132,7 @@ fn load64(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     cpu.require_unit(Unit::Sse)?;
     let linear = cpu.linear(op, 8, false)?;
     let value: u64 = cpu.read(linear)?;
-    set_low(cpu, op.dst, value.into());
+    set_low(cpu, op.dst, value);
     Ok(Flow::Next)
 }
 
@@ -163,7 +163,7 @@ fn from_general32(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
 fn from_general64(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     cpu.require_unit(Unit::Sse)?;
     let value = cpu.r64(usize::from(op.src / 8));
-    set_low(cpu, op.dst, value.into());
+    set_low(cpu, op.dst, value);
     Ok(Flow::Next)
 }
 

@@ -98,8 +98,8 @@ pub fn load(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
 fn execute_load(cpu: &mut Cpu, stub: &Stub, linear: u64) -> Exec<u32> {
     let size = u64::from(stub.size);
     match cpu.direct(linear, size, false)? {
-        // SAFETY: `direct` says that `size` bytes are there.
         Some(direct) if planted() != Planted::OperandFetch => {
+            // SAFETY: `direct` says that `size` bytes are there.
             Ok(unsafe { stub.call(cpu, direct.host) })
         }
         direct => {

@@ -71,7 +71,10 @@ pub(crate) fn lowered(bytes: &[u8]) -> Option<(Op, Box<Side>)> {
         bytes: raw,
         stub: None,
     });
-    if !lower(&insn, &mut op, &mut side, CodeSize::Bits64, &profile()) {
+    let size = CodeSize::Bits64;
+    if !crate::system::lower(&insn, &mut op, size)
+        && !lower(&insn, &mut op, &mut side, size, &profile())
+    {
         return None;
     }
     op.side = &raw const *side;
@@ -307,6 +310,22 @@ fn simd_exceptions_reach_the_guest() {
 }
 
 #[test]
+fn code_without_a_slot_runs_and_traps() {
+    let mut cpu = cpu();
+    cpu.vector.set_xmm(0, doubles(6.0, 1.0));
+    cpu.vector.set_xmm(1, doubles(2.0, 1.0));
+    let (op, mut side) = lowered(&[0x66, 0x0F, 0x5E, 0xC1]).unwrap(); // divpd xmm0, xmm1
+    let code = build::build(&side.insn).unwrap().code;
+    side.stub.as_mut().unwrap().place = Place::OneShot(code.into());
+    assert!((op.run)(&mut cpu, &op).is_ok());
+    assert_eq!(cpu.vector.xmm(0), doubles(3.0, 1.0));
+    cpu.vector.set_xmm(1, 0);
+    cpu.vector.mxcsr = 0;
+    assert!((op.run)(&mut cpu, &op).is_err());
+    assert_eq!(cpu.raised.vector, vector::XM);
+}
+
+#[test]
 fn hardware_alignment_fault_is_gp() {
     let mut cpu = cpu();
     let (_op, side) = lowered(&[0x66, 0x0F, 0xFC, 0x03]).unwrap(); // paddb xmm0, [rbx]
@@ -483,7 +502,7 @@ fn every_data_processing_form_is_lowered() {
     let mut done = 0;
     for code in Code::values() {
         let opcode = code.op_code();
-        if !opcode.is_instruction() || !opcode.mode64() {
+        if !opcode.is_instruction() {
             continue;
         }
         if !matches!(opcode.encoding(), EncodingKind::Legacy | EncodingKind::VEX)

@@ -230,7 +230,7 @@ impl VectorState {
     }
 
     /// Writes XMM register `n`; the upper half of the YMM register stays.
-    #[inline(always)]
+    #[cfg(test)]
     pub fn set_xmm(&mut self, n: usize, value: u128) {
         self.ymm[n & 15][..16].copy_from_slice(&value.to_le_bytes());
     }
@@ -305,6 +305,7 @@ impl VectorState {
     ///
     /// # Errors
     /// [`XsaveError`]; the state is then unchanged.
+    #[allow(clippy::wrong_self_convention)] // the counterpart of `to_xsave`
     pub fn from_xsave(&mut self, image: &[u8]) -> Result<(), XsaveError> {
         let short = |need| XsaveError::Short {
             len: image.len(),
