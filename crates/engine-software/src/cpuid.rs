@@ -68,6 +68,7 @@ const EMULATED: &[Feature] = &[
     f::RDTSCP,
     f::LM,
     f::INVARIANT_TSC,
+    f::KVM_CLOCK_OLD,
     f::KVM_NOP_IO_DELAY,
     f::KVM_CLOCK,
     f::KVM_PV_EOI,

@@ -66,8 +66,9 @@ const MTRR_VARIABLE: usize = 8;
 const MTRR_CAP: u64 = MTRR_VARIABLE as u64 | 1 << 8 | 1 << 10;
 /// IA32_MISC_ENABLE: fast strings; no branch trace store, no PEBS.
 const MISC_ENABLE: u64 = 1 << 0 | 1 << 11 | 1 << 12;
-/// Bits of IA32_MISC_ENABLE that a guest may change without effect here.
-const MISC_ENABLE_WRITABLE: u64 = 1 << 0 | 1 << 18;
+/// Bits of IA32_MISC_ENABLE that a guest may change: fast strings, without
+/// effect.
+const MISC_ENABLE_WRITABLE: u64 = 1 << 0;
 /// IA32_FEATURE_CONTROL: locked with nothing enabled.
 const FEATURE_CONTROL: u64 = 1;
 /// Microcode revision that IA32_BIOS_SIGN_ID shows in its upper half.
@@ -304,7 +305,7 @@ impl Cpu {
             }
             index::MISC_ENABLE => {
                 let kept = self.msrs.misc_enable & !MISC_ENABLE_WRITABLE;
-                self.msrs.misc_enable = kept | value & 1;
+                self.msrs.misc_enable = kept | value & MISC_ENABLE_WRITABLE;
             }
             index::DEBUGCTL => {
                 allow(value & !DEBUGCTL_WRITABLE == 0)?;

@@ -15,6 +15,8 @@ mod reset;
 mod segments;
 mod state;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 use iced_x86::{Instruction, OpKind, Register};

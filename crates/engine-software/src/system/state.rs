@@ -101,7 +101,8 @@ impl Cpu {
     }
 
     /// Counterpart of [`Cpu::save_state`]. Values that no processor can have
-    /// are refused before anything changes.
+    /// are refused; what concerns the registers before anything changes, but
+    /// a damaged APIC or vector image may leave a vCPU that must be reset.
     pub fn restore_state(&mut self, state: &CpuState) -> Result<(), StateError> {
         check_version(state.version)?;
         let msr = |index| state.msrs.iter().find(|msr| msr.index == index);

@@ -100,6 +100,7 @@ const BASE: &[Feature] = &[
     f::PDPE1GB,
     f::RDTSCP,
     f::LM,
+    f::KVM_CLOCK_OLD,
     f::KVM_NOP_IO_DELAY,
     f::KVM_CLOCK,
     f::KVM_PV_EOI,

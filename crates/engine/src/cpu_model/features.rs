@@ -147,6 +147,7 @@ features! {
     RDTSCP "rdtscp" ExtendedEdx 27;
     LM "lm" ExtendedEdx 29;
     INVARIANT_TSC "nonstop_tsc" PowerEdx 8;
+    KVM_CLOCK_OLD "kvmclock_old" KvmEax 0;
     KVM_NOP_IO_DELAY "kvm_nop_io_delay" KvmEax 1;
     KVM_CLOCK "kvmclock" KvmEax 3;
     KVM_PV_EOI "kvm_pv_eoi" KvmEax 6;
