@@ -1,0 +1,31 @@
+//! Puts the initrd as high as the kernel allows.
+
+use croft_memory::{GuestRam, Range};
+
+use super::Image;
+use super::error::{LoadError, Problem};
+use super::source::{FileSource, NamedFile, Source};
+use crate::memory_map;
+
+/// Copies the initrd below both `image.initrd_max` and the end of low RAM,
+/// above the kernel, page-aligned, and returns where it is.
+pub fn place(file: &NamedFile, image: &Image, ram: &GuestRam) -> Result<Range, LoadError> {
+    let source = FileSource::new(file)?;
+    let named = |problem| LoadError::new(&file.name, problem);
+    let len = source.size();
+    let low_ram = ram.ranges().first().map_or(0, |range| range.len);
+    let top = low_ram.min(image.initrd_max.saturating_add(1));
+    let start = top.checked_sub(len).map(memory_map::page_floor);
+    // Above both the kernel and everything below 1 MiB.
+    let floor = match image.start < memory_map::LOW_RAM_END {
+        true => image.end.max(memory_map::HIGH_MEMORY),
+        false => memory_map::HIGH_MEMORY,
+    };
+    let Some(start) = start.filter(|start| *start >= floor) else {
+        return Err(named(Problem::InitrdTooLarge { len }));
+    };
+    source
+        .copy_to(0, len, ram, start, "contents")
+        .map_err(named)?;
+    Ok(Range { start, len })
+}
