@@ -1,0 +1,76 @@
+//! What a machine is made from, and how it may end.
+
+use std::fmt;
+
+use croft_engine::CpuModel;
+
+use crate::loader::NamedFile;
+
+/// What a machine is made from.
+#[derive(Debug)]
+pub struct MachineConfig {
+    /// For messages.
+    pub name: String,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// The processor it is promised.
+    pub model: CpuModel,
+    /// The kernel.
+    pub kernel: NamedFile,
+    /// The initial RAM disk, or multiboot's module.
+    pub initrd: Option<NamedFile>,
+    /// The kernel's command line.
+    pub append: String,
+    /// End instead of resetting.
+    pub no_reboot: bool,
+    /// Offer the devices that outside test suites need.
+    pub test_devices: bool,
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset under `no_reboot`.
+    Reset,
+    /// The guest faulted while delivering a double fault: its registers.
+    TripleFault(String),
+    /// A test suite ended with this exit status.
+    DebugExit(u32),
+    /// Somebody asked for it.
+    Requested,
+    /// Croft could not go on: why.
+    Failed(String),
+}
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Made, not started.
+    Created,
+    /// Its vCPUs execute.
+    Running,
+    /// Its vCPUs and its time stand still.
+    Paused,
+    /// It ended.
+    Stopped,
+}
+
+/// The machine has ended, so that nothing can be asked of it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the machine has ended")]
+pub struct Ended;
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Created => "created",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Stopped => "stopped",
+        })
+    }
+}

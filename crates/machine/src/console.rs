@@ -1,0 +1,126 @@
+//! The serial console: a thread carries the guest's output to the backend,
+//! which may block; input waits until the guest has room for it.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use croft_devices::uart::{UartHandle, UartNotify};
+
+use crate::config::Ended;
+use crate::sync::Signal;
+
+/// How long a machine that was asked to end waits for its console.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Where a machine's console goes.
+pub trait ConsoleBackend: Send + Sync {
+    /// Takes what the guest wrote. Comes on one thread, which may block.
+    fn output(&self, bytes: &[u8]);
+
+    /// Takes a line for the operator. Must not block.
+    fn log(&self, line: &str) {
+        let _ = line;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Flags {
+    output: bool,
+    room: bool,
+    closed: bool,
+    finished: bool,
+}
+
+/// What the UART tells, and what the threads here wait for.
+#[derive(Debug, Default)]
+pub struct ConsoleSignal(Signal<Flags>);
+
+impl UartNotify for ConsoleSignal {
+    fn output_ready(&self) {
+        self.0.change(|flags| flags.output = true);
+    }
+
+    fn input_room(&self) {
+        self.0.change(|flags| flags.room = true);
+    }
+}
+
+/// Input's way into the guest.
+#[derive(Clone)]
+pub struct ConsoleInput {
+    pub uart: UartHandle,
+    pub signal: Arc<ConsoleSignal>,
+}
+
+impl ConsoleInput {
+    /// Hands `bytes` to the guest; blocks while it takes no more.
+    pub fn push(&self, mut bytes: &[u8]) -> Result<(), Ended> {
+        while !bytes.is_empty() {
+            self.signal.0.change(|flags| flags.room = false);
+            let taken = self.uart.push_input(bytes);
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if bytes.is_empty() {
+                break;
+            }
+            self.signal.0.wait(|flags| match flags {
+                Flags { closed: true, .. } => Some(Err(Ended)),
+                Flags { room: true, .. } => Some(Ok(())),
+                _ => None,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The output thread.
+pub struct ConsolePump {
+    signal: Arc<ConsoleSignal>,
+    thread: JoinHandle<()>,
+}
+
+impl ConsolePump {
+    /// Starts it.
+    pub fn start(
+        uart: UartHandle,
+        signal: Arc<ConsoleSignal>,
+        backend: Arc<dyn ConsoleBackend>,
+    ) -> std::io::Result<Self> {
+        let shared = signal.clone();
+        let thread = thread::Builder::new()
+            .name("console".to_owned())
+            .spawn(move || pump(&uart, &shared, &*backend))?;
+        Ok(ConsolePump { signal, thread })
+    }
+
+    /// Carries what is left and ends. When `hurried`, a backend that blocks
+    /// is left behind after a second.
+    pub fn finish(self, hurried: bool) {
+        self.signal.0.change(|flags| flags.closed = true);
+        if hurried {
+            let finished = |flags: &mut Flags| flags.finished.then_some(());
+            if self.signal.0.wait_for(LAST_WORDS, finished).is_none() {
+                return;
+            }
+        }
+        let _ = self.thread.join();
+    }
+}
+
+fn pump(uart: &UartHandle, signal: &ConsoleSignal, backend: &dyn ConsoleBackend) {
+    let mut buffer = Vec::new();
+    loop {
+        let closed = signal.0.wait(|flags| {
+            let output = std::mem::take(&mut flags.output);
+            (output || flags.closed).then_some(flags.closed)
+        });
+        buffer.clear();
+        uart.take_output(&mut buffer);
+        if !buffer.is_empty() {
+            backend.output(&buffer);
+        } else if closed {
+            break;
+        }
+    }
+    signal.0.change(|flags| flags.finished = true);
+}

@@ -1,0 +1,44 @@
+//! What reaches a machine's owner.
+
+use std::sync::mpsc::{Sender, SyncSender};
+
+use croft_devices::bus::DetachedDevice;
+use croft_engine::Stop;
+
+use crate::gdb::DebugRequest;
+
+/// The owner's input queue carries these.
+pub enum Event {
+    /// A vCPU's run returned.
+    Stopped {
+        /// Which.
+        vcpu: usize,
+        /// Why.
+        stop: Stop,
+    },
+    /// The guest asked for something; see [`crate::power`].
+    Power,
+    /// Through a [`MachineHandle`](crate::MachineHandle).
+    Request(Request),
+    /// From the debugger.
+    Debug(DebugRequest),
+    /// The guest released a PCI device; taking it apart is not for a vCPU's
+    /// thread.
+    Ejected(DetachedDevice),
+}
+
+/// What can be asked through a handle. The sender is answered when it is
+/// done, and dropped when the machine ends before.
+pub enum Request {
+    /// Hold all vCPUs and guest time.
+    Pause(SyncSender<()>),
+    /// Let them continue.
+    Resume(SyncSender<()>),
+    /// As by a reset button.
+    Reset(SyncSender<()>),
+    /// End.
+    Stop,
+}
+
+/// Where events go.
+pub type Events = Sender<Event>;

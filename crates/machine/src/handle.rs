@@ -1,0 +1,76 @@
+//! Controlling a machine from other threads.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, SyncSender};
+
+use croft_devices::pm::PmHandle;
+
+use crate::config::{Ended, State};
+use crate::console::ConsoleInput;
+use crate::events::{Event, Events, Request};
+use crate::sync::{Shared, lock};
+
+/// Controls one machine. Clones control the same one.
+#[derive(Clone)]
+pub struct MachineHandle {
+    pub(crate) events: Events,
+    pub(crate) state: Arc<Shared<State>>,
+    pub(crate) pm: PmHandle,
+    pub(crate) input: ConsoleInput,
+}
+
+impl MachineHandle {
+    /// What the machine is doing.
+    pub fn state(&self) -> State {
+        *lock(&self.state)
+    }
+
+    /// Presses the ACPI power button: a request that the guest may act on.
+    pub fn press_power_button(&self) {
+        self.pm.press_power_button();
+    }
+
+    /// Ends the machine now, as by pulling its plug.
+    pub fn stop(&self) -> Result<(), Ended> {
+        self.send(Request::Stop)
+    }
+
+    /// Holds all vCPUs and guest time; returns when they stand still.
+    pub fn pause(&self) -> Result<(), Ended> {
+        self.ask(Request::Pause)
+    }
+
+    /// Counterpart of [`pause`](Self::pause).
+    pub fn resume(&self) -> Result<(), Ended> {
+        self.ask(Request::Resume)
+    }
+
+    /// As by a reset button; returns when the kernel is loaded again. A
+    /// paused machine stays paused, at the kernel's entry.
+    pub fn reset(&self) -> Result<(), Ended> {
+        self.ask(Request::Reset)
+    }
+
+    /// Types `bytes` on the serial console; blocks while the guest takes no
+    /// more.
+    pub fn push_input(&self, bytes: &[u8]) -> Result<(), Ended> {
+        self.input.push(bytes)
+    }
+
+    fn ask(&self, request: impl FnOnce(SyncSender<()>) -> Request) -> Result<(), Ended> {
+        let (done, answer) = mpsc::sync_channel(1);
+        self.send(request(done))?;
+        answer.recv().map_err(|_| Ended)
+    }
+
+    fn send(&self, request: Request) -> Result<(), Ended> {
+        let event = Event::Request(request);
+        self.events.send(event).map_err(|_| Ended)
+    }
+}
+
+impl std::fmt::Debug for MachineHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MachineHandle({})", self.state())
+    }
+}

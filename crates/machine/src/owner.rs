@@ -1,0 +1,281 @@
+//! The owner of a running machine: one thread that takes every event from one
+//! queue, so that nothing about the machine's life happens twice or at once.
+//!
+//! A machine's vCPUs run while neither the operator nor a debugger holds
+//! them; [`Owner::settle`] brings about whatever was decided.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::Receiver;
+
+use croft_engine::{EngineError, Stop};
+
+use crate::config::{Outcome, State};
+use crate::console::ConsolePump;
+use crate::error::MachineError;
+use crate::events::{Event, Request};
+use crate::gdb::{Debugged, GdbServer};
+use crate::machine::Machine;
+use crate::power::PowerRequest;
+use crate::report;
+use crate::sync::lock;
+use crate::timers::Timers;
+use crate::vcpus::VcpuThread;
+
+/// See the [module](self).
+pub struct Owner {
+    machine: Machine,
+    threads: Vec<VcpuThread>,
+    timers: Timers,
+    pump: ConsolePump,
+    gdb: Option<GdbServer>,
+    /// Events that arrived while the vCPUs were being stopped.
+    backlog: VecDeque<Event>,
+    /// The operator paused the machine.
+    held: bool,
+    /// The first instruction may have been executed.
+    started: bool,
+    /// Guest time runs.
+    time_runs: bool,
+    debugged: Debugged,
+}
+
+impl Owner {
+    /// Starts the machine's threads; no vCPU runs yet.
+    pub fn start(mut machine: Machine) -> std::io::Result<Self> {
+        let chipset = &machine.chipset;
+        let timers = Timers::start(
+            chipset.bus.clone(),
+            chipset.clock.clone(),
+            chipset.timers.clone(),
+        )?;
+        let pump = ConsolePump::start(
+            chipset.uart.clone(),
+            chipset.console.clone(),
+            machine.console.clone(),
+        )?;
+        let mut threads = Vec::with_capacity(machine.vcpus.len());
+        for (index, vcpu) in machine.vcpus.drain(..).enumerate() {
+            let bus = machine.chipset.bus.clone();
+            let events = machine.events.clone();
+            threads.push(VcpuThread::start(index, vcpu, bus, events)?);
+        }
+        let gdb = match machine.gdb.take() {
+            Some(listener) => Some(GdbServer::start(
+                listener,
+                machine.events.clone(),
+                machine.ram.clone(),
+                threads.len(),
+                machine.console.clone(),
+            )?),
+            None => None,
+        };
+        Ok(Owner {
+            machine,
+            threads,
+            timers,
+            pump,
+            gdb,
+            backlog: VecDeque::new(),
+            held: false,
+            started: false,
+            time_runs: false,
+            debugged: Debugged::default(),
+        })
+    }
+
+    /// Runs the machine until it ends.
+    pub fn run(mut self) -> Outcome {
+        let outcome = loop {
+            self.settle();
+            let event = match self.backlog.pop_front() {
+                Some(event) => event,
+                None => match receive(&self.machine.queue, &mut self.threads) {
+                    Some(event) => event,
+                    None => break Outcome::Failed("its event queue closed".to_owned()),
+                },
+            };
+            match self.handle(event) {
+                Ok(None) => {}
+                Ok(Some(outcome)) => break outcome,
+                Err(error) => break Outcome::Failed(error.to_string()),
+            }
+        };
+        self.halt();
+        self.finish(&outcome);
+        outcome
+    }
+
+    /// Ends all threads.
+    fn finish(self, outcome: &Outcome) {
+        *lock(&self.machine.state) = State::Stopped;
+        // Whoever still waits for an answer learns that there is none.
+        drop(self.machine.queue);
+        drop(self.backlog);
+        if let Some(gdb) = self.gdb {
+            gdb.finish();
+        }
+        self.threads.into_iter().for_each(VcpuThread::finish);
+        self.timers.finish();
+        self.pump.finish(*outcome == Outcome::Requested);
+    }
+
+    fn handle(&mut self, event: Event) -> Result<Option<Outcome>, MachineError> {
+        match event {
+            Event::Stopped { vcpu, stop } => return self.stopped(vcpu, stop),
+            Event::Power => {
+                if let Some(request) = self.machine.power.take() {
+                    return self.power(request);
+                }
+            }
+            Event::Request(Request::Stop) => return Ok(Some(Outcome::Requested)),
+            Event::Request(Request::Pause(done)) => {
+                self.held = true;
+                self.settle();
+                let _ = done.send(());
+            }
+            Event::Request(Request::Resume(done)) => {
+                self.held = false;
+                self.settle();
+                let _ = done.send(());
+            }
+            Event::Request(Request::Reset(done)) => {
+                self.reset()?;
+                let _ = done.send(());
+            }
+            Event::Debug(request) => {
+                self.halt();
+                return Ok(self.debugged.handle(request, &self.threads));
+            }
+            Event::Ejected(device) => drop(device),
+        }
+        Ok(None)
+    }
+
+    fn stopped(&mut self, vcpu: usize, stop: Stop) -> Result<Option<Outcome>, MachineError> {
+        match stop {
+            // A kick that was meant for an earlier run.
+            Stop::Kicked => Ok(None),
+            Stop::Reset => self.power(PowerRequest::Reset),
+            Stop::Shutdown => self.power(PowerRequest::Off),
+            Stop::TripleFault(state) => {
+                let registers = report::registers(&state);
+                Ok(Some(Outcome::TripleFault(format!(
+                    "vCPU {vcpu} faulted three times\n{registers}"
+                ))))
+            }
+            Stop::Debug(stop) => {
+                if self.debugged.stopped() {
+                    self.halt();
+                    if let Some(gdb) = &self.gdb {
+                        gdb.report(vcpu, stop);
+                    }
+                }
+                Ok(None)
+            }
+            Stop::Failed(text) => Ok(Some(Outcome::Failed(format!("vCPU {vcpu}: {text}")))),
+        }
+    }
+
+    fn power(&mut self, request: PowerRequest) -> Result<Option<Outcome>, MachineError> {
+        match request {
+            PowerRequest::Off => Ok(Some(Outcome::PowerOff)),
+            PowerRequest::DebugExit(status) => Ok(Some(Outcome::DebugExit(status))),
+            PowerRequest::Reset if self.machine.no_reboot => Ok(Some(Outcome::Reset)),
+            PowerRequest::Reset => self.reset().map(|()| None),
+        }
+    }
+
+    /// Everything as at power-on, and the kernel loaded again.
+    fn reset(&mut self) -> Result<(), MachineError> {
+        self.halt();
+        self.stop_time();
+        // What was asked for before the reset does not survive it.
+        self.machine.power.take();
+        self.backlog
+            .retain(|event| !matches!(event, Event::Stopped { .. }));
+        self.machine.partition.reset();
+        self.machine.chipset.bus.reset();
+        for thread in &self.threads {
+            let _ = thread.with(|vcpu| vcpu.reset());
+        }
+        let boot = self.machine.firmware.load(&self.machine.ram)?;
+        if let Some(first) = self.threads.first() {
+            match first.with(move |vcpu| boot.enter(vcpu)) {
+                Ok(entered) => entered?,
+                Err(_) => {
+                    let gone = "the first vCPU's thread is gone".to_owned();
+                    return Err(EngineError::Unsupported(gone).into());
+                }
+            }
+        }
+        self.machine.console.log("the machine was reset");
+        Ok(())
+    }
+
+    /// Makes vCPUs and guest time run, or stand still, as was decided.
+    fn settle(&mut self) {
+        let runs = !self.held && !self.debugged.holds();
+        let state = if runs { State::Running } else { State::Paused };
+        if runs {
+            self.start_time();
+            for index in 0..self.threads.len() {
+                if self.debugged.lets_run(index) && !self.threads[index].is_running() {
+                    self.threads[index].run();
+                }
+            }
+        } else {
+            self.halt();
+            self.stop_time();
+        }
+        *lock(&self.machine.state) = state;
+    }
+
+    fn start_time(&mut self) {
+        if !self.time_runs {
+            self.time_runs = true;
+            self.machine.partition.resume_clock();
+            let bus = &self.machine.chipset.bus;
+            match std::mem::replace(&mut self.started, true) {
+                false => bus.start(),
+                true => bus.resume(),
+            }
+            self.machine.chipset.timers.set_running(true);
+        }
+    }
+
+    fn stop_time(&mut self) {
+        if self.time_runs {
+            self.time_runs = false;
+            self.machine.chipset.timers.set_running(false);
+            self.machine.chipset.bus.pause();
+            self.machine.partition.pause_clock();
+        }
+    }
+
+    /// Stops all vCPUs. What they stopped for otherwise waits in the backlog.
+    fn halt(&mut self) {
+        for thread in self.threads.iter().filter(|thread| thread.is_running()) {
+            thread.kick();
+        }
+        while self.threads.iter().any(VcpuThread::is_running) {
+            match receive(&self.machine.queue, &mut self.threads) {
+                Some(Event::Stopped {
+                    stop: Stop::Kicked, ..
+                }) => {}
+                Some(event) => self.backlog.push_back(event),
+                None => return,
+            }
+        }
+    }
+}
+
+/// The next event, with the thread it is about marked.
+fn receive(queue: &Receiver<Event>, threads: &mut [VcpuThread]) -> Option<Event> {
+    let event = queue.recv().ok()?;
+    if let Event::Stopped { vcpu, .. } = &event
+        && let Some(thread) = threads.get_mut(*vcpu)
+    {
+        thread.stopped();
+    }
+    Some(event)
+}
