@@ -48,8 +48,6 @@ impl Origin {
 pub struct Block {
     /// The instructions, in order; never empty.
     pub ops: Box<[Op]>,
-    /// Bytes covered.
-    pub len: u32,
     /// The second page's guest-physical address, when the one instruction
     /// crosses into it.
     pub second: Option<u64>,
@@ -67,7 +65,6 @@ impl Block {
         ram: &Arc<GuestRam>,
         ops: Vec<Op>,
         sides: Box<[Side]>,
-        len: u32,
         first: Option<(u64, u32)>,
         second: Option<(u64, u32)>,
     ) -> Self {
@@ -80,7 +77,6 @@ impl Block {
         };
         Block {
             ops: ops.into_boxed_slice(),
-            len,
             second: second.map(|(gpa, _)| gpa),
             _sides: sides,
             origin: first.and_then(origin),

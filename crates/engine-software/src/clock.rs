@@ -95,7 +95,7 @@ impl Clock {
         if self.scale == 1 << 32 {
             host
         } else {
-            (u128::from(host) * u128::from(self.scale) >> 32) as u64
+            ((u128::from(host) * u128::from(self.scale)) >> 32) as u64
         }
     }
 
@@ -105,7 +105,8 @@ impl Clock {
         if self.paused.load(Ordering::Relaxed) {
             return self.paused_at.load(Ordering::Relaxed);
         }
-        self.scaled().wrapping_add(self.offset.load(Ordering::Relaxed))
+        self.scaled()
+            .wrapping_add(self.offset.load(Ordering::Relaxed))
     }
 
     /// Makes the guest TSC `tsc` now.

@@ -75,8 +75,8 @@ pub mod cr0 {
 /// CR4 bits.
 #[allow(missing_docs)]
 pub mod cr4 {
+    #[cfg(test)]
     pub const VME: u64 = 1 << 0;
-    pub const PVI: u64 = 1 << 1;
     pub const TSD: u64 = 1 << 2;
     pub const DE: u64 = 1 << 3;
     pub const PSE: u64 = 1 << 4;
@@ -127,7 +127,6 @@ pub mod attr {
     pub const S: u32 = 1 << 4;
     pub const DPL_SHIFT: u32 = 5;
     pub const P: u32 = 1 << 7;
-    pub const AVL: u32 = 1 << 12;
     pub const L: u32 = 1 << 13;
     pub const DB: u32 = 1 << 14;
     pub const G: u32 = 1 << 15;

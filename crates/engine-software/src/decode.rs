@@ -167,7 +167,7 @@ impl Cpu {
             Self::copy_code(first, again);
             if again == &window[..len] {
                 let ram = self.shared.ram.clone();
-                return Ok(Block::new(&ram, ops, sides, len as u32, origin, None));
+                return Ok(Block::new(&ram, ops, sides, origin, None));
             }
         }
     }
@@ -186,18 +186,11 @@ impl Cpu {
         let len = front.len() + back.len();
         let mut lowering = Lowering::new(self, false);
         lowering.single = true;
-        let used = lowering.decode(&window[..len]);
+        lowering.decode(&window[..len]);
         let (ops, sides) = lowering.finish();
         let ram = self.shared.ram.clone();
         let second_origin = second_origin.or(Some((second.gpa, 0)));
-        Ok(Block::new(
-            &ram,
-            ops,
-            sides,
-            used as u32,
-            first_origin,
-            second_origin,
-        ))
+        Ok(Block::new(&ram, ops, sides, first_origin, second_origin))
     }
 }
 
@@ -242,9 +235,7 @@ impl<'a> Lowering<'a> {
         let mut used = 0;
         while self.ops.len() < MAX_OPS && used < window.len() {
             decoder.decode_out(&mut insn);
-            if decoder.last_error() == DecoderError::NoMoreBytes
-                && window.len() - used < LONGEST
-            {
+            if decoder.last_error() == DecoderError::NoMoreBytes && window.len() - used < LONGEST {
                 let whole_window = self.single || !self.at_page_end;
                 if used != 0 || !whole_window {
                     break;

@@ -297,9 +297,12 @@ impl Cpu {
         } else {
             self.read_bytes_as(linear, bytes, mode)?;
         }
-        Ok(T::from_u64(bytes.iter().rev().fold(0, |all, byte| {
-            all << 8 | u64::from(*byte)
-        })))
+        Ok(T::from_u64(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |all, byte| all << 8 | u64::from(*byte)),
+        ))
     }
 
     #[inline(never)]
@@ -342,9 +345,8 @@ impl Cpu {
         if !self.data_breakpoints() {
             return;
         }
-        let overlaps = |at: u64, size: u64| {
-            linear < at.wrapping_add(size) && at < linear.wrapping_add(len)
-        };
+        let overlaps =
+            |at: u64, size: u64| linear < at.wrapping_add(size) && at < linear.wrapping_add(len);
         for n in 0..4 {
             let enabled = self.dr7 >> (2 * n) & 3 != 0;
             let kind = self.dr7 >> (16 + 4 * n) & 3;

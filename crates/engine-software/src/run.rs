@@ -116,9 +116,8 @@ impl Cpu {
         } else {
             let cs = self.segs[usize::from(seg::CS)];
             // Instructions that reach beyond CS's limit fault.
-            let inside = |op: &Op| {
-                rip + u64::from(op.off) + u64::from(op.len) - 1 <= u64::from(cs.limit)
-            };
+            let inside =
+                |op: &Op| rip + u64::from(op.off) + u64::from(op.len) - 1 <= u64::from(cs.limit);
             count = count.min(block.ops.iter().take_while(|op| inside(op)).count());
             if count == 0 {
                 self.raised = Raised {
@@ -468,11 +467,8 @@ impl Cpu {
         if !from_pic {
             return None;
         }
-        self.shared.with_chips(|chips, out| {
-            chips
-                .intr()
-                .then(|| chips.acknowledge_pic(out))
-        })
+        self.shared
+            .with_chips(|chips, out| chips.intr().then(|| chips.acknowledge_pic(out)))
     }
 
     fn deliver_event(&mut self, event: Event) -> Option<Stop> {
@@ -497,5 +493,8 @@ fn ops_of<'a>(block: *const Block, count: usize) -> &'a [Op] {
     // SAFETY: the block stays in the cache, unmoved, until the vCPU's next
     // lookup; the run loop lets go of the slice before that. `count` is at
     // most the block's length.
-    unsafe { (&(*block).ops).get_unchecked(..count) }
+    unsafe {
+        let ops: &'a [Op] = &(*block).ops;
+        ops.get_unchecked(..count)
+    }
 }

@@ -243,7 +243,10 @@ impl Shared {
 
     /// Adds an event object for the EOIs of `gsi`.
     pub fn add_resample(&self, gsi: u32, event: EventFd) {
-        let mut resample = self.resample.write().unwrap_or_else(PoisonError::into_inner);
+        let mut resample = self
+            .resample
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         resample.entry(gsi).or_default().push(event);
     }
 
@@ -255,7 +258,10 @@ impl Shared {
 
     /// Adds a doorbell.
     pub fn add_doorbell(&self, doorbell: Doorbell, event: EventFd) {
-        let mut doorbells = self.doorbells.write().unwrap_or_else(PoisonError::into_inner);
+        let mut doorbells = self
+            .doorbells
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         doorbells
             .entry(doorbell.address)
             .or_default()
@@ -264,7 +270,10 @@ impl Shared {
 
     /// Removes a doorbell.
     pub fn remove_doorbell(&self, doorbell: Doorbell) {
-        let mut doorbells = self.doorbells.write().unwrap_or_else(PoisonError::into_inner);
+        let mut doorbells = self
+            .doorbells
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(bells) = doorbells.get_mut(&doorbell.address) {
             bells.retain(|(bell, _)| *bell != doorbell);
         }
@@ -272,7 +281,10 @@ impl Shared {
 
     /// Rings the doorbells that a write matches; true when one did.
     pub fn ring(&self, address: DoorbellAddress, data: &[u8]) -> bool {
-        let doorbells = self.doorbells.read().unwrap_or_else(PoisonError::into_inner);
+        let doorbells = self
+            .doorbells
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let Some(bells) = doorbells.get(&address) else {
             return false;
         };

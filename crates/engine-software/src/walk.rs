@@ -132,7 +132,7 @@ impl Cpu {
         match want {
             Want::Read => !smap,
             Want::Write => !smap && (mapping.writable || !write_protect),
-            Want::Fetch => !mapping.no_execute && !(mapping.user && self.cr4 & cr4::SMEP != 0),
+            Want::Fetch => !(mapping.no_execute || mapping.user && self.cr4 & cr4::SMEP != 0),
         }
     }
 
@@ -140,7 +140,11 @@ impl Cpu {
     fn mark(&self, path: &Path, want: Want) -> bool {
         for (level, (slot, gpa, seen)) in path.slots[..path.len].iter().enumerate() {
             let last = level + 1 == path.len;
-            let bits = if last && want == Want::Write { A | D } else { A };
+            let bits = if last && want == Want::Write {
+                A | D
+            } else {
+                A
+            };
             if seen & bits == bits {
                 continue;
             }
@@ -200,7 +204,7 @@ impl Cpu {
         linear: u64,
         path: &mut Path,
     ) -> Result<Mapping, Broken> {
-        let address_bits = (1u64 << self.shared.profile.physical_bits) - 1 & !0xFFF;
+        let address_bits = ((1u64 << self.shared.profile.physical_bits) - 1) & !0xFFF;
         let mut reserved = !address_bits & 0x000F_FFFF_FFFF_F000;
         if self.efer & efer::NXE == 0 {
             reserved |= NX;
@@ -230,7 +234,7 @@ impl Cpu {
             }
             if large {
                 // Address bits below the page's size, PAT (bit 12) excepted.
-                wrong |= (1 << shift) - 1 & !0x1FFF;
+                wrong |= ((1 << shift) - 1) & !0x1FFF;
             }
             if entry & wrong != 0 {
                 return Err(Broken(ERR_P | ERR_RSVD));

@@ -41,8 +41,14 @@ impl std::fmt::Debug for PageTable {
     }
 }
 
-fn zeroed<T>(count: usize, make: impl Fn() -> T) -> Box<[T]> {
-    (0..count).map(|_| make()).collect()
+/// `count` zeroed atomics. The host backs them when they are first touched,
+/// so a large machine costs nothing here until it uses its memory.
+///
+/// # Safety
+/// `T` must be valid when all its bytes are zero.
+unsafe fn zeroed<T>(count: usize) -> Box<[T]> {
+    // SAFETY: the caller says that zeroes are a valid `T`.
+    unsafe { Box::new_zeroed_slice(count).assume_init() }
 }
 
 impl PageTable {
@@ -230,12 +236,16 @@ impl Bitmap for PageTable {
 impl NewBitmap for PageTable {
     fn with_len(len: usize) -> Self {
         let count = len.div_ceil(PAGE_SIZE as usize);
-        PageTable(Some(Arc::new(Pages {
-            watch: zeroed(count, || AtomicU8::new(0)),
-            code_lines: zeroed(count, || AtomicU64::new(0)),
-            generation: zeroed(count, || AtomicU32::new(0)),
-            dirty: zeroed(count.div_ceil(64), || AtomicU64::new(0)),
-        })))
+        // SAFETY: integer atomics are valid when zero.
+        let pages = unsafe {
+            Pages {
+                watch: zeroed(count),
+                code_lines: zeroed(count),
+                generation: zeroed(count),
+                dirty: zeroed(count.div_ceil(64)),
+            }
+        };
+        PageTable(Some(Arc::new(pages)))
     }
 }
 

@@ -54,9 +54,8 @@ fn cmpxchg_mem<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
 }
 
 fn cmpxchg8b(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
-    let pair = |high: usize, low: usize, cpu: &Cpu| {
-        cpu.r64(high) << 32 | cpu.r64(low) & 0xFFFF_FFFF
-    };
+    let pair =
+        |high: usize, low: usize, cpu: &Cpu| cpu.r64(high) << 32 | cpu.r64(low) & 0xFFFF_FFFF;
     let expected = pair(gpr::RDX, gpr::RAX, cpu);
     let new = pair(gpr::RCX, gpr::RBX, cpu);
     let found = modify::<u64>(cpu, op, |found, flags| {

@@ -65,11 +65,7 @@ impl Cpu {
 /// Replaces `op`'s memory operand by what `compute` makes of it and of the
 /// flags; atomically with a LOCK prefix. Returns the old value.
 #[inline(always)]
-pub fn modify<T: Int>(
-    cpu: &mut Cpu,
-    op: &Op,
-    compute: impl Fn(T, &mut u64) -> T,
-) -> Exec<T> {
+pub fn modify<T: Int>(cpu: &mut Cpu, op: &Op, compute: impl Fn(T, &mut u64) -> T) -> Exec<T> {
     let linear = cpu.linear(op, T::SIZE, true)?;
     modify_at(cpu, linear, op.has(op_flag::LOCK), compute)
 }
