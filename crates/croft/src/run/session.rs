@@ -227,6 +227,8 @@ impl Session {
             self.ask_to_end(Exit::Failed, STALLED)?;
         }
         if input && self.input.read() == Heard::Leave {
+            // The guest's line is not ended.
+            say::ended("", "\r\n");
             self.say("left");
             self.ask_to_end(Exit::Left, GRACE)?;
         }
