@@ -48,7 +48,8 @@ fn main() -> ExitCode {
         Ok(socket) if is_socket(&socket) => {
             let (sender, receiver) = channel(socket, monitor::PROTOCOL, PEER);
             match serve(sender, receiver) {
-                Ok(()) => ExitCode::SUCCESS,
+                // A croft that is gone needs no telling.
+                Ok(()) | Err(WireError::Io { .. }) => ExitCode::SUCCESS,
                 Err(error) => complain(&error.to_string()),
             }
         }

@@ -64,12 +64,12 @@ pub fn run(request: RunRequest, auto: bool) -> Result<Exit, String> {
         running,
         ..
     } = session;
-    result.map_err(|error| error.to_string())?;
     if let Some(error) = output_error {
         return Err(format!(
             "cannot write to standard output: {error}; the machine was ended"
         ));
     }
+    result.map_err(|error| error.to_string())?;
     if let Some(leaving) = leaving {
         if monitor.receiver.ended() {
             monitor.reap();
@@ -235,14 +235,10 @@ impl Session {
         if console {
             self.input.write(&self.monitor.console);
         }
-        self.monitor.sender.flush().map(drop).or_else(|error| {
-            // Its last words may still be there to read.
-            if self.monitor.receiver.ended() {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })
+        // A monitor that cannot be written to is about to be seen dead, after
+        // its last words.
+        let _ = self.monitor.sender.flush();
+        Ok(())
     }
 
     fn hear_signal(&mut self) -> Result<(), WireError> {
