@@ -42,11 +42,11 @@ fmt-check: ## Check the format
 	$(CARGO) fmt --all -- --check
 
 clippy: ## Lint
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
 
 doc-test: ## Build the documentation and run its examples
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
-	$(CARGO) test --workspace --doc
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps
+	$(CARGO) test $(PROFILE) --workspace --doc
 
 clean: ## Remove what was built
 	$(CARGO) clean

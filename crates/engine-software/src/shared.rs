@@ -40,9 +40,11 @@ pub struct VcpuShared {
 
 impl VcpuShared {
     /// The shared part of vCPU `index`.
-    pub fn new(index: u32) -> Self {
+    pub fn new(index: u32, physical_bits: u8) -> Self {
+        let mut lapic = Lapic::new(index, index == 0);
+        lapic.set_physical_bits(physical_bits);
         VcpuShared {
-            lapic: Mutex::new(Lapic::new(index, index == 0)),
+            lapic: Mutex::new(lapic),
             attention: AtomicU32::new(0),
             sleeping: AtomicBool::new(false),
             bed: Mutex::new(()),
@@ -140,7 +142,9 @@ impl Shared {
             features: FeatureSet::from_profile(&profile),
             clock: Clock::new(profile.tsc_khz),
             chips: Mutex::new(Chips::new()),
-            vcpus: (0..vcpus).map(|n| Arc::new(VcpuShared::new(n))).collect(),
+            vcpus: (0..vcpus)
+                .map(|n| Arc::new(VcpuShared::new(n, profile.physical_bits)))
+                .collect(),
             bus_lock: Mutex::new(()),
             doorbells: RwLock::default(),
             resample: RwLock::default(),

@@ -110,6 +110,10 @@ impl Cpu {
             if exception.vector == vector::DF {
                 return Delivery::TripleFault;
             }
+            if self.raised.vector == vector::PF {
+                // Also when it becomes a double fault (SDM vol. 3, 6.15, #PF).
+                self.cr2 = self.raised.cr2;
+            }
             if doubles(exception.vector, self.raised.vector) {
                 exception = Raised {
                     vector: vector::DF,

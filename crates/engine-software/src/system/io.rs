@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, Instruction, OpKind};
 
-use crate::cpu::{Cpu, attr, flag, gpr, seg};
+use crate::cpu::{Cpu, attr, cr4, flag, gpr, seg};
 use crate::fault::Exec;
 use crate::op::{Flow, Handler, Op, op_flag};
 use crate::segment::{BUSY, system_type};
@@ -55,6 +55,25 @@ fn check(cpu: &mut Cpu, port: u16, size: u16) -> Exec {
     Ok(())
 }
 
+/// Records I/O breakpoints (SDM vol. 3, 18.2.5) that an access touches; they
+/// are reported as traps after the instruction.
+fn watch(cpu: &mut Cpu, port: u16, size: u64) {
+    if cpu.dr7 & 0xFF == 0 || cpu.cr4 & cr4::DE == 0 {
+        return;
+    }
+    let port = u64::from(port);
+    for n in 0..4 {
+        let enabled = cpu.dr7 >> (2 * n) & 3 != 0;
+        let ports = cpu.dr7 >> (16 + 4 * n) & 3 == 2;
+        let len = [1, 2, 8, 4][(cpu.dr7 >> (18 + 4 * n) & 3) as usize];
+        let first = cpu.dr[n as usize] & !(len - 1);
+        if enabled && ports && port < first.saturating_add(len) && first < port + size {
+            cpu.debug_hits |= 1 << n;
+            cpu.recheck = true;
+        }
+    }
+}
+
 /// The port that operand `n` names: an immediate, or DX.
 fn port(cpu: &Cpu, op: &Op, n: u32) -> u16 {
     match op.insn().op_kind(n) {
@@ -68,6 +87,7 @@ fn input<const SIZE: usize>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     check(cpu, port, SIZE as u16)?;
     let mut bytes = [0; 4];
     cpu.io_read(port, &mut bytes[..SIZE]);
+    watch(cpu, port, SIZE as u64);
     let value = u64::from(u32::from_le_bytes(bytes));
     cpu.set_register(op.insn().op0_register(), value);
     // The device may have raised an interrupt.
@@ -79,6 +99,7 @@ fn output<const SIZE: usize>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     check(cpu, port, SIZE as u16)?;
     let bytes = (cpu.regs[gpr::RAX] as u32).to_le_bytes();
     cpu.io_write(port, &bytes[..SIZE]);
+    watch(cpu, port, SIZE as u64);
     Ok(Flow::End)
 }
 
@@ -129,6 +150,9 @@ fn repeat(
             let left = (cpu.regs[gpr::RCX] & mask).wrapping_sub(1);
             set_masked(cpu, gpr::RCX, mask, left);
         }
+        if cpu.debug_hits != 0 {
+            break;
+        }
     }
     if repeated && cpu.regs[gpr::RCX] & mask != 0 {
         return Ok(Flow::Again);
@@ -146,6 +170,7 @@ fn ins<const SIZE: usize>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
         cpu.probe(at, SIZE as u64, true)?;
         let mut bytes = [0; SIZE];
         cpu.io_read(port, &mut bytes);
+        watch(cpu, port, SIZE as u64);
         cpu.write_bytes(at, &bytes)
     })
 }
@@ -160,6 +185,7 @@ fn outs<const SIZE: usize>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
         let mut bytes = [0; SIZE];
         cpu.read_bytes(at, &mut bytes)?;
         cpu.io_write(port, &bytes);
+        watch(cpu, port, SIZE as u64);
         Ok(())
     })
 }
