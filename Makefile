@@ -5,11 +5,14 @@ CARGO ?= cargo
 TESTS ?= --workspace
 PROFILE ?= --release
 BENCH_ARGS ?=
+FUZZ_TARGETS ?= execute loader devices protocol
+# Seconds for each target.
+FUZZ_TIME ?= 60
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench fmt fmt-check clippy doc-test clean clean-cache
+.PHONY: help build demo test bench fuzz fmt fmt-check clippy doc-test clean clean-cache
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +37,14 @@ bench: ## Measure Croft beside its peers
 	scripts/fetch-kernels cloud
 	$(CARGO) build --release --workspace
 	$(CARGO) run --release -p croft-bench -- $(BENCH_ARGS)
+
+fuzz: ## Fuzz every target for FUZZ_TIME seconds
+	scripts/install-deps fuzz
+	$(CARGO) run --release -p croft-fuzz-targets --example seeds -- fuzz/corpus
+	set -e; cd fuzz; for target in $(FUZZ_TARGETS); do \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- \
+			-max_total_time=$(FUZZ_TIME) -max_len=4096 -timeout=60; \
+	done
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
