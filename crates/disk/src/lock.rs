@@ -183,32 +183,39 @@ mod tests {
         lock(&open(image.path()), false).unwrap();
     }
 
-    fn qemu_info(path: &Path) -> Option<std::process::Output> {
-        Command::new("qemu-img")
-            .args(["info", "-f", "raw"])
-            .arg(path)
-            .output()
-            .ok()
+    /// A QEMU tool's answer, if it is installed: whether it worked on the
+    /// image, and what it said.
+    fn qemu(program: &str, arguments: &[&str]) -> Option<(bool, String)> {
+        let output = Command::new(program).args(arguments).output().ok()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Some((output.status.success(), said))
     }
 
-    /// `qemu-img info` takes the same locks as a reader.
     #[test]
     fn qemu_keeps_off() {
         let image = image();
-        let Some(free) = qemu_info(image.path()) else {
+        let path = image.path().to_str().unwrap();
+        let copy = tempfile::NamedTempFile::new().unwrap();
+        let to = copy.path().to_str().unwrap();
+        let read = || qemu("qemu-img", &["convert", "-f", "raw", "-O", "raw", path, to]);
+        let write = || qemu("qemu-io", &["-f", "raw", "-c", "write 0 512", path]);
+        let Some((true, _)) = read() else {
             eprintln!("skipped: qemu-img is not installed");
             return;
         };
-        assert!(free.status.success(), "{free:?}");
+        let locked = |answer: Option<(bool, String)>| {
+            let (worked, said) = answer.unwrap();
+            assert!(!worked && said.contains("lock"), "{said}");
+        };
         let writer = open(image.path());
         lock(&writer, false).unwrap();
-        let locked = qemu_info(image.path()).unwrap();
-        let said = String::from_utf8_lossy(&locked.stderr).into_owned();
-        assert!(!locked.status.success() && said.contains("lock"), "{said}");
+        locked(read());
+        locked(write());
         drop(writer);
         let reader = open(image.path());
         lock(&reader, true).unwrap();
-        assert!(qemu_info(image.path()).unwrap().status.success());
+        assert!(read().unwrap().0);
+        locked(write());
     }
 
     /// `qemu-io` holds a writer's locks until its standard input ends.
