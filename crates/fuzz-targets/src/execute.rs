@@ -1,7 +1,7 @@
 //! Random code in a random state on the software engine.
 //!
-//! Promised: it ends by one of the ways a run may end, or by a kick; nothing
-//! outside guest RAM changes; devices are asked for well-formed accesses
+//! Promised: it ends by one of the ways a run may end, or by a kick; memory
+//! around guest RAM stays as it is; devices are asked for well-formed accesses
 //! outside RAM only; the state it leaves is one that the engine takes back.
 
 use std::time::Duration;
@@ -15,7 +15,7 @@ use croft_engine_software::SoftwareEngine;
 use croft_memory::{GuestRam, Range};
 
 use crate::input::Input;
-use crate::layout::{self, CODE, GDT, IDT, PAE_PDPT, PD_32, PML4, STACK, TASK, TSS};
+use crate::layout::{self, CODE, GDT, IDT, PAE_PDPT, PD_32, PML4, STACK, TASK, TSS, Width};
 use crate::watchdog::Watchdog;
 
 /// Longest one input may run freely.
@@ -55,8 +55,8 @@ const VALUES: [u64; 16] = [
     u64::MAX,
 ];
 
-/// Memory beside the guest's, where stray stores would land: Linux maps one
-/// below the other.
+/// Memory mapped just before or after the guest's, and so near it: where a
+/// stray store does not find memory that is not mapped, it may find this.
 struct Fence(GuestRam);
 
 impl Fence {
@@ -166,6 +166,14 @@ impl Mode {
     fn long(self) -> bool {
         matches!(self, Mode::Compatibility | Mode::Long)
     }
+
+    fn width(self) -> Width {
+        match self {
+            Mode::Real => Width::Bits16,
+            mode if mode.long() => Width::Bits64,
+            _ => Width::Bits32,
+        }
+    }
 }
 
 /// Runs the code and state that `data` stands for.
@@ -183,9 +191,9 @@ pub fn run(data: &[u8]) {
         return;
     };
 
-    let below = Fence::new();
+    let before = Fence::new();
     let ram = ram(&layout::RANGES);
-    let above = Fence::new();
+    let after = Fence::new();
     let partition = engine
         .partition(PartitionConfig {
             ram: ram.clone(),
@@ -195,7 +203,7 @@ pub fn run(data: &[u8]) {
         .expect("a partition with one vCPU");
     let mut vcpu = partition.vcpu(0).expect("its vCPU");
 
-    layout::write(&ram, mode.long(), &mut input);
+    layout::write(&ram, mode.width(), &mut input);
     if enter(&mut *vcpu, mode, switches, &mut input).is_none() {
         return;
     }
@@ -207,8 +215,8 @@ pub fn run(data: &[u8]) {
         let _watchdog = Watchdog::new(vcpu.kicker(), FREE_RUN);
         check(&vcpu.run(&Outside));
     }
-    below.check();
-    above.check();
+    before.check();
+    after.check();
     survives_saving(&*partition, &mut *vcpu);
 }
 

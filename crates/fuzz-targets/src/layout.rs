@@ -5,7 +5,7 @@
 //! 0x01000  page tables: PML4, PDPT, PD, PT, PAE's PDPT, 32-bit PD and PT
 //! 0x08000  GDT, with a TSS at 0x8800
 //! 0x09000  IDT
-//! 0x0A000  handlers: IRET, or whatever the input says
+//! 0x0A000  handlers: they skip a byte and return
 //! 0x10000  code
 //! 0x18000  stack, growing down from 0x19000; data
 //! 0x20000  nothing
@@ -44,6 +44,7 @@ pub const GDT: u64 = 0x8000;
 pub const TSS: u64 = 0x8800;
 pub const IDT: u64 = 0x9000;
 const HANDLERS: u64 = 0xA000;
+const HANDLER_LEN: u64 = 16;
 pub const CODE: u64 = 0x1_0000;
 pub const STACK: u64 = 0x1_9000;
 
@@ -74,8 +75,20 @@ const DESCRIPTORS: [u64; 10] = [
     0,
 ];
 
+/// In which mode interrupts are handled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    /// Real mode.
+    Bits16,
+    /// Protected mode.
+    Bits32,
+    /// Long mode.
+    Bits64,
+}
+
 /// Writes everything but the code.
-pub fn write(ram: &GuestRam, long: bool, input: &mut Input<'_>) {
+pub fn write(ram: &GuestRam, width: Width, input: &mut Input<'_>) {
+    let long = width == Width::Bits64;
     let qword = |address: u64, value: u64| put(ram, address, &value.to_le_bytes());
     for slot in [0, 256, 511] {
         qword(PML4 + slot * 8, PDPT | OPEN);
@@ -111,7 +124,7 @@ pub fn write(ram: &GuestRam, long: bool, input: &mut Input<'_>) {
     }
     let selector = u64::from(if long { CODE_64 } else { CODE_32 });
     for vector in 0..256 {
-        let offset = HANDLERS + vector % 16 * 16;
+        let offset = HANDLERS + vector.min(31) * HANDLER_LEN;
         let gate = offset & 0xFFFF | selector << 16 | 0xEE00 << 32;
         if long {
             qword(IDT + vector * 16, gate);
@@ -121,15 +134,12 @@ pub fn write(ram: &GuestRam, long: bool, input: &mut Input<'_>) {
         // Real mode: handlers in segment 0.
         dword(vector * 4, offset);
     }
-    for slot in 0..16 {
-        // Vectors with an error code drop it first.
-        let code: &[u8] = match (slot, long) {
-            (8 | 10..=14, true) => &[0x48, 0x83, 0xC4, 8, 0x48, 0xCF],
-            (8 | 10..=14, false) => &[0x83, 0xC4, 4, 0xCF],
-            (_, true) => &[0x48, 0xCF],
-            (_, false) => &[0xCF],
-        };
-        put(ram, HANDLERS + slot * 16, code);
+    for vector in 0..32 {
+        put(
+            ram,
+            HANDLERS + vector * HANDLER_LEN,
+            &handler(vector, width),
+        );
     }
     for _ in 0..input.u8() % 16 {
         let value = input.bytes(8);
@@ -143,6 +153,25 @@ pub fn write(ram: &GuestRam, long: bool, input: &mut Input<'_>) {
         };
         put(ram, address, value);
     }
+}
+
+/// Goes on one byte behind where it was interrupted, so that a fault does not
+/// come again for ever.
+fn handler(vector: u64, width: Width) -> Vec<u8> {
+    let drop_code: &[u8] = match (width, vector) {
+        (Width::Bits64, 8 | 10..=14 | 17 | 21) => &[0x48, 0x83, 0xC4, 8],
+        (Width::Bits32, 8 | 10..=14 | 17 | 21) => &[0x83, 0xC4, 4],
+        _ => &[],
+    };
+    let go_on: &[u8] = match width {
+        // push bp; mov bp, sp; inc word [bp+2]; pop bp; iret
+        Width::Bits16 => &[0x55, 0x89, 0xE5, 0xFF, 0x46, 2, 0x5D, 0xCF],
+        // inc dword [esp]; iret
+        Width::Bits32 => &[0xFF, 0x04, 0x24, 0xCF],
+        // inc qword [rsp]; iretq
+        Width::Bits64 => &[0x48, 0xFF, 0x04, 0x24, 0x48, 0xCF],
+    };
+    [drop_code, go_on].concat()
 }
 
 /// Writes as much of `bytes` as is RAM.
