@@ -23,7 +23,7 @@ const FREE_RUN: Duration = Duration::from_millis(2);
 /// Most instructions of one input that is stepped through.
 const STEPS: usize = 64;
 /// Longest one stepped input may sleep in HLT.
-const STEPPED: Duration = Duration::from_millis(20);
+const STEPPED: Duration = Duration::from_millis(5);
 
 const RAX: usize = 0;
 const RCX: usize = 1;
