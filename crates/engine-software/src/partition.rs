@@ -234,6 +234,9 @@ impl Vcpu for SoftwareVcpu {
     }
 
     fn translate(&mut self, linear: u64) -> Option<Translation> {
+        if !self.cpu.canonical(linear) {
+            return None;
+        }
         let mapping = self.cpu.walk_quietly(linear)?;
         Some(Translation {
             physical: mapping.gpa,
