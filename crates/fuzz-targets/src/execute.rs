@@ -1,7 +1,7 @@
 //! Random code in a random state on the software engine.
 //!
-//! Promised: it ends by one of the ways a run may end, or by a kick; memory
-//! around guest RAM stays as it is; devices are asked for well-formed accesses
+//! Promised: it ends by one of the ways a run may end, or by a kick; nothing
+//! behind guest RAM is touched; devices are asked for well-formed accesses
 //! outside RAM only; the state it leaves is one that the engine takes back.
 
 use std::time::Duration;
@@ -12,8 +12,8 @@ use croft_engine::{
     Vcpu,
 };
 use croft_engine_software::SoftwareEngine;
-use croft_memory::{GuestRam, Range};
 
+use crate::fence::Fenced;
 use crate::input::Input;
 use crate::layout::{self, CODE, GDT, IDT, PAE_PDPT, PD_32, PML4, STACK, TASK, TSS, Width};
 use crate::watchdog::Watchdog;
@@ -54,38 +54,6 @@ const VALUES: [u64; 16] = [
     0x8000_0000_0000_0000,
     u64::MAX,
 ];
-
-/// Memory mapped just before or after the guest's, and so near it: where a
-/// stray store does not find memory that is not mapped, it may find this.
-struct Fence(GuestRam);
-
-impl Fence {
-    const RANGE: Range = Range {
-        start: 0,
-        len: 0x4000,
-    };
-    const FILL: u8 = 0xA5;
-
-    fn new() -> Self {
-        let ram = ram(&[Self::RANGE]);
-        ram.write(0, &[Self::FILL; Self::RANGE.len as usize])
-            .expect("it has that size");
-        Fence(ram)
-    }
-
-    fn check(&self) {
-        let mut bytes = [0; Self::RANGE.len as usize];
-        self.0.read(0, &mut bytes).expect("it has that size");
-        assert!(
-            bytes.iter().all(|byte| *byte == Self::FILL),
-            "the guest wrote outside its RAM"
-        );
-    }
-}
-
-fn ram(ranges: &[Range]) -> GuestRam {
-    GuestRam::new(ranges).expect("a host has a few pages")
-}
 
 /// Answers with something, after checking the question.
 struct Outside;
@@ -191,9 +159,9 @@ pub fn run(data: &[u8]) {
         return;
     };
 
-    let before = Fence::new();
-    let ram = ram(&layout::RANGES);
-    let after = Fence::new();
+    let fenced = Fenced::new(&layout::RANGES);
+    assert!(fenced.is_guarded(), "no guard behind guest RAM");
+    let ram = &fenced.ram;
     let partition = engine
         .partition(PartitionConfig {
             ram: ram.clone(),
@@ -203,11 +171,11 @@ pub fn run(data: &[u8]) {
         .expect("a partition with one vCPU");
     let mut vcpu = partition.vcpu(0).expect("its vCPU");
 
-    layout::write(&ram, mode.width(), &mut input);
+    layout::write(ram, mode.width(), &mut input);
     if enter(&mut *vcpu, mode, switches, &mut input).is_none() {
         return;
     }
-    layout::put(&ram, CODE, input.rest());
+    layout::put(ram, CODE, input.rest());
 
     if switches & 2 != 0 {
         step(&mut *vcpu);
@@ -215,8 +183,6 @@ pub fn run(data: &[u8]) {
         let _watchdog = Watchdog::new(vcpu.kicker(), FREE_RUN);
         check(&vcpu.run(&Outside));
     }
-    before.check();
-    after.check();
     survives_saving(&*partition, &mut *vcpu);
 }
 

@@ -9,6 +9,7 @@
 pub mod corpus;
 pub mod devices;
 pub mod execute;
+mod fence;
 mod input;
 mod layout;
 pub mod loader;
