@@ -106,7 +106,8 @@ fn non_canonical_addresses(engine: &dyn Engine) -> Outcome {
         p.gp(0, |a| a.mov(rax, qword_ptr(rbx - 7)))?;
         p.mov(rbp, rbx)?;
         p.fault(vector::SS, 0, |a| a.mov(rax, qword_ptr(rbp)))?;
-        p.gp(0, |a| a.mov(rax, qword_ptr(rbp).ds()))?;
+        // 64-bit code ignores the override.
+        p.fault(vector::SS, 0, |a| a.mov(rax, qword_ptr(rbp).ds()))?;
         p.done()
     })?;
     m.run()?;
