@@ -7,6 +7,7 @@
 
 use croft_memory::GuestRam;
 
+use super::checksum;
 use super::decompress::Compression;
 use super::elf::{Elf, is_elf};
 use super::error::Problem;
@@ -16,6 +17,7 @@ use crate::memory_map;
 
 // Offsets in the file (boot.rst, "The Real-Mode Kernel Header").
 const SETUP_SECTORS: usize = 0x1F1;
+const SYSTEM_SIZE: usize = 0x1F4;
 const BOOT_FLAG: usize = 0x1FE;
 const JUMP: usize = 0x200;
 const MAGIC: usize = 0x202;
@@ -41,6 +43,8 @@ const ENTRY_64: u64 = 0x200;
 /// Unpacked kernels above this size are refused whatever the guest has.
 const UNPACKED_LIMIT: u64 = 1 << 30;
 const SECTOR: u64 = 512;
+/// The unit of the size behind the setup code.
+const SYSTEM_PARAGRAPH: u64 = 16;
 
 /// True when `head`, a file's first bytes, has the setup header's marks.
 pub fn is_bzimage(head: &[u8]) -> bool {
@@ -83,6 +87,12 @@ pub fn load(source: &dyn Source, head: &[u8], ram: &GuestRam) -> Result<Image, P
     let command_line_max =
         (word(COMMAND_LINE_SIZE)? as usize).clamp(255, memory_map::COMMAND_LINE_SIZE - 1);
     let initrd_max = u64::from(word(INITRD_ADDRESS_MAX)?);
+
+    checksum::check(
+        source,
+        head,
+        setup_len + SYSTEM_PARAGRAPH * u64::from(word(SYSTEM_SIZE)?),
+    )?;
 
     let mut payload = vec![0; payload_len as usize];
     source.read(setup_len + payload_at, &mut payload, "payload")?;

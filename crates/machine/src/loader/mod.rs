@@ -8,6 +8,7 @@
 //! ```
 
 mod bzimage;
+mod checksum;
 mod decompress;
 mod elf;
 mod error;
