@@ -29,13 +29,15 @@ demo: ## Boot a stock Debian kernel to a shell on this terminal
 test: ## Run all tests; fetches the kernels they boot
 	scripts/install-deps test
 	scripts/fetch-kernels cloud generic
+	scripts/fetch-busybox
 	$(CARGO) build $(PROFILE) $(TESTS)
 	$(CARGO) test $(PROFILE) $(TESTS)
 
 bench: ## Measure Croft beside its peers
 	scripts/install-deps bench
-	scripts/fetch-kernels cloud
-	$(CARGO) build --release --workspace
+	scripts/fetch-kernels cloud generic
+	scripts/fetch-busybox
+	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm -p croft-bench
 	$(CARGO) run --release -p croft-bench -- $(BENCH_ARGS)
 
 fuzz: ## Fuzz every target for FUZZ_TIME seconds
