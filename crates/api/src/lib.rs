@@ -14,6 +14,7 @@
 //! holds back the guest's UART, while requests such as "stop" still pass.
 
 pub mod channel;
+pub mod engines;
 pub mod hello;
 pub mod machine;
 pub mod monitor;
@@ -23,6 +24,7 @@ pub mod vmm;
 pub mod wire;
 
 pub use channel::{Receiver, Sender, channel, pair};
+pub use engines::EngineReport;
 pub use hello::{Hello, Protocol};
 pub use machine::{CpuModel, EngineChoice, MachineSpec};
 pub use outcome::Outcome;

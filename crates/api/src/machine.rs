@@ -10,6 +10,8 @@ pub enum EngineChoice {
     Auto,
     /// The software engine.
     Software,
+    /// Hardware virtualization.
+    Kvm,
 }
 
 /// The processor a machine is promised.

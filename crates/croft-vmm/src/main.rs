@@ -10,6 +10,7 @@ mod engine;
 mod report;
 mod start;
 
+use std::env;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::thread;
 
 use croft_api::channel::channel;
+use croft_api::engines::ARGUMENT;
 use croft_api::vmm::{Event, PROTOCOL, Request};
 use croft_api::{Outcome, Receiver, WireError};
 use croft_machine::Machine;
@@ -30,6 +32,9 @@ use crate::start::Start;
 const PEER: &str = "croft-monitor";
 
 fn main() -> ExitCode {
+    if env::args_os().nth(1).is_some_and(|word| word == ARGUMENT) {
+        return report_engines();
+    }
     match prepare() {
         Ok((reporter, receiver)) => {
             let outcome = run(&reporter, receiver);
@@ -41,6 +46,17 @@ fn main() -> ExitCode {
             let _ = writeln!(io::stderr(), "croft-vmm: {error}");
             ExitCode::from(2)
         }
+    }
+}
+
+/// Prints what `croft doctor` asks for.
+fn report_engines() -> ExitCode {
+    let written = serde_json::to_string(&engine::report())
+        .map_err(io::Error::from)
+        .and_then(|text| io::stdout().write_all(text.as_bytes()));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -67,7 +83,7 @@ fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
         Err(error) => Err(error),
     };
     let (start, console) = start.unwrap_or_else(|error| gone(Some(&error)));
-    let chosen = match engine::choose(start.machine.engine) {
+    let chosen = match engine::choose(start.wanted()) {
         Ok(chosen) => chosen,
         Err(message) => return Outcome::Invalid { message },
     };

@@ -14,7 +14,7 @@ use croft_engine::CpuModel;
 use croft_machine::{ConsoleBackend, GdbListener, Machine, MachineConfig, MachineError, NamedFile};
 use rustix::net::{AddressFamily, sockopt};
 
-use crate::engine::Chosen;
+use crate::engine::{Chosen, Wanted};
 
 /// A request to start, with its descriptors told apart.
 #[derive(Debug)]
@@ -53,6 +53,15 @@ impl Start {
             gdb: descriptors.next(),
         };
         Ok((start, console))
+    }
+
+    /// What it asks of its engine.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            choice: self.machine.engine,
+            model: self.machine.cpu.map(model),
+            vcpus: self.machine.cpus,
+        }
     }
 
     /// Makes the machine.

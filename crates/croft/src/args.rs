@@ -25,6 +25,9 @@ pub enum Command {
     #[command(after_help = "See 'croft run --help' for examples and exit codes.",
               after_long_help = format!("{EXAMPLES}\n\n{CONSOLE}\n\n{EXIT_CODES}"))]
     Run(Box<RunOptions>),
+    /// Say what of this host Croft can use, what is missing, and what to do
+    #[command(after_help = DOCTOR)]
+    Doctor(DoctorOptions),
     /// Print a completion script for a shell
     #[command(
         after_help = "Example:\n  croft completion bash > ~/.local/share/bash-completion/completions/croft"
@@ -57,6 +60,37 @@ Console:
   ends the machine. Only the guest's output goes to standard output; what
   Croft has to say goes to standard error. The end of standard input is not
   the end of the machine. SIGINT, SIGTERM, SIGHUP and SIGQUIT end the machine.";
+
+const DOCTOR: &str = "\
+Exit codes:
+  0  machines can run here, on the engine that --engine names
+  1  they cannot
+
+Examples:
+  croft doctor
+  croft doctor --engine kvm > /dev/null && echo KVM can be used
+  croft doctor -o json";
+
+/// `croft doctor`.
+#[derive(Debug, clap::Args)]
+pub struct DoctorOptions {
+    /// Succeed only if this engine can run machines; auto is any
+    #[arg(long, value_enum, default_value_t = Engine::Auto)]
+    pub engine: Engine,
+
+    /// How to print it
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = OutputFormat::Table)]
+    pub output: OutputFormat,
+}
+
+/// `--output`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
 
 /// `croft run`.
 #[derive(Debug, clap::Args)]
@@ -117,8 +151,7 @@ pub enum Engine {
     Auto,
     /// The software engine: needs no hardware virtualization and no privilege
     Software,
-    /// Hardware virtualization; not in this version
-    #[value(hide = true)]
+    /// Hardware virtualization, by the host's KVM
     Kvm,
 }
 

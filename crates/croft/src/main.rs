@@ -1,6 +1,7 @@
 //! `croft`: the command.
 
 mod args;
+mod doctor;
 mod error;
 mod exit;
 mod run;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     };
     match args.command {
         Command::Run(options) => run::run(*options).into(),
+        Command::Doctor(options) => doctor::run(&options).into(),
         Command::Completion { shell } => {
             // Into memory first: the generator panics on a closed pipe.
             let mut script = Vec::new();

@@ -45,11 +45,7 @@ fn check(options: RunOptions) -> Result<RunRequest, String> {
     let engine = match options.engine {
         Engine::Auto => EngineChoice::Auto,
         Engine::Software => EngineChoice::Software,
-        Engine::Kvm => {
-            return Err(
-                "engine 'kvm' is not in this version; use --engine software or auto".to_owned(),
-            );
-        }
+        Engine::Kvm => EngineChoice::Kvm,
     };
     Ok(RunRequest {
         machine: MachineSpec {

@@ -46,10 +46,6 @@ fn bad_configurations_are_refused() {
         (&["--kernel", "kernel", "--memory", "12"], "512M"),
         (&["--kernel", "kernel", "--cpus", "0"], "--cpus"),
         (&["--kernel", "kernel", "--cpus", "4096"], "--cpus"),
-        (
-            &["--kernel", "kernel", "--engine", "kvm"],
-            "not in this version",
-        ),
         (&["--kernel", "kernel", "--engine", "x"], "software"),
         (
             &["--kernel", "kernel", "--gdb", "no/where"],
