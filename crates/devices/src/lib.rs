@@ -31,6 +31,7 @@ pub mod saved;
 pub mod testdev;
 pub mod timer;
 pub mod uart;
+pub mod virtio;
 
 #[cfg(test)]
 mod testing;
@@ -38,7 +39,7 @@ mod testing;
 pub use bus::{Bus, BusError, DetachedDevice, DeviceId, Unclaimed};
 pub use clock::{Clock, ManualClock};
 pub use device::{Device, MmioDevice, MmioRange, PortDevice, PortRange, TimerDevice};
-pub use interrupt::{InterruptSink, IrqLine};
+pub use interrupt::{InterruptSink, IrqLine, LineInput, SharedLine};
 pub use power::PowerSink;
 pub use saved::{BusState, DeviceState, NamedState, StateError};
 pub use timer::{Alarm, TimerWaker};

@@ -14,6 +14,8 @@ use crate::pvpanic::PvpanicState;
 use crate::rtc::RtcState;
 use crate::testdev::TestDevState;
 use crate::uart::UartState;
+use crate::virtio::blk::VirtioBlkState;
+use crate::virtio::rng::VirtioRngState;
 
 /// Why a state was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -118,6 +120,10 @@ device_states! {
     DebugExit(DebugExitState) = "debug exit";
     /// See [`crate::testdev`].
     TestDev(TestDevState) = "test device";
+    /// See [`crate::virtio::blk`].
+    VirtioBlk(VirtioBlkState) = "virtio-blk";
+    /// See [`crate::virtio::rng`].
+    VirtioRng(VirtioRngState) = "virtio-rng";
 }
 
 /// A device's state under the name it was added by.

@@ -1,0 +1,126 @@
+//! Virtio devices on PCI (Virtual I/O Device Version 1.2, "virtio 1.2").
+//!
+//! A device of one kind ([`blk`], [`rng`]) is a [`VirtioDevice`]: what it
+//! offers, and a [`QueueHandler`] that serves one request. Everything that is
+//! the same in all of them is [`transport`]: configuration space, registers,
+//! negotiation, interrupts, saving.
+//!
+//! # Threads
+//!
+//! ```text
+//! vCPU threads ──registers──► VirtioPci        worker, one per queue
+//!      │                          │ activate, reset     │
+//!      └────────doorbell──────────┼────────────────────►│ pop ─► serve ─► push
+//!                                 ▼                      │
+//!                        Link (slot, wake) ◄─────────────┘ interrupt
+//! ```
+//!
+//! Requests are served on worker threads only. A worker holds its queue's
+//! lock while it serves; a vCPU thread never waits for that lock while a
+//! queue is in use. What needs the queue (a reset by the guest) is therefore
+//! finished by whichever of the guest's following accesses finds it free,
+//! and until then the status register does not read as zero.
+//!
+//! # Guests that break the rules
+//!
+//! A ring or descriptor that points outside RAM, a chain that loops or is
+//! longer than its queue, an index that runs ahead, registers of an enabled
+//! queue that change: the device stops, says so in the log and in its status
+//! (DEVICE_NEEDS_RESET), and works again after a reset (2.1.2).
+
+pub mod blk;
+mod log;
+pub mod queue;
+pub mod rng;
+#[cfg(test)]
+mod testing;
+pub mod transport;
+mod worker;
+
+use std::sync::Arc;
+
+use croft_memory::GuestRam;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::interrupt::{InterruptSink, LineInput};
+use crate::saved::{DeviceState, StateError};
+pub use log::{LogSink, RateLimitedLog};
+pub use queue::{Buffers, Chain, QueueError};
+pub use transport::{TransportState, VirtioPci};
+
+/// Gives out event objects for writes to guest-physical addresses:
+/// implemented by the machine over its partition. Called under a device's
+/// lock, also on vCPU threads.
+pub trait DoorbellRegistry: Send + Sync {
+    /// An event object that guest writes of any size to `address` signal
+    /// instead of reaching the bus; `None` when there can be none, and they
+    /// reach the bus.
+    fn add(&self, address: u64) -> Option<EventFd>;
+
+    /// Writes to `address` reach the bus again.
+    fn remove(&self, address: u64);
+}
+
+/// What a virtio device needs of its machine.
+pub struct VirtioHost {
+    /// For messages: the name under which the device is added to the bus.
+    pub name: String,
+    /// Guest memory.
+    pub ram: GuestRam,
+    /// Where messages go.
+    pub interrupts: Arc<dyn InterruptSink>,
+    /// The line of the slot's pin A, for drivers without MSI-X.
+    pub line: Option<LineInput>,
+    /// Event objects for notifications.
+    pub doorbells: Arc<dyn DoorbellRegistry>,
+    /// Lines for the operator.
+    pub log: Arc<dyn LogSink>,
+}
+
+/// What a device of one kind is on PCI (4.1.2, 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Kind of [`DeviceState`].
+    pub name: &'static str,
+    /// Virtio device type.
+    pub id: u16,
+    /// PCI class, subclass, programming interface.
+    pub class: u32,
+}
+
+/// A virtio device of one kind, apart from its transport.
+pub trait VirtioDevice: Send {
+    /// What it is.
+    const KIND: Kind;
+
+    /// Feature bits of this kind (0–23); the transport adds its own.
+    fn features(&self) -> u64;
+
+    /// Number of queues, at least 1.
+    fn queues(&self) -> u16;
+
+    /// Size of its queues, a power of two.
+    fn queue_size(&self) -> u16;
+
+    /// Device-specific configuration, constant.
+    fn config(&self) -> &[u8];
+
+    /// What serves queue `queue` from now on, under the negotiated
+    /// `features`. Every reset asks for new ones.
+    fn handler(&self, queue: u16, features: u64) -> Box<dyn QueueHandler>;
+
+    /// The state of device and transport together.
+    fn save(&self, transport: TransportState) -> DeviceState;
+
+    /// The transport's part of a state that this device could have saved.
+    fn check<'a>(&self, state: &'a DeviceState) -> Result<&'a TransportState, StateError>;
+}
+
+/// Serves the requests of one queue, on the queue's worker thread.
+pub trait QueueHandler: Send {
+    /// Serves one request and returns how many bytes it wrote to the
+    /// request's device-writable part. An error says that the driver broke
+    /// the rules: the device stops. Requests that fail for another reason
+    /// say so to the driver in their own way.
+    fn serve(&mut self, ram: &GuestRam, chain: &Chain) -> Result<u32, QueueError>;
+}
