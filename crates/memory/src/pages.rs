@@ -1,9 +1,8 @@
 //! Per-page state of one RAM range: watch byte, code lines, code generation
 //! and dirty bit.
 
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
 
@@ -20,6 +19,24 @@ const WATCH_CLEAN: u8 = 1 << 1;
 /// Bytes covered by one bit of a page's code-line mask.
 const LINE: u64 = 64;
 
+/// Somebody who sees stores that pass the watch bytes by: an engine whose
+/// guests store without its help. Called by the dirty log it belongs to.
+pub trait StoreLog: Send + Sync {
+    /// Every page counts as clean from here on.
+    fn start(&self);
+    /// Nobody asks any more.
+    fn stop(&self);
+    /// Adds one bit for each page stored to since the last call (or since
+    /// [`StoreLog::start`]). Who cannot say sets them all.
+    fn take(&self, dirty: &mut [u64]);
+}
+
+#[derive(Default)]
+struct Logs {
+    on: bool,
+    logs: Vec<Weak<dyn StoreLog>>,
+}
+
 struct Pages {
     /// Non-zero when a store to the page must be reported.
     watch: Box<[AtomicU8]>,
@@ -29,6 +46,25 @@ struct Pages {
     generation: Box<[AtomicU32]>,
     /// One bit a page: written since the log was last taken.
     dirty: Box<[AtomicU64]>,
+    /// Who else knows of stores.
+    logs: Mutex<Logs>,
+}
+
+impl Pages {
+    /// Calls `visit` for every store log that still lives.
+    fn each_log(&self, on: Option<bool>, mut visit: impl FnMut(&dyn StoreLog)) {
+        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(on) = on {
+            logs.on = on;
+        }
+        logs.logs.retain(|log| match log.upgrade() {
+            Some(log) => {
+                visit(&*log);
+                true
+            }
+            None => false,
+        });
+    }
 }
 
 /// The page states of one contiguous RAM range. Cloning shares them.
@@ -118,6 +154,16 @@ impl PageTable {
         pages.generation[index].load(Ordering::Acquire)
     }
 
+    /// Lets `log` contribute to the dirty log for as long as it lives.
+    pub fn attach(&self, log: Weak<dyn StoreLog>) {
+        let Some(pages) = &self.0 else { return };
+        let mut logs = pages.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (true, Some(log)) = (logs.on, log.upgrade()) {
+            log.start();
+        }
+        logs.logs.push(log);
+    }
+
     /// Turns the dirty log on: every page counts as clean from here on.
     pub fn start_dirty_log(&self) {
         let Some(pages) = &self.0 else { return };
@@ -127,6 +173,7 @@ impl PageTable {
         for watch in &pages.watch {
             watch.fetch_or(WATCH_CLEAN, Ordering::AcqRel);
         }
+        pages.each_log(Some(true), |log| log.start());
         other_threads_barrier();
     }
 
@@ -136,6 +183,7 @@ impl PageTable {
         for watch in &pages.watch {
             watch.fetch_and(!WATCH_CLEAN, Ordering::AcqRel);
         }
+        pages.each_log(Some(false), |log| log.stop());
     }
 
     /// Takes the log: one bit a page written since the last call (or since
@@ -145,7 +193,7 @@ impl PageTable {
         let Some(pages) = &self.0 else {
             return Vec::new();
         };
-        let taken: Vec<u64> = pages
+        let mut taken: Vec<u64> = pages
             .dirty
             .iter()
             .map(|word| word.swap(0, Ordering::AcqRel))
@@ -158,6 +206,7 @@ impl PageTable {
                 bits &= bits - 1;
             }
         }
+        pages.each_log(None, |log| log.take(&mut taken));
         other_threads_barrier();
         taken
     }
@@ -243,6 +292,7 @@ impl NewBitmap for PageTable {
                 code_lines: zeroed(count),
                 generation: zeroed(count),
                 dirty: zeroed(count.div_ceil(64)),
+                logs: Mutex::default(),
             }
         };
         PageTable(Some(Arc::new(pages)))
@@ -287,6 +337,35 @@ mod tests {
         table.stop_dirty_log();
         table.mark_dirty(0, 1);
         assert_eq!(table.take_dirty(), vec![0, 0, 0]);
+    }
+
+    #[test]
+    fn store_logs_contribute_to_the_dirty_log() {
+        #[derive(Default)]
+        struct Log(AtomicU64);
+        impl StoreLog for Log {
+            fn start(&self) {
+                self.0.store(0, Ordering::Relaxed);
+            }
+            fn stop(&self) {
+                self.0.store(!0, Ordering::Relaxed);
+            }
+            fn take(&self, dirty: &mut [u64]) {
+                dirty[0] |= self.0.swap(0, Ordering::Relaxed);
+            }
+        }
+        let table = PageTable::with_len(4 * PAGE_SIZE as usize);
+        let log = Arc::new(Log(AtomicU64::new(0b1000)));
+        let weak: Weak<dyn StoreLog> = Arc::downgrade(&(log.clone() as Arc<dyn StoreLog>));
+        table.start_dirty_log();
+        table.attach(weak);
+        table.mark_dirty(0, 1);
+        log.0.store(0b100, Ordering::Relaxed);
+        assert_eq!(table.take_dirty(), vec![0b101]);
+        table.stop_dirty_log();
+        assert_eq!(log.0.load(Ordering::Relaxed), !0);
+        drop(log);
+        assert_eq!(table.take_dirty(), vec![0]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Features by name, and sets of them in the layout of CPUID.
 
+use std::arch::x86_64::CpuidResult;
+
 /// A CPUID register that holds feature bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -167,6 +169,25 @@ impl Features {
         let mut set = Features::default();
         for feature in list {
             set.insert(*feature);
+        }
+        set
+    }
+
+    /// What CPUID leaves say; `leaf` answers for function and index, `None`
+    /// where there is no such leaf.
+    pub fn read(leaf: impl Fn(u32, u32) -> Option<CpuidResult>) -> Self {
+        let mut set = Features::default();
+        for (word, function, index, register) in PLACES {
+            let Some(leaf) = leaf(function, index) else {
+                continue;
+            };
+            let value = match register {
+                Register::Eax => leaf.eax,
+                Register::Ebx => leaf.ebx,
+                Register::Ecx => leaf.ecx,
+                Register::Edx => leaf.edx,
+            };
+            set.set_word(word, value);
         }
         set
     }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
-use crate::cpu_model::features::{Features, PLACES, Register};
+use crate::cpu_model::features::Features;
 
 /// What CPUID tells on this host, as far as models ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,19 +27,7 @@ impl HostFeatures {
             };
             there.then(|| __cpuid_count(function, index))
         };
-        let mut features = Features::default();
-        for (word, function, index, register) in PLACES {
-            let Some(leaf) = read(function, index) else {
-                continue;
-            };
-            let value = match register {
-                Register::Eax => leaf.eax,
-                Register::Ebx => leaf.ebx,
-                Register::Ecx => leaf.ecx,
-                Register::Edx => leaf.edx,
-            };
-            features.set_word(word, value);
-        }
+        let features = Features::read(read);
         let osxsave = __cpuid(1).ecx >> 27 & 1 != 0;
         HostFeatures {
             features,
