@@ -1,0 +1,143 @@
+//! The KVM engine behind the seam.
+
+use std::sync::{Arc, OnceLock};
+
+use croft_engine::{
+    Capabilities, CpuModel, CpuProfile, Engine, EngineError, Fitness, Missing, Partition,
+    PartitionConfig, Topology,
+};
+use kvm_bindings::{KVM_CAP_TSC_CONTROL, KVM_CAP_TSC_DEADLINE_TIMER, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::Kvm;
+
+use crate::cpuid::Supported;
+use crate::host::{DEVICE, Processor};
+use crate::partition::KvmPartition;
+
+/// Most vCPUs: APIC ids of one byte, 0xFF being the broadcast.
+const MAX_VCPUS: u32 = 254;
+/// Address bits told when there is no KVM to ask.
+const PHYSICAL_BITS: u8 = 46;
+
+/// An open `/dev/kvm` and what it told.
+pub struct Facts {
+    /// The device.
+    pub kvm: Kvm,
+    /// What it supports of CPUID.
+    supported: Supported,
+    /// Host TSC frequency in kHz.
+    pub tsc_khz: u32,
+    /// The processor can scale the TSC for a guest.
+    pub scales_tsc: bool,
+    max_vcpus: u32,
+}
+
+impl Facts {
+    fn gather() -> Result<Self, String> {
+        let kvm = crate::host::open(DEVICE, Processor::detect())?;
+        let told = |what: &str, error: kvm_ioctls::Error| {
+            format!("/dev/kvm is there, but does not tell {what}: {error}")
+        };
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|error| told("its CPUID", error))?;
+        let has = |cap: u32| kvm.check_extension_raw(cap.into()) > 0;
+        let (deadline, scales_tsc) = (has(KVM_CAP_TSC_DEADLINE_TIMER), has(KVM_CAP_TSC_CONTROL));
+        // Only a vCPU knows the frequency.
+        let tsc_khz = kvm
+            .create_vm()
+            .and_then(|vm| vm.create_vcpu(0))
+            .and_then(|vcpu| vcpu.get_tsc_khz())
+            .map_err(|error| told("its TSC frequency", error))?;
+        if tsc_khz == 0 {
+            return Err("the host's TSC has no constant frequency, so KVM cannot keep time".into());
+        }
+        Ok(Facts {
+            supported: Supported::new(cpuid.as_slice(), deadline),
+            tsc_khz,
+            scales_tsc,
+            max_vcpus: u32::try_from(kvm.get_max_vcpus())
+                .unwrap_or(MAX_VCPUS)
+                .min(MAX_VCPUS),
+            kvm,
+        })
+    }
+}
+
+/// Runs x86-64 machines by hardware virtualization.
+#[derive(Default)]
+pub struct KvmEngine {
+    facts: OnceLock<Result<Arc<Facts>, String>>,
+}
+
+impl KvmEngine {
+    /// The engine. `/dev/kvm` is opened when it is first asked for something.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn facts(&self) -> Result<&Arc<Facts>, &str> {
+        self.facts
+            .get_or_init(|| Facts::gather().map(Arc::new))
+            .as_ref()
+            .map_err(String::as_str)
+    }
+}
+
+impl Engine for KvmEngine {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn probe(&self) -> Fitness {
+        let probed = self
+            .facts()
+            .map_err(str::to_owned)
+            .and_then(|facts| crate::probe::probe(&facts.kvm).map(|()| facts));
+        match probed {
+            Ok(facts) => Fitness::Fit(format!(
+                "hardware virtualization, up to {} vCPUs, TSC at {} kHz",
+                facts.max_vcpus, facts.tsc_khz
+            )),
+            Err(text) => Fitness::Unfit(text),
+        }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let facts = self.facts().ok();
+        Capabilities {
+            max_vcpus: facts.map_or(MAX_VCPUS, |facts| facts.max_vcpus),
+            physical_bits: facts.map_or(PHYSICAL_BITS, |facts| facts.supported.physical_bits),
+            data_breakpoints: true,
+        }
+    }
+
+    fn profile(&self, model: CpuModel, topology: Topology) -> Result<CpuProfile, Vec<Missing>> {
+        let facts = self.facts().map_err(|_| {
+            vec![Missing {
+                feature: "/dev/kvm",
+                lacking: "host",
+            }]
+        })?;
+        facts.supported.profile(model, topology, facts.tsc_khz)
+    }
+
+    fn partition(&self, config: PartitionConfig) -> Result<Arc<dyn Partition>, EngineError> {
+        let most = self.capabilities().max_vcpus;
+        if config.vcpus == 0 || config.vcpus > most {
+            return Err(EngineError::TooManyVcpus {
+                engine: self.name(),
+                wanted: config.vcpus,
+                most,
+            });
+        }
+        if config.profile.model == CpuModel::SoftwareFast {
+            return Err(EngineError::Unsupported(
+                "the CPU model software-fast is not safe on hardware; use portable-v1".to_owned(),
+            ));
+        }
+        let facts = self
+            .facts()
+            .map_err(|text| EngineError::Unsupported(text.to_owned()))?;
+        Ok(Arc::new(KvmPartition::new(facts, config)?))
+    }
+}
