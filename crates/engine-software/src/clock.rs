@@ -2,7 +2,8 @@
 //!
 //! The guest's TSC is the host's, scaled and offset, always: an offset of
 //! zero would not survive a pause or a restore. Guest nanoseconds are the
-//! guest's TSC divided by its frequency, so the two never disagree.
+//! guest's TSC divided by its frequency, plus an offset that only a restore
+//! sets, so the two never drift apart.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, _rdtsc};
 use std::sync::OnceLock;
@@ -20,6 +21,9 @@ pub struct Clock {
     paused: AtomicBool,
     /// Guest TSC while paused.
     paused_at: AtomicU64,
+    /// Added to the guest's TSC in nanoseconds: a machine that comes from
+    /// another engine may have started the two at different times.
+    offset_ns: AtomicU64,
 }
 
 fn host_tsc() -> u64 {
@@ -84,6 +88,7 @@ impl Clock {
             offset: AtomicU64::new(0),
             paused: AtomicBool::new(false),
             paused_at: AtomicU64::new(0),
+            offset_ns: AtomicU64::new(0),
         };
         clock.set_tsc(0);
         clock
@@ -124,7 +129,31 @@ impl Clock {
     /// Guest nanoseconds.
     #[inline]
     pub fn ns(&self) -> u64 {
-        self.ticks_to_ns(self.tsc())
+        self.ns_at(self.tsc())
+    }
+
+    /// Guest nanoseconds when the guest's TSC is `tsc`.
+    #[inline]
+    pub fn ns_at(&self, tsc: u64) -> u64 {
+        self.ticks_to_ns(tsc).wrapping_add(self.offset_ns())
+    }
+
+    /// Guest nanoseconds when the guest's TSC is zero (modulo 2^64).
+    pub fn offset_ns(&self) -> u64 {
+        self.offset_ns.load(Ordering::Relaxed)
+    }
+
+    /// The guest's TSC at guest time `ns`, before a vCPU's own
+    /// IA32_TSC_ADJUST.
+    pub fn tsc_at(&self, ns: u64) -> u64 {
+        self.ns_to_ticks(ns.wrapping_sub(self.offset_ns()))
+    }
+
+    /// Makes it guest time `ns` with a TSC of `tsc` now.
+    pub fn set(&self, ns: u64, tsc: u64) {
+        let offset = ns.wrapping_sub(self.ticks_to_ns(tsc));
+        self.offset_ns.store(offset, Ordering::Relaxed);
+        self.set_tsc(tsc);
     }
 
     /// A number of guest TSC ticks in nanoseconds.
@@ -167,6 +196,18 @@ mod tests {
         clock.resume();
         let on = clock.tsc();
         assert!(on >= at && on - at < 1_000_000_000);
+    }
+
+    #[test]
+    fn a_restored_clock_keeps_its_own_distance_from_the_tsc() {
+        let clock = Clock::new(1_000_000);
+        clock.pause();
+        clock.set(5_000, 7_000_000);
+        assert_eq!((clock.ns(), clock.tsc()), (5_000, 7_000_000));
+        assert_eq!(clock.tsc_at(clock.ns()), clock.tsc());
+        clock.set(9_000_000, 1_000_000);
+        assert_eq!((clock.ns(), clock.tsc()), (9_000_000, 1_000_000));
+        assert_eq!(clock.tsc_at(clock.ns()), clock.tsc());
     }
 
     #[test]

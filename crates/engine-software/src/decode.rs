@@ -392,6 +392,14 @@ fn take_memory(insn: &Instruction, op: &mut Op, size: CodeSize) {
         Register::GS => seg::GS,
         _ => seg::DS,
     };
+    if size == CodeSize::Bits64 && op.seg < seg::FS {
+        // Prefixes for the other segments mean nothing here; which exception
+        // a non-canonical address raises follows the base register alone.
+        op.seg = match insn.memory_base() {
+            Register::RSP | Register::RBP | Register::ESP | Register::EBP => seg::SS,
+            _ => seg::DS,
+        };
+    }
     op.disp = insn.memory_displacement64() as i64;
     if insn.is_ip_rel_memory_operand() {
         // iced has added the next instruction's address already; relative to

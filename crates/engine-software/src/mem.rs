@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::cpu::{Cpu, attr, seg};
-use crate::fault::{Exec, vector};
+use crate::fault::{Exec, Fault, vector};
 use crate::op::{Op, op_flag};
 use crate::tlb::{AccessMode, Entry, Tlb};
 use crate::walk::Want;
@@ -325,15 +325,30 @@ impl Cpu {
         self.write_bytes_as(linear, bytes, mode)
     }
 
-    /// #AC for misaligned data accesses at CPL 3 (SDM vol. 3, 6.15).
+    /// #AC for misaligned data accesses at CPL 3 (SDM vol. 3, 6.15). Vectors
+    /// that may be misaligned at all may be so here too, as on processors.
     fn check_alignment(&mut self, linear: u64, size: u64, mode: AccessMode) -> Exec {
+        let misaligned = match size {
+            2 | 4 | 8 => linear & (size - 1) != 0,
+            // An x87 number is one of 8 bytes and one of 2.
+            10 => linear & 7 != 0,
+            _ => false,
+        };
+        if misaligned && mode == AccessMode::User {
+            return self.misaligned(linear);
+        }
+        Ok(())
+    }
+
+    /// What a misaligned access raises first: a fault for a non-canonical
+    /// address, #AC(0) at CPL 3 if alignment is checked.
+    #[cold]
+    pub fn misaligned(&mut self, linear: u64) -> Exec {
         use crate::cpu::{cr0, flag};
-        if mode == AccessMode::User
-            && self.cr0 & cr0::AM != 0
-            && self.rflags & flag::AC != 0
-            && size.is_power_of_two()
-            && linear & (size - 1) != 0
-        {
+        if self.code64() && !self.canonical(linear) {
+            return Err(self.non_canonical());
+        }
+        if self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.rflags & flag::AC != 0 {
             return Err(self.raise_code(vector::AC, 0));
         }
         Ok(())
@@ -534,8 +549,13 @@ impl Cpu {
 
     /// Raises what an access of `len` bytes (at most a page) would raise.
     pub fn probe(&mut self, linear: u64, len: u64, write: bool) -> Exec {
+        self.check_alignment(linear, len, self.own_mode())?;
+        self.probe_misaligned(linear, len, write)
+    }
+
+    /// [`Cpu::probe`] for accesses that need no alignment.
+    pub fn probe_misaligned(&mut self, linear: u64, len: u64, write: bool) -> Exec {
         let mode = self.own_mode();
-        self.check_alignment(linear, len, mode)?;
         let want = if write { Want::Write } else { Want::Read };
         self.target(linear, want, mode)?;
         let first = PAGE - (linear & OFFSET);
@@ -545,13 +565,24 @@ impl Cpu {
         Ok(())
     }
 
+    /// Makes a fault that of a stack access: a non-canonical address is #SS.
+    #[cold]
+    pub fn on_stack(&mut self, fault: Fault) -> Fault {
+        if self.raised.non_canonical {
+            self.raised.vector = vector::SS;
+        }
+        fault
+    }
+
     /// Pushes at SS:RSP; RSP changes only on success.
     #[inline(always)]
     pub fn push<T: Word>(&mut self, value: T) -> Exec {
         const RSP: usize = crate::cpu::gpr::RSP;
         if self.code64() {
             let at = self.regs[RSP].wrapping_sub(T::SIZE);
-            self.write(at, value)?;
+            if let Err(fault) = self.write(at, value) {
+                return Err(self.on_stack(fault));
+            }
             self.regs[RSP] = at;
             return Ok(());
         }
@@ -568,7 +599,10 @@ impl Cpu {
         const RSP: usize = crate::cpu::gpr::RSP;
         if self.code64() {
             let at = self.regs[RSP];
-            let value = self.read(at)?;
+            let value = match self.read(at) {
+                Ok(value) => value,
+                Err(fault) => return Err(self.on_stack(fault)),
+            };
             self.regs[RSP] = at.wrapping_add(T::SIZE);
             return Ok(value);
         }

@@ -43,9 +43,6 @@ pub mod op_flag {
     pub const REP: u8 = 1 << 4;
     /// REPNE prefix.
     pub const REPNE: u8 = 1 << 5;
-    /// Accesses memory through the stack pointer (push, pop, call, ret…): a
-    /// non-canonical address is #SS.
-    pub const STACK: u8 = 1 << 6;
     /// Decoded as 64-bit code.
     pub const CODE64: u8 = 1 << 7;
 }

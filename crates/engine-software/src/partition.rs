@@ -162,7 +162,7 @@ impl Partition for SoftwarePartition {
             pics: chips.pics,
             pit: chips.pit,
             ioapic: chips.ioapic,
-            clock_ns: self.shared.clock.ticks_to_ns(tsc),
+            clock_ns: self.shared.clock.ns_at(tsc),
             tsc,
             tsc_khz: self.shared.clock.tsc_khz(),
         })
@@ -186,7 +186,7 @@ impl Partition for SoftwarePartition {
         lock(&self.shared.chips)
             .restore(&chips)
             .map_err(|error| StateError::Damaged(error.to_string()))?;
-        self.shared.clock.set_tsc(state.tsc);
+        self.shared.clock.set(state.clock_ns, state.tsc);
         Ok(())
     }
 

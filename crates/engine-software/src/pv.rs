@@ -95,6 +95,7 @@ impl Cpu {
         // Offsets in the structure, less the version's four bytes: TSC at 8,
         // nanoseconds at 16, multiplier at 24, shift at 28, flags at 29.
         body[4..12].copy_from_slice(&self.msrs.tsc_adjust.to_le_bytes());
+        body[12..20].copy_from_slice(&self.shared.clock.offset_ns().to_le_bytes());
         body[20..24].copy_from_slice(&mul.to_le_bytes());
         body[24] = shift as u8;
         body[25] = TSC_STABLE;

@@ -29,7 +29,7 @@ use crate::block::Block;
 use crate::cpu::{Activity, CodeSize, Cpu, flag, seg};
 use crate::fault::{Raised, vector};
 use crate::interrupt::{Delivery, Event};
-use crate::op::{Flow, Op, op_flag};
+use crate::op::{Flow, Op};
 use crate::shared::{attention, lock};
 
 /// Blocks between two looks at the clock: about 20 µs.
@@ -234,7 +234,7 @@ impl Cpu {
             op.rip(self)
         };
         self.set_rip(self.wrap(rip));
-        if self.raised.non_canonical && (op.has(op_flag::STACK) || op.seg == seg::SS) {
+        if self.raised.non_canonical && op.seg == seg::SS {
             self.raised.vector = vector::SS;
         }
     }
@@ -382,7 +382,7 @@ impl Cpu {
     /// This vCPU's TSC at guest time `ns`.
     fn own_ticks(&self, ns: u64) -> u64 {
         let adjust = self.tsc().wrapping_sub(self.shared.clock.tsc());
-        self.shared.clock.ns_to_ticks(ns).wrapping_add(adjust)
+        self.shared.clock.tsc_at(ns).wrapping_add(adjust)
     }
 
     /// Takes INIT, start-up and NMI from the local APIC.

@@ -130,6 +130,10 @@ pub struct CpuState {
     pub cr3: u64,
     /// CR4.
     pub cr4: u64,
+    /// PAE page-directory pointers as loaded by the last write to CR3, while
+    /// PAE paging is on. Without them the restoring engine loads them anew.
+    #[serde(default)]
+    pub pdptes: Option<[u64; 4]>,
     /// CR8 (task priority, 0–15).
     pub cr8: u64,
     /// DR0–DR3.

@@ -85,8 +85,24 @@ fn push_return(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn call(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let target = direct(cpu, op);
-    check_target(cpu, target)?;
+    call_to(cpu, op, target)
+}
+
+/// In 64-bit code processors push first and then look at the target: a full
+/// stack goes before a bad target, and what was pushed stays below RSP.
+#[inline(always)]
+fn call_to(cpu: &mut Cpu, op: &Op, target: u64) -> Exec<Flow> {
+    if !cpu.code64() {
+        check_target(cpu, target)?;
+    }
+    let rsp = cpu.r64(gpr::RSP);
     push_return(cpu, op)?;
+    if cpu.code64()
+        && let Err(fault) = check_target(cpu, target)
+    {
+        cpu.set_r64(gpr::RSP, rsp);
+        return Err(fault);
+    }
     cpu.set_rip(target);
     Ok(Flow::Jump)
 }
@@ -115,10 +131,7 @@ fn jmp_indirect(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
 
 fn call_indirect(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let target = indirect(cpu, op)?;
-    check_target(cpu, target)?;
-    push_return(cpu, op)?;
-    cpu.set_rip(target);
-    Ok(Flow::Jump)
+    call_to(cpu, op, target)
 }
 
 /// RET, with `imm` more bytes to drop.

@@ -6,7 +6,7 @@ use super::operand::{NEXT, is_gpr, is_immediate, offset};
 use crate::cpu::{CodeSize, Cpu, gpr, seg};
 use crate::fault::Exec;
 use crate::mem::Word;
-use crate::op::{Flow, Handler, Op, op_flag};
+use crate::op::{Flow, Handler, Op};
 
 fn push_reg<T: Word>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let value = cpu.get::<T>(op.src);
@@ -103,7 +103,7 @@ fn enter<T: Word>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
         }
         Err(fault) => {
             cpu.set_r64(gpr::RSP, rsp);
-            Err(fault)
+            Err(cpu.on_stack(fault))
         }
     }
 }
@@ -152,7 +152,6 @@ pub fn lower(insn: &Instruction, op: &mut Op, _: CodeSize) -> bool {
         }
         Mnemonic::Push if insn.op0_kind() == OpKind::Memory => {
             op.run = pick!(moved, push_mem);
-            return true;
         }
         Mnemonic::Push if is_immediate(insn.op0_kind()) => {
             op.imm = insn.immediate(0);
@@ -164,7 +163,6 @@ pub fn lower(insn: &Instruction, op: &mut Op, _: CodeSize) -> bool {
         }
         Mnemonic::Pop if insn.op0_kind() == OpKind::Memory => {
             op.run = pick!(moved, pop_mem);
-            return true;
         }
         Mnemonic::Pusha => op.run = pusha::<u16>,
         Mnemonic::Pushad => op.run = pusha::<u32>,
@@ -188,6 +186,5 @@ pub fn lower(insn: &Instruction, op: &mut Op, _: CodeSize) -> bool {
         }
         _ => return false,
     }
-    op.flags |= op_flag::STACK;
     true
 }

@@ -169,6 +169,22 @@ fn lods<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     })
 }
 
+/// [`repeat`] for comparisons: a fault leaves the flags of before (SDM vol. 2,
+/// REP).
+#[inline(always)]
+fn compare(
+    cpu: &mut Cpu,
+    op: &Op,
+    once: impl FnMut(&mut Cpu, u64, u64) -> Exec<(u64, bool)>,
+) -> Exec<Flow> {
+    let before = cpu.rflags;
+    let done = repeat(cpu, op, once);
+    if done.is_err() {
+        cpu.rflags = before;
+    }
+    done
+}
+
 /// Whether REPE or REPNE goes on after a comparison.
 #[inline(always)]
 fn goes_on(cpu: &Cpu, op: &Op) -> bool {
@@ -176,7 +192,7 @@ fn goes_on(cpu: &Cpu, op: &Op) -> bool {
 }
 
 fn cmps<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
-    repeat(cpu, op, |cpu, mask, _| {
+    compare(cpu, op, |cpu, mask, _| {
         let (rsi, rdi) = (cpu.r64(gpr::RSI) & mask, cpu.r64(gpr::RDI) & mask);
         let from = cpu.linear_at(op.seg, rsi, T::SIZE, false)?;
         let a = cpu.read::<T>(from)?;
@@ -191,7 +207,7 @@ fn cmps<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
 }
 
 fn scas<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
-    repeat(cpu, op, |cpu, mask, _| {
+    compare(cpu, op, |cpu, mask, _| {
         let rdi = cpu.r64(gpr::RDI) & mask;
         let at = cpu.linear_at(seg::ES, rdi, T::SIZE, false)?;
         let b = cpu.read::<T>(at)?;
@@ -278,6 +294,7 @@ pub fn lower(insn: &Instruction, op: &mut Op) -> bool {
     op.seg = match insn.memory_segment() {
         Register::FS => seg::FS,
         Register::GS => seg::GS,
+        _ if op.has(op_flag::CODE64) => seg::DS,
         Register::ES => seg::ES,
         Register::CS => seg::CS,
         Register::SS => seg::SS,

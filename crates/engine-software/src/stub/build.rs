@@ -169,6 +169,8 @@ fn alignment(insn: &Instruction, unit: Unit) -> u8 {
             | Mnemonic::Lddqu
             | Mnemonic::Pcmpestri
             | Mnemonic::Pcmpestrm
+            | Mnemonic::Pcmpestri64
+            | Mnemonic::Pcmpestrm64
             | Mnemonic::Pcmpistri
             | Mnemonic::Pcmpistrm
     );
@@ -587,10 +589,14 @@ fn try_build(insn: &Instruction) -> Result<Option<Built>, IcedError> {
 fn implied(mnemonic: Mnemonic) -> &'static [Register] {
     match mnemonic {
         Mnemonic::Mulx => &[Register::RDX],
-        Mnemonic::Pcmpestri | Mnemonic::Vpcmpestri => {
-            &[Register::RAX, Register::RDX, Register::RCX]
-        }
-        Mnemonic::Pcmpestrm | Mnemonic::Vpcmpestrm => &[Register::RAX, Register::RDX],
+        Mnemonic::Pcmpestri
+        | Mnemonic::Pcmpestri64
+        | Mnemonic::Vpcmpestri
+        | Mnemonic::Vpcmpestri64 => &[Register::RAX, Register::RDX, Register::RCX],
+        Mnemonic::Pcmpestrm
+        | Mnemonic::Pcmpestrm64
+        | Mnemonic::Vpcmpestrm
+        | Mnemonic::Vpcmpestrm64 => &[Register::RAX, Register::RDX],
         Mnemonic::Pcmpistri | Mnemonic::Vpcmpistri => &[Register::RCX],
         _ => &[],
     }

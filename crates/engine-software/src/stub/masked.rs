@@ -113,7 +113,7 @@ fn masked_store(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
             if store {
                 cpu.write_bytes(linear, &value[at..at + element])?;
             } else {
-                cpu.probe(linear, element as u64, true)?;
+                cpu.probe_misaligned(linear, element as u64, true)?;
             }
         }
     }
@@ -129,18 +129,20 @@ fn store_bytes(cpu: &mut Cpu, op: &Op, value: &[u8], mask: &[u8]) -> Exec<Flow> 
         _ => u64::MAX,
     };
     let segment = insn.memory_segment().number() as u8;
-    for store in [false, true] {
-        for (n, (byte, mask)) in value.iter().zip(mask).enumerate() {
-            if mask & 0x80 == 0 {
-                continue;
-            }
-            let offset = (cpu.r64(gpr::RDI) & width).wrapping_add(n as u64) & width;
+    let start = cpu.r64(gpr::RDI) & width;
+    let len = value.len() as u64;
+    // All of it must be there, whatever the mask (SDM vol. 2, MASKMOVDQU,
+    // leaves that open).
+    let linear = cpu.linear_at(segment, start, len, true)?;
+    if linear & (len - 1) != 0 {
+        cpu.misaligned(linear)?;
+    }
+    cpu.probe_misaligned(linear, len, true)?;
+    for (n, (byte, mask)) in value.iter().zip(mask).enumerate() {
+        if mask & 0x80 != 0 {
+            let offset = start.wrapping_add(n as u64) & width;
             let linear = cpu.linear_at(segment, offset, 1, true)?;
-            if store {
-                cpu.write(linear, *byte)?;
-            } else {
-                cpu.probe(linear, 1, true)?;
-            }
+            cpu.write(linear, *byte)?;
         }
     }
     Ok(Flow::Next)
@@ -149,15 +151,10 @@ fn store_bytes(cpu: &mut Cpu, op: &Op, value: &[u8], mask: &[u8]) -> Exec<Flow> 
 fn maskmovq(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     cpu.require_unit(Unit::Mmx)?;
     let insn = op.insn();
-    let before = cpu.vector.clone();
     cpu.vector.enter_mmx();
     let value = cpu.vector.mmx(insn.op1_register().number()).to_le_bytes();
     let mask = cpu.vector.mmx(insn.op2_register().number()).to_le_bytes();
-    let done = store_bytes(cpu, op, &value, &mask);
-    if done.is_err() {
-        cpu.vector = before;
-    }
-    done
+    store_bytes(cpu, op, &value, &mask)
 }
 
 fn maskmovdqu(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
@@ -195,8 +192,11 @@ fn gather(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let count = (insn.op0_register().size().min(32) / element)
         .min(index_register.size().min(32) / index_element);
     let (result, mask) = (number(insn, 0), number(insn, 2));
-    // Every mask bit of an element becomes its sign.
-    for n in 0..count {
+    let len = insn.op0_register().size().max(index_register.size()).min(32);
+    // Every mask bit of an element becomes its sign; what lies beyond the
+    // vector is cleared even if the first element faults.
+    cpu.vector.ymm[mask][len..].fill(0);
+    for n in 0..len / element {
         let lane = &mut cpu.vector.ymm[mask][n * element..(n + 1) * element];
         let fill = if sign(lane) { 0xFF } else { 0 };
         lane.fill(fill);
@@ -213,6 +213,7 @@ fn gather(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
             let value = &mut value[..element];
             cpu.read_bytes(linear, value)?;
             cpu.vector.ymm[result][lane.clone()].copy_from_slice(value);
+            cpu.vector.ymm[result][len..].fill(0);
         }
         cpu.vector.ymm[mask][lane].fill(0);
     }

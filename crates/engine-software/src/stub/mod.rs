@@ -27,7 +27,7 @@ mod unit;
 use std::sync::Arc;
 
 use croft_engine::CpuProfile;
-use iced_x86::{CpuidFeature, EncodingKind, FlowControl, Instruction, OpKind};
+use iced_x86::{CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
 
 use crate::cpu::{CodeSize, Cpu};
 use crate::op::{Op, Side};
@@ -58,6 +58,9 @@ pub struct Stub {
     unit: Unit,
     writes: bool,
     align: u8,
+    /// Never #AC, though the operand is no wider than 8 bytes (exception
+    /// class 11, SDM vol. 2A, 2.4.9).
+    misalignable: bool,
     size: u32,
     x87: X87Pointers,
 }
@@ -203,6 +206,7 @@ fn lower_to_stub(insn: &Instruction, op: &mut Op, side: &mut Side, profile: &Cpu
         unit: built.unit,
         writes: built.writes,
         align: built.align,
+        misalignable: matches!(insn.mnemonic(), Mnemonic::Vcvtph2ps | Mnemonic::Vcvtps2ph),
         size: built.size,
         x87: X87Pointers {
             sets: unit::is_x87(insn) && !run::is_x87_control(insn),

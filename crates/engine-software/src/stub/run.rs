@@ -6,10 +6,12 @@ use std::ptr;
 use iced_x86::{Instruction, Mnemonic};
 
 use super::planted::{Planted, planted};
-use super::{Stub, signal};
-use crate::cpu::{Cpu, cr4, seg};
-use crate::fault::{Exec, vector};
+use super::{Stub, Unit, signal};
+use crate::cpu::{Cpu, cr4, flag, seg};
+use crate::fault::{Exec, Fault, vector};
+use crate::mem::Direct;
 use crate::op::{Flow, Op};
+use crate::vector::at;
 
 /// Room for an operand that is not in one page of RAM. It is put at the
 /// guest address's place in a cache line, so that alignment stays.
@@ -94,10 +96,19 @@ pub fn load(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     Ok(Flow::Next)
 }
 
+/// The operand on the host, if it is in one page of RAM.
+#[inline(always)]
+fn direct(cpu: &mut Cpu, stub: &Stub, linear: u64, write: bool) -> Exec<Option<Direct>> {
+    if stub.misalignable && cpu.rflags & flag::AC != 0 {
+        return Ok(None);
+    }
+    cpu.direct(linear, u64::from(stub.size), write)
+}
+
 #[inline(always)]
 fn execute_load(cpu: &mut Cpu, stub: &Stub, linear: u64) -> Exec<u32> {
     let size = u64::from(stub.size);
-    match cpu.direct(linear, size, false)? {
+    match direct(cpu, stub, linear, false)? {
         Some(direct) if planted() != Planted::OperandFetch => {
             // SAFETY: `direct` says that `size` bytes are there.
             Ok(unsafe { stub.call(cpu, direct.host) })
@@ -135,14 +146,21 @@ fn execute_store(
     complete: impl FnOnce(&Cpu) -> bool,
 ) -> Exec {
     let size = u64::from(stub.size);
-    if let Some(direct) = cpu.direct(linear, size, true)? {
-        // SAFETY: `direct` says that `size` bytes are there, writable.
-        let code = unsafe { stub.call(cpu, direct.host) };
-        check(cpu, code)?;
-        cpu.stored(&direct, size);
-        return Ok(());
+    match direct(cpu, stub, linear, true) {
+        Ok(Some(direct)) => {
+            // SAFETY: `direct` says that `size` bytes are there, writable.
+            let code = unsafe { stub.call(cpu, direct.host) };
+            check(cpu, code)?;
+            cpu.stored(&direct, size);
+            return Ok(());
+        }
+        Ok(None) => {
+            if let Err(fault) = cpu.probe_misaligned(linear, size, true) {
+                return without_memory(cpu, stub, linear, fault, complete);
+            }
+        }
+        Err(fault) => return without_memory(cpu, stub, linear, fault, complete),
     }
-    cpu.probe(linear, size, true)?;
     let mut bounce = Bounce::new();
     let at = bounce.at(linear);
     // SAFETY: `at` has room for the operand.
@@ -153,6 +171,41 @@ fn execute_store(
         cpu.write_bytes(linear, unsafe { bytes(at, size) })?;
     }
     Ok(())
+}
+
+/// A store whose memory faults. The instruction has computed before it
+/// stores: its own exceptions go before `fault`, and MXCSR and the change
+/// from x87 to MMX stay as they have become.
+#[cold]
+#[inline(never)]
+fn without_memory(
+    cpu: &mut Cpu,
+    stub: &Stub,
+    linear: u64,
+    fault: Fault,
+    complete: impl FnOnce(&Cpu) -> bool,
+) -> Exec {
+    let x87 = match stub.unit {
+        Unit::X87 | Unit::X87NoWait => Some(cpu.vector.x87),
+        Unit::Mmx | Unit::SseMmx | Unit::Avx => None,
+        _ => return Err(fault),
+    };
+    let tags = matches!(stub.unit, Unit::Mmx).then_some(cpu.vector.x87[at::FTW]);
+    let mut bounce = Bounce::new();
+    let place = bounce.at(linear);
+    // SAFETY: `place` has room for the operand.
+    let code = unsafe { stub.call(cpu, place) };
+    check(cpu, code)?;
+    if let Some(before) = x87 {
+        if !complete(cpu) {
+            return Ok(());
+        }
+        cpu.vector.x87 = before;
+    } else if let Some(tags) = tags {
+        // TOP has become 0, but the tags follow with the store.
+        cpu.vector.x87[at::FTW] = tags;
+    }
+    Err(fault)
 }
 
 /// x87 and MMX, with or without memory operand.

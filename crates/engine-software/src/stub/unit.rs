@@ -2,7 +2,7 @@
 //! control registers let it (SDM vol. 2A, 2.6: exception classes; vol. 3,
 //! table 2-2 for x87 and MMX).
 
-use iced_x86::{EncodingKind, Instruction, Mnemonic, OpCodeTableKind};
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpCodeOperandKind, OpCodeTableKind};
 
 use crate::cpu::{Cpu, cr0, cr4};
 use crate::fault::{Exec, vector};
@@ -37,10 +37,21 @@ impl Unit {
     /// What `insn` uses. `mmx`: it names an MMX register.
     pub fn of(insn: &Instruction, mmx: bool) -> Unit {
         let opcode = insn.op_code();
-        let vector = insn
-            .op_kinds()
-            .enumerate()
-            .any(|(n, _)| insn.op_register(n as u32).is_vector_register());
+        // Told by the form: a conversion from memory names no XMM register.
+        let vector = opcode.op_kinds().iter().any(|&kind| {
+            use OpCodeOperandKind as K;
+            matches!(
+                kind,
+                K::xmm_reg
+                    | K::xmm_rm
+                    | K::xmm_vvvv
+                    | K::xmm_or_mem
+                    | K::ymm_reg
+                    | K::ymm_rm
+                    | K::ymm_vvvv
+                    | K::ymm_or_mem
+            )
+        });
         if insn.encoding() == EncodingKind::VEX {
             return if vector { Unit::Avx } else { Unit::GeneralVex };
         }

@@ -195,7 +195,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn pae_paging(&self) -> bool {
+    pub(crate) fn pae_paging(&self) -> bool {
         self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 && !self.long_mode
     }
 
@@ -206,19 +206,26 @@ impl Cpu {
         let mut bytes = [0xFF; 32];
         // Without RAM there the bus reads as ones, which are reserved bits.
         let _ = self.shared.ram.read(table, &mut bytes);
-        let reserved = PDPTE_RESERVED | u64::MAX << self.shared.profile.physical_bits;
         let mut loaded = [0; 4];
         for (entry, chunk) in loaded.iter_mut().zip(bytes.chunks_exact(8)) {
             *entry = chunk
                 .iter()
                 .rev()
                 .fold(0, |all, byte| all << 8 | u64::from(*byte));
-            if *entry & 1 != 0 && *entry & reserved != 0 {
-                return Err(self.gp(0));
-            }
+        }
+        if !self.pdptes_allowed(&loaded) {
+            return Err(self.gp(0));
         }
         self.pdpte = loaded;
         Ok(())
+    }
+
+    /// No present one has reserved bits set.
+    pub(crate) fn pdptes_allowed(&self, pdptes: &[u64; 4]) -> bool {
+        let reserved = PDPTE_RESERVED | u64::MAX << self.shared.profile.physical_bits;
+        pdptes
+            .iter()
+            .all(|entry| entry & 1 == 0 || entry & reserved == 0)
     }
 }
 

@@ -11,6 +11,9 @@ pub(super) fn handler(insn: &Instruction) -> Option<Handler> {
     Some(match insn.code() {
         Code::Cli => cli,
         Code::Sti => sti,
+        Code::Clc => clc,
+        Code::Stc => stc,
+        Code::Cmc => cmc,
         Code::Cld => cld,
         Code::Std => std_,
         Code::Lahf => lahf,
@@ -25,6 +28,21 @@ pub(super) fn handler(insn: &Instruction) -> Option<Handler> {
         Code::Popfq => popf::<u64>,
         _ => return None,
     })
+}
+
+fn clc(cpu: &mut Cpu, _: &Op) -> Exec<Flow> {
+    cpu.rflags &= !flag::CF;
+    Ok(Flow::Next)
+}
+
+fn stc(cpu: &mut Cpu, _: &Op) -> Exec<Flow> {
+    cpu.rflags |= flag::CF;
+    Ok(Flow::Next)
+}
+
+fn cmc(cpu: &mut Cpu, _: &Op) -> Exec<Flow> {
+    cpu.rflags ^= flag::CF;
+    Ok(Flow::Next)
 }
 
 /// #GP(0) unless IF may be changed: CPL (3 in virtual-8086 mode) ≤ IOPL.

@@ -48,6 +48,8 @@ fn damaged(what: impl Into<String>) -> StateError {
     StateError::Damaged(what.into())
 }
 
+const PDPTES: &str = "reserved bits in PAE page-directory pointers";
+
 impl Cpu {
     /// Everything of this vCPU. It must stand on an instruction boundary.
     pub fn save_state(&mut self) -> CpuState {
@@ -75,6 +77,7 @@ impl Cpu {
             cr2: self.cr2,
             cr3: self.cr3,
             cr4: self.cr4,
+            pdptes: self.pae_paging().then_some(self.pdpte),
             cr8: u64::from(lapic.cr8()),
             dr: self.dr,
             dr6: self.dr6,
@@ -100,20 +103,24 @@ impl Cpu {
         }
     }
 
-    /// Counterpart of [`Cpu::save_state`]. Values that no processor can have
-    /// are refused; what concerns the registers before anything changes, but
-    /// a damaged APIC or vector image may leave a vCPU that must be reset.
+    /// Counterpart of [`Cpu::save_state`]. A state with values that no
+    /// processor can have is refused, and changes nothing; only one that
+    /// leaves bad PAE page-directory pointers to be loaded from guest memory
+    /// is found out late, and leaves a vCPU that must be reset.
     pub fn restore_state(&mut self, state: &CpuState) -> Result<(), StateError> {
         check_version(state.version)?;
         let msr = |index| state.msrs.iter().find(|msr| msr.index == index);
         let new_efer = msr(index::EFER).map_or(0, |msr| msr.value);
         self.check_state(state, new_efer)?;
-        self.vector
+        let mut vector = self.vector.clone();
+        vector
             .from_xsave(&state.xsave)
             .map_err(|error| damaged(error.to_string()))?;
+        // A refused state leaves the APIC as it was.
         lock(&self.own.lapic)
             .restore(&state.lapic)
             .map_err(|error| damaged(error.to_string()))?;
+        self.vector = vector;
         self.regs[..16].copy_from_slice(&state.registers);
         self.regs[16] = 0;
         self.set_rip(state.rip);
@@ -157,12 +164,15 @@ impl Cpu {
             MpState::Uninitialized => Activity::Uninitialized,
             MpState::WaitForStartup => Activity::WaitForStartup,
         };
-        let pae = self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0;
-        if pae && self.efer & efer::LMA == 0 && self.load_pdptes().is_err() {
-            return Err(damaged("reserved bits in PAE page-directory pointers"));
+        self.update_mode();
+        match state.pdptes {
+            Some(pdptes) => self.pdpte = pdptes,
+            None if self.pae_paging() && self.load_pdptes().is_err() => {
+                return Err(damaged(PDPTES));
+            }
+            None => {}
         }
         self.flush_tlb();
-        self.update_mode();
         self.write_system_time();
         Ok(())
     }
@@ -182,6 +192,12 @@ impl Cpu {
             || paging && state.cr0 & cr0::PE == 0
         {
             return Err(damaged("CR0, CR4 and EFER contradict each other"));
+        }
+        if state
+            .pdptes
+            .is_some_and(|pdptes| !self.pdptes_allowed(&pdptes))
+        {
+            return Err(damaged(PDPTES));
         }
         if state.xcr0 & !self.shared.profile.xcr0 != 0 || state.xcr0 & 1 == 0 {
             return Err(damaged(format!("XCR0 is {:#x}", state.xcr0)));

@@ -21,6 +21,7 @@ pub fn fxsave(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     cpu.require_unit(Unit::FxState)?;
     let linear = cpu.linear(op, 512, true)?;
     if linear & 15 != 0 {
+        cpu.misaligned(linear)?;
         return Err(cpu.gp(0));
     }
     let mut image = [0; FX_LONG];
@@ -39,6 +40,7 @@ pub fn fxrstor(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     cpu.require_unit(Unit::FxState)?;
     let linear = cpu.linear(op, 512, false)?;
     if linear & 15 != 0 {
+        cpu.misaligned(linear)?;
         return Err(cpu.gp(0));
     }
     let mut image = [0; 512];
@@ -119,6 +121,16 @@ impl Layout {
 
     fn len(self) -> usize {
         if self.wide { 28 } else { 14 }
+    }
+
+    /// Linear address of an operand of `len` bytes, aligned as its fields.
+    fn linear(self, cpu: &mut Cpu, op: &Op, len: usize, write: bool) -> Exec<u64> {
+        let linear = cpu.linear(op, len as u64, write)?;
+        let field = if self.wide { 4 } else { 2 };
+        if linear & (field - 1) != 0 {
+            cpu.misaligned(linear)?;
+        }
+        Ok(linear)
     }
 
     fn store(self, state: &VectorState, out: &mut [u8]) {
@@ -259,7 +271,7 @@ pub fn fnstenv(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let mut image = [0; 28];
     let image = &mut image[..layout.len()];
     layout.store(&cpu.vector, image);
-    let linear = cpu.linear(op, image.len() as u64, true)?;
+    let linear = layout.linear(cpu, op, image.len(), true)?;
     cpu.write_bytes(linear, image)?;
     cpu.vector.mask_x87();
     Ok(Flow::Next)
@@ -271,7 +283,7 @@ pub fn fldenv(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let layout = Layout::of(cpu, op);
     let mut image = [0; 28];
     let image = &mut image[..layout.len()];
-    let linear = cpu.linear(op, image.len() as u64, false)?;
+    let linear = layout.linear(cpu, op, image.len(), false)?;
     cpu.read_bytes(linear, image)?;
     layout.load(&mut cpu.vector, image, None);
     Ok(Flow::Next)
@@ -288,7 +300,7 @@ pub fn fnsave(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     for n in 0..8 {
         registers[10 * n..10 * n + 10].copy_from_slice(&cpu.vector.x87[at::ST + 16 * n..][..10]);
     }
-    let linear = cpu.linear(op, len as u64 + 80, true)?;
+    let linear = layout.linear(cpu, op, len + 80, true)?;
     cpu.write_bytes(linear, &image[..len + 80])?;
     cpu.vector.fninit();
     Ok(Flow::Next)
@@ -300,7 +312,7 @@ pub fn frstor(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let layout = Layout::of(cpu, op);
     let mut image = [0; 108];
     let len = layout.len();
-    let linear = cpu.linear(op, len as u64 + 80, false)?;
+    let linear = layout.linear(cpu, op, len + 80, false)?;
     cpu.read_bytes(linear, &mut image[..len + 80])?;
     let (environment, registers) = image.split_at(len);
     layout.load(&mut cpu.vector, environment, Some(registers));

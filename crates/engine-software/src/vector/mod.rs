@@ -45,7 +45,7 @@ pub const MXCSR_DEFAULT: u32 = 0x1F80;
 pub const MXCSR_MASK: u32 = 0xFFFF;
 
 /// Offsets in the FXSAVE image (SDM vol. 1, table 10-2).
-mod at {
+pub(crate) mod at {
     pub const FCW: usize = 0;
     pub const FSW: usize = 2;
     pub const FTW: usize = 4;

@@ -38,11 +38,15 @@ fn area(cpu: &mut Cpu, op: &Op, write: bool) -> Exec<(u64, u64)> {
     }
     let linear = cpu.linear(op, size as u64, write)?;
     if linear & 63 != 0 {
+        if linear & 15 != 0 {
+            cpu.misaligned(linear)?;
+        }
         return Err(cpu.gp(0));
     }
-    if write {
-        cpu.probe(linear, size as u64, true)?;
-    }
+    // XSAVEC leaves a legacy region alone of which nothing is asked for.
+    let legacy = op.aux & COMPACT == 0 || requested & (component::X87 | component::SSE) != 0;
+    let from = if write && !legacy { LEGACY } else { 0 };
+    cpu.probe(linear + from as u64, (size - from) as u64, write)?;
     Ok((linear, requested))
 }
 
