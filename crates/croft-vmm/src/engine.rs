@@ -2,6 +2,7 @@
 
 use croft_api::{EngineChoice, EngineReport};
 use croft_engine::{CpuModel, Engine, Fitness, Topology};
+use croft_engine_kvm::KvmEngine;
 use croft_engine_software::SoftwareEngine;
 
 /// An engine, and why it.
@@ -23,11 +24,18 @@ struct Candidate {
 
 /// All engines of this build, best first.
 fn candidates() -> Vec<Candidate> {
-    vec![Candidate {
-        engine: Box::new(SoftwareEngine::new()),
-        default_model: CpuModel::SoftwareFast,
-        choice: EngineChoice::Software,
-    }]
+    vec![
+        Candidate {
+            engine: Box::new(KvmEngine::new()),
+            default_model: CpuModel::Host,
+            choice: EngineChoice::Kvm,
+        },
+        Candidate {
+            engine: Box::new(SoftwareEngine::new()),
+            default_model: CpuModel::SoftwareFast,
+            choice: EngineChoice::Software,
+        },
+    ]
 }
 
 /// What the machine asks of its engine.
