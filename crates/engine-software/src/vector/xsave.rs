@@ -38,16 +38,40 @@ fn area(cpu: &mut Cpu, op: &Op, write: bool) -> Exec<(u64, u64)> {
     }
     let linear = cpu.linear(op, size as u64, write)?;
     if linear & 63 != 0 {
-        if linear & 15 != 0 {
+        // Where #AC stops and #GP begins is the processor's choice (SDM
+        // vol. 2, XSAVE); this is what Intel's do.
+        if linear & 3 != 0 {
             cpu.misaligned(linear)?;
         }
         return Err(cpu.gp(0));
     }
-    // XSAVEC leaves a legacy region alone of which nothing is asked for.
-    let legacy = op.aux & COMPACT == 0 || requested & (component::X87 | component::SSE) != 0;
-    let from = if write && !legacy { LEGACY } else { 0 };
-    cpu.probe(linear + from as u64, (size - from) as u64, write)?;
+    if write {
+        probe(cpu, linear, requested, op.aux & COMPACT != 0, true)?;
+    }
     Ok((linear, requested))
+}
+
+/// MXCSR goes with AVX too in the standard format.
+fn needs_legacy(requested: u64, compact: bool) -> bool {
+    requested & (component::X87 | component::SSE) != 0
+        || !compact && requested & component::AVX != 0
+}
+
+/// Whether the parts that hold `requested` can be accessed: the legacy region
+/// only where something of it counts.
+fn probe(cpu: &mut Cpu, linear: u64, requested: u64, compact: bool, write: bool) -> Exec {
+    let from = if needs_legacy(requested, compact) {
+        0
+    } else {
+        LEGACY
+    };
+    let to = AVX_OFFSET
+        + if requested & component::AVX != 0 {
+            AVX_SIZE
+        } else {
+            0
+        };
+    cpu.probe(linear + from as u64, (to - from) as u64, write)
 }
 
 /// XSAVE, XSAVEOPT, XSAVEC, XSAVES.
@@ -110,7 +134,7 @@ pub fn save(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
 pub fn restore(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let (linear, requested) = area(cpu, op, false)?;
     let mut legacy = [0; AVX_OFFSET];
-    cpu.read_bytes(linear, &mut legacy)?;
+    cpu.read_bytes(linear + LEGACY as u64, &mut legacy[LEGACY..])?;
     let held = get64(&legacy, LEGACY);
     let layout = get64(&legacy, LEGACY + 8);
     let compact = layout & COMPACTED != 0;
@@ -127,7 +151,11 @@ pub fn restore(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     if bad || reserved {
         return Err(cpu.gp(0));
     }
+    probe(cpu, linear, requested, compact, false)?;
     let load = requested & held;
+    if needs_legacy(requested, compact) {
+        cpu.read_bytes(linear, &mut legacy[..LEGACY])?;
+    }
     let new_mxcsr = if compact {
         if load & component::SSE != 0 {
             Some(get32(&legacy, at::MXCSR))
