@@ -36,6 +36,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let files = Files::new();
+    let load = page::load();
     let mut tables = Vec::new();
     for case in cases(&files) {
         let wanted = args
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
     if args.only.is_some() {
         return ExitCode::SUCCESS;
     }
-    match page::update(&args.page, args.runs, &tables) {
+    match page::update(&args.page, args.runs, &load, &tables) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}: {error}", args.page.display());

@@ -16,9 +16,10 @@ pub fn default() -> PathBuf {
 }
 
 /// Replaces what is between the page's marks.
-pub fn update(page: &Path, runs: u32, tables: &[String]) -> io::Result<()> {
+/// `load` is the host's before the first run.
+pub fn update(page: &Path, runs: u32, load: &str, tables: &[String]) -> io::Result<()> {
     let text = fs::read_to_string(page)?;
-    let measured = format!("{}\n{}", circumstances(runs), tables.join("\n"));
+    let measured = format!("{}\n{}", circumstances(runs, load), tables.join("\n"));
     let Some(text) = replace(&text, &measured) else {
         return Err(io::Error::other(format!(
             "has no lines '{BEGIN}' and '{END}' to write between"
@@ -33,8 +34,15 @@ fn replace(text: &str, measured: &str) -> Option<String> {
     Some(format!("{before}{BEGIN}\n\n{measured}\n{END}{after}"))
 }
 
+/// The host's load averages, over 1, 5 and 15 minutes.
+pub fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let words: Vec<&str> = text.split(' ').take(3).collect();
+    words.join(" ")
+}
+
 /// What one must know to measure the same again.
-fn circumstances(runs: u32) -> String {
+fn circumstances(runs: u32, load: &str) -> String {
     let root = root().to_string_lossy();
     let lines = [
         ("Date", said("date", &["+%F"])),
@@ -48,6 +56,7 @@ fn circumstances(runs: u32) -> String {
         ),
         ("Processor", processor()),
         ("Host", said("uname", &["-sr"])),
+        ("Load before it", load.to_owned()),
         ("QEMU", said("qemu-system-x86_64", &["--version"])),
         (
             "Kernels",
