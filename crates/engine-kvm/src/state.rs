@@ -153,7 +153,7 @@ impl KvmVcpu {
         .map_err(refused("activity"))?;
         fd.set_debug_regs(&regs::debug_to_kvm(state))
             .map_err(refused("debug registers"))?;
-        self.synced = 0;
+        self.synced = None;
         self.sync_clock()?;
         if state.lapic.tsc_deadline != 0 {
             msr::write(

@@ -51,8 +51,8 @@ pub struct KvmVcpu {
     kick: Arc<KvmKick>,
     /// State at power-on.
     initial: CpuState,
-    /// The clock's generation that this vCPU's TSC follows; 0 for none.
-    pub(crate) synced: u64,
+    /// The clock's generation that this vCPU's TSC follows.
+    pub(crate) synced: Option<u64>,
     debug: DebugControl,
     /// Where a code breakpoint was reported, to go on from there.
     reported_at: Option<u64>,
@@ -97,7 +97,7 @@ impl KvmVcpu {
             msrs,
             kick: Arc::default(),
             initial: CpuState::default(),
-            synced: 0,
+            synced: None,
             debug: DebugControl::default(),
             reported_at: None,
         };
@@ -115,7 +115,7 @@ impl KvmVcpu {
     pub(crate) fn sync_clock(&mut self) -> Result<(), EngineError> {
         let clock = &self.shared.clock;
         let generation = clock.generation();
-        if self.synced == generation {
+        if generation.is_some() && self.synced == generation {
             return Ok(());
         }
         let fail = crate::error::os("cannot set a vCPU's TSC");
