@@ -128,7 +128,7 @@ impl Cpu {
         match from.host {
             Some(host) => {
                 for (n, byte) in out.iter_mut().enumerate() {
-                    use crate::mem::Word;
+                    use crate::word::Word;
                     // SAFETY: callers stay inside the page.
                     *byte = unsafe { u8::load(host.add(n)) };
                 }

@@ -11,6 +11,7 @@
 //! [`walk`]); every access is checked, and that is the isolation boundary.
 #![allow(unsafe_code)]
 
+mod address;
 mod block;
 mod clock;
 mod cpu;
@@ -34,6 +35,7 @@ mod system;
 mod tlb;
 mod vector;
 mod walk;
+mod word;
 
 pub use partition::SoftwareEngine;
 #[cfg(feature = "planted")]

@@ -14,93 +14,14 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::cpu::{Cpu, attr, seg};
+use crate::cpu::{Cpu, seg};
 use crate::fault::{Exec, Fault, vector};
-use crate::op::{Op, op_flag};
 use crate::tlb::{AccessMode, Entry, Tlb};
 use crate::walk::Want;
+use crate::word::Word;
 
 const PAGE: u64 = 0x1000;
 const OFFSET: u64 = PAGE - 1;
-
-/// An integer that guest memory holds, little-endian.
-pub trait Word: Copy + Default + Eq + Send + 'static {
-    /// Bytes.
-    const SIZE: u64;
-    /// Bits.
-    const BITS: u32;
-    /// Truncates.
-    fn from_u64(value: u64) -> Self;
-    /// Zero-extends.
-    fn to_u64(self) -> u64;
-    /// Sign-extends.
-    fn to_i64(self) -> i64;
-    /// Loads from guest RAM, in one host instruction.
-    ///
-    /// # Safety
-    /// `SIZE` bytes at `host` must be mapped.
-    unsafe fn load(host: *const u8) -> Self;
-    /// Stores to guest RAM, in one host instruction.
-    ///
-    /// # Safety
-    /// `SIZE` bytes at `host` must be mapped and writable.
-    unsafe fn store(host: *mut u8, value: Self);
-}
-
-macro_rules! word {
-    ($type:ty, $signed:ty, $class:ident, $modifier:literal, $width:literal) => {
-        impl Word for $type {
-            const SIZE: u64 = <$type>::BITS as u64 / 8;
-            const BITS: u32 = <$type>::BITS;
-            #[inline(always)]
-            fn from_u64(value: u64) -> Self {
-                value as $type
-            }
-            #[inline(always)]
-            fn to_u64(self) -> u64 {
-                self as u64
-            }
-            #[inline(always)]
-            fn to_i64(self) -> i64 {
-                self as $signed as i64
-            }
-            // Assembly rather than a Rust load: other vCPUs and devices may
-            // change the bytes at any time, and x86 keeps aligned accesses
-            // whole whatever the alignment Rust would want.
-            #[inline(always)]
-            unsafe fn load(host: *const u8) -> Self {
-                let value: $type;
-                // SAFETY: the caller says the bytes are mapped.
-                unsafe {
-                    std::arch::asm!(
-                        concat!("mov {value", $modifier, "}, ", $width, " ptr [{host}]"),
-                        value = out($class) value,
-                        host = in(reg) host,
-                        options(nostack, preserves_flags, readonly)
-                    );
-                }
-                value
-            }
-            #[inline(always)]
-            unsafe fn store(host: *mut u8, value: Self) {
-                // SAFETY: the caller says the bytes are mapped and writable.
-                unsafe {
-                    std::arch::asm!(
-                        concat!("mov ", $width, " ptr [{host}], {value", $modifier, "}"),
-                        value = in($class) value,
-                        host = in(reg) host,
-                        options(nostack, preserves_flags)
-                    );
-                }
-            }
-        }
-    };
-}
-
-word!(u8, i8, reg_byte, "", "byte");
-word!(u16, i16, reg, ":x", "word");
-word!(u32, i32, reg, ":e", "dword");
-word!(u64, i64, reg, "", "qword");
 
 /// A piece of one page of guest RAM, translated for an access.
 #[derive(Clone, Copy)]
@@ -121,91 +42,6 @@ enum Target {
 }
 
 impl Cpu {
-    /// Offset of `op`'s memory operand in its segment.
-    #[inline(always)]
-    pub fn ea(&self, op: &Op) -> u64 {
-        let base = self.regs[usize::from(op.base)];
-        let index = self.regs[usize::from(op.index)];
-        let offset = base
-            .wrapping_add(index << op.scale)
-            .wrapping_add(op.disp as u64);
-        if op.has(op_flag::FLAT) {
-            offset
-        } else if op.has(op_flag::ADDR32) {
-            offset & 0xFFFF_FFFF
-        } else if op.has(op_flag::ADDR16) {
-            offset & 0xFFFF
-        } else {
-            offset
-        }
-    }
-
-    /// Linear address of `op`'s memory operand of `size` bytes.
-    #[inline(always)]
-    pub fn linear(&mut self, op: &Op, size: u64, write: bool) -> Exec<u64> {
-        let offset = self.ea(op);
-        if op.has(op_flag::FLAT) {
-            return Ok(offset);
-        }
-        if op.has(op_flag::CODE64) {
-            return Ok(self.linear64(op.seg, offset));
-        }
-        self.linear_at(op.seg, offset, size, write)
-    }
-
-    #[inline(always)]
-    fn linear64(&self, segment: u8, offset: u64) -> u64 {
-        if segment >= seg::FS {
-            offset.wrapping_add(self.segs[usize::from(segment)].base)
-        } else {
-            offset
-        }
-    }
-
-    /// Linear address of `size` bytes at `segment`:`offset`, with the checks
-    /// of the current mode (SDM vol. 3, 5.3 and 5.4). Canonical form is
-    /// checked by the access itself.
-    pub fn linear_at(&mut self, segment: u8, offset: u64, size: u64, write: bool) -> Exec<u64> {
-        if self.code64() {
-            return Ok(self.linear64(segment, offset));
-        }
-        let s = self.segs[usize::from(segment)];
-        let fail = if segment == seg::SS {
-            vector::SS
-        } else {
-            vector::GP
-        };
-        if self.protected() && !self.vm86() {
-            let code = s.attr & attr::CODE != 0;
-            let forbidden = if write {
-                code || s.attr & attr::RW == 0
-            } else {
-                code && s.attr & attr::RW == 0 && segment != seg::CS
-            };
-            if s.attr & attr::UNUSABLE != 0 || forbidden {
-                return Err(self.raise_code(fail, 0));
-            }
-        }
-        let offset = offset & 0xFFFF_FFFF;
-        let last = offset.wrapping_add(size.wrapping_sub(1));
-        let limit = u64::from(s.limit);
-        let expand_down = s.attr & (attr::CODE | attr::EC | attr::S) == attr::EC | attr::S;
-        let outside = if expand_down {
-            let top = if s.attr & attr::DB != 0 {
-                0xFFFF_FFFF
-            } else {
-                0xFFFF
-            };
-            offset <= limit || last > top
-        } else {
-            last > limit
-        };
-        if outside {
-            return Err(self.raise_code(fail, 0));
-        }
-        Ok(s.base.wrapping_add(offset) & 0xFFFF_FFFF)
-    }
-
     /// How implicit supervisor accesses (descriptor tables, TSS) are made:
     /// EFLAGS.AC does not suspend SMAP for them.
     fn system_mode(&self) -> AccessMode {

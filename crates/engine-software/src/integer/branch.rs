@@ -9,8 +9,8 @@ use super::moves::condition;
 use super::operand::offset;
 use crate::cpu::{CodeSize, Cpu, gpr, seg};
 use crate::fault::Exec;
-use crate::mem::Word;
 use crate::op::{Flow, Op};
+use crate::word::Word;
 
 /// How far RIP reaches: the operand size of a branch.
 #[inline(always)]

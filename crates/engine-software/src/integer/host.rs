@@ -7,7 +7,7 @@
 use std::arch::asm;
 
 use crate::cpu::flag::{ARITH, CF, OF};
-use crate::mem::Word;
+use crate::word::Word;
 
 /// Merges the flags in `mask` from `new` into `flags`.
 #[inline(always)]

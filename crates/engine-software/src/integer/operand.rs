@@ -5,8 +5,8 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::host::Int;
 use crate::cpu::Cpu;
 use crate::fault::Exec;
-use crate::mem::Word;
 use crate::op::{Flow, Op, op_flag};
+use crate::word::Word;
 
 impl Cpu {
     /// Reads the register at byte offset `offset` of [`Cpu::regs`].

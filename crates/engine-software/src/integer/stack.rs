@@ -5,8 +5,8 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use super::operand::{NEXT, is_gpr, is_immediate, offset};
 use crate::cpu::{CodeSize, Cpu, gpr, seg};
 use crate::fault::Exec;
-use crate::mem::Word;
 use crate::op::{Flow, Handler, Op};
+use crate::word::Word;
 
 fn push_reg<T: Word>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let value = cpu.get::<T>(op.src);

@@ -4,8 +4,8 @@ use iced_x86::{Code, Instruction};
 
 use crate::cpu::{Cpu, flag, gpr};
 use crate::fault::Exec;
-use crate::mem::Word;
 use crate::op::{Flow, Handler, Op};
+use crate::word::Word;
 
 pub(super) fn handler(insn: &Instruction) -> Option<Handler> {
     Some(match insn.code() {
