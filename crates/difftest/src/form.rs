@@ -23,6 +23,8 @@ const RDI: usize = 7;
 
 /// TF.
 const TRAP: u64 = 1 << 8;
+/// AC.
+const ALIGNMENT_CHECK: u64 = 1 << 18;
 /// Size of XSAVE areas, which no operand type tells.
 const XSAVE_AREA: u64 = crate::state::XSAVE as u64;
 
@@ -353,6 +355,9 @@ impl Form {
             Loop | Loope | Loopne | Jecxz | Jrcxz if rng.random_bool(0.5) => {
                 draft.regs[RCX] = rng.random_range(0..3);
             }
+            // Which bytes must be aligned then depends on the mask in ways
+            // that no manual tells.
+            Maskmovdqu | Vmaskmovdqu => draft.flags &= !ALIGNMENT_CHECK,
             _ if is_xsave(self.code) => {
                 let mask = rng.random_range(0..8);
                 draft.pin(RAX, mask);

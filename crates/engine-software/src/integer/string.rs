@@ -10,7 +10,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::host::Int;
 use super::operand::{NEXT, sized};
-use crate::cpu::flag::{DF, ZF};
+use crate::cpu::flag::{AC, DF, ZF};
 use crate::cpu::{Cpu, gpr, seg};
 use crate::fault::Exec;
 use crate::op::{Flow, Op, op_flag};
@@ -99,15 +99,17 @@ fn room<T: Int>(linear: u64) -> u64 {
 /// Elements that a bulk step may do at `offset` without leaving the address
 /// size or the segment's limit unchecked: all of them in 64-bit addressing.
 #[inline(always)]
-fn bulk_allowed(cpu: &Cpu, op: &Op) -> bool {
-    cpu.rflags & DF == 0 && cpu.code64() && !op.has(op_flag::ADDR32) && !cpu.single
+fn bulk_allowed<T: Int>(cpu: &Cpu, op: &Op) -> bool {
+    // In user code AC may ask for aligned elements.
+    let any_place = T::SIZE == 1 || cpu.cpl != 3 || cpu.rflags & AC == 0;
+    any_place && cpu.rflags & DF == 0 && cpu.code64() && !op.has(op_flag::ADDR32) && !cpu.single
 }
 
 fn movs<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     repeat(cpu, op, |cpu, mask, left| {
         let (rsi, rdi) = (cpu.r64(gpr::RSI) & mask, cpu.r64(gpr::RDI) & mask);
         let from = cpu.linear_at(op.seg, rsi, T::SIZE, false)?;
-        if left > 1 && bulk_allowed(cpu, op) {
+        if left > 1 && bulk_allowed::<T>(cpu, op) {
             let count = left.min(room::<T>(from)).min(room::<T>(rdi));
             if count > 1
                 && let Some(source) = cpu.direct(from, count * T::SIZE, false)?
@@ -137,7 +139,7 @@ fn stos<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     repeat(cpu, op, |cpu, mask, left| {
         let rdi = cpu.r64(gpr::RDI) & mask;
         let value = cpu.get::<T>(gpr::RAX as u8 * 8);
-        if left > 1 && bulk_allowed(cpu, op) {
+        if left > 1 && bulk_allowed::<T>(cpu, op) {
             let count = left.min(room::<T>(rdi));
             if count > 1
                 && let Some(target) = cpu.direct(rdi, count * T::SIZE, true)?

@@ -134,10 +134,7 @@ fn store_bytes(cpu: &mut Cpu, op: &Op, value: &[u8], mask: &[u8]) -> Exec<Flow> 
     // All of it must be there, whatever the mask (SDM vol. 2, MASKMOVDQU,
     // leaves that open).
     let linear = cpu.linear_at(segment, start, len, true)?;
-    if linear & (len - 1) != 0 {
-        cpu.misaligned(linear)?;
-    }
-    cpu.probe_misaligned(linear, len, true)?;
+    cpu.probe(linear, len, true)?;
     for (n, (byte, mask)) in value.iter().zip(mask).enumerate() {
         if mask & 0x80 != 0 {
             let offset = start.wrapping_add(n as u64) & width;
@@ -192,7 +189,11 @@ fn gather(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let count = (insn.op0_register().size().min(32) / element)
         .min(index_register.size().min(32) / index_element);
     let (result, mask) = (number(insn, 0), number(insn, 2));
-    let len = insn.op0_register().size().max(index_register.size()).min(32);
+    let len = insn
+        .op0_register()
+        .size()
+        .max(index_register.size())
+        .min(32);
     // Every mask bit of an element becomes its sign; what lies beyond the
     // vector is cleared even if the first element faults.
     cpu.vector.ymm[mask][len..].fill(0);

@@ -43,6 +43,9 @@ fn area(cpu: &mut Cpu, op: &Op, write: bool) -> Exec<(u64, u64)> {
         if linear & 3 != 0 {
             cpu.misaligned(linear)?;
         }
+        if cpu.code64() && !cpu.canonical(linear) {
+            return Err(cpu.non_canonical());
+        }
         return Err(cpu.gp(0));
     }
     if write {
