@@ -23,6 +23,9 @@
 //!   that expires then is due at once when the machine goes on.
 //! * After a restore the PIT starts its current period anew, and a one-shot
 //!   APIC timer that has expired shows an initial count of zero.
+//! * A vCPU that runs while time is paused finds the TSC where it was paused
+//!   at each entry, but sees it count from there.
+//! * A single step shows the guest its trap flag where it stores RFLAGS.
 //! * While the debugger has breakpoints, the guest's own do not work.
 //! * AMD processors reset a vCPU that triple-faults: the state reported with
 //!   it is then the one after INIT.

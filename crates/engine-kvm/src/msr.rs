@@ -136,6 +136,19 @@ pub fn write(vcpu: &VcpuFd, values: &[MsrState]) -> Result<(), EngineError> {
     }
 }
 
+/// Writes those MSRs of `values` that have another value now: some kernels
+/// log each write of one that they only know how to leave alone.
+pub fn write_changed(vcpu: &VcpuFd, values: &[MsrState]) -> Result<(), EngineError> {
+    let indices: Vec<u32> = values.iter().map(|msr| msr.index).collect();
+    let now = read_all(vcpu, &indices)?;
+    let changed: Vec<MsrState> = values
+        .iter()
+        .filter(|msr| !now.contains(msr))
+        .copied()
+        .collect();
+    write(vcpu, &changed)
+}
+
 /// Values at reset of those that KVM sets otherwise, or not at all.
 pub fn at_reset(present: &[u32]) -> Vec<MsrState> {
     present

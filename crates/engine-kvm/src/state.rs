@@ -143,7 +143,7 @@ impl KvmVcpu {
         // SAFETY: no model enables components beyond the 4096 bytes of this
         // form (AMX, which must be asked for).
         unsafe { fd.set_xsave(&xsave) }.map_err(refused("XSAVE area"))?;
-        msr::write(fd, &msrs)?;
+        msr::write_changed(fd, &msrs)?;
         fd.set_lapic(&lapic).map_err(refused("local APIC"))?;
         fd.set_vcpu_events(&events::to_kvm(&state.events, &state.lapic, state.rflags))
             .map_err(refused("pending events"))?;

@@ -79,7 +79,7 @@ impl KvmVcpu {
         fd.set_cpuid2(&leaves)
             .map_err(host("KVM refuses the CPU model"))?;
         let msrs = msr::present(&fd);
-        msr::write(&fd, &msr::at_reset(&msrs))?;
+        msr::write_changed(&fd, &msr::at_reset(&msrs))?;
         if cpuid::has_arch_capabilities(&shared.profile) {
             let value = shared.profile.arch_capabilities;
             msr::write(

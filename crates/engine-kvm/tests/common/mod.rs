@@ -1,5 +1,7 @@
 //! The engine under test, on whatever KVM this host has.
 
+pub mod tcg;
+
 use std::sync::Arc;
 
 use croft_engine::{
