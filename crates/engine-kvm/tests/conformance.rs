@@ -3,8 +3,9 @@
 //! guests whose name contains it.
 
 mod common;
+#[path = "common/tcg.rs"]
+mod tcg;
 
-use common::tcg;
 use croft_conformance::{Need, run_where};
 use croft_engine::Engine;
 

@@ -1,7 +1,5 @@
 //! The engine under test, on whatever KVM this host has.
 
-pub mod tcg;
-
 use std::sync::Arc;
 
 use croft_engine::{
