@@ -16,6 +16,7 @@
 pub mod campaign;
 pub mod compare;
 pub mod deviations;
+pub mod draft;
 pub mod features;
 pub mod form;
 pub mod layout;

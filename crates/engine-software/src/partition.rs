@@ -220,7 +220,6 @@ impl Vcpu for SoftwareVcpu {
 
     fn restore(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.cpu.restore_state(state)?;
-        self.cpu.flush_tlb();
         self.cpu.blocks.clear();
         self.cpu.lapic_changed();
         Ok(())

@@ -141,6 +141,8 @@ pub fn restore(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     let held = get64(&legacy, LEGACY);
     let layout = get64(&legacy, LEGACY + 8);
     let compact = layout & COMPACTED != 0;
+    // All of it must be there before any of it is looked at.
+    probe(cpu, linear, requested, compact, false)?;
     let reserved = legacy[LEGACY + 16..]
         .iter()
         .take(if compact { 48 } else { 8 })
@@ -154,7 +156,6 @@ pub fn restore(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     if bad || reserved {
         return Err(cpu.gp(0));
     }
-    probe(cpu, linear, requested, compact, false)?;
     let load = requested & held;
     if needs_legacy(requested, compact) {
         cpu.read_bytes(linear, &mut legacy[..LEGACY])?;
