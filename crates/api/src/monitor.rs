@@ -51,6 +51,8 @@ pub struct RunRequest {
     pub kernel: OsString,
     /// Path of the initrd.
     pub initrd: Option<OsString>,
+    /// The disks.
+    pub disks: Vec<RunDisk>,
     /// Path of a file to which console output is appended.
     pub log: Option<OsString>,
     /// Where a debugger can connect.
@@ -65,6 +67,15 @@ impl RunRequest {
     pub fn descriptors(&self) -> usize {
         1 + usize::from(self.terminal)
     }
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunDisk {
+    /// Path of a raw image or block device.
+    pub path: OsString,
+    /// Refuse every change.
+    pub read_only: bool,
 }
 
 /// Where a debugger can connect.

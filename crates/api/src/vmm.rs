@@ -25,8 +25,8 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the debugger's listening socket
-    /// if `gdb`. The vmm gets no path to open.
+    /// console, kernel, the initrd if named, the disks, the debugger's
+    /// listening socket if `gdb`. The vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -47,6 +47,8 @@ pub struct StartRequest {
     pub kernel: String,
     /// The initrd's name for messages.
     pub initrd: Option<String>,
+    /// The disks, locked by the monitor.
+    pub disks: Vec<StartDisk>,
     /// Whether a debugger's listening socket comes with it.
     pub gdb: bool,
 }
@@ -54,8 +56,17 @@ pub struct StartRequest {
 impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
-        2 + usize::from(self.initrd.is_some()) + usize::from(self.gdb)
+        2 + usize::from(self.initrd.is_some()) + self.disks.len() + usize::from(self.gdb)
     }
+}
+
+/// A disk that a machine is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartDisk {
+    /// Its name for messages.
+    pub name: String,
+    /// Refuse every change; its descriptor is open for reading only.
+    pub read_only: bool,
 }
 
 /// The vmm to the monitor.

@@ -22,7 +22,7 @@ pub const HEADER: usize = 8;
 /// kilobytes; a peer that announces more is broken.
 pub const MAX_PAYLOAD: usize = 256 * 1024;
 /// Most descriptors of one message.
-pub const MAX_DESCRIPTORS: usize = 8;
+pub const MAX_DESCRIPTORS: usize = 40;
 
 /// Why a conversation cannot go on.
 #[derive(Debug, Error)]

@@ -7,8 +7,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use croft_api::monitor::RunRequest;
+use croft_api::vmm::StartDisk;
 use rustix::fs::OFlags;
 
+use crate::disks::Disk;
 use crate::gdb::{GdbListener, SocketFile};
 
 /// All of them, open.
@@ -16,6 +18,7 @@ use crate::gdb::{GdbListener, SocketFile};
 pub struct Files {
     kernel: File,
     initrd: Option<File>,
+    disks: Vec<Disk>,
     log: Option<File>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
@@ -38,6 +41,7 @@ impl Files {
             Some(path) => Some(open_input("initrd", "--initrd", path)?),
             None => None,
         };
+        let disks = Disk::open_all(&run.disks)?;
         let log = match &run.log {
             Some(path) => Some(open_log(path)?),
             None => None,
@@ -49,9 +53,15 @@ impl Files {
         Ok(Files {
             kernel,
             initrd,
+            disks,
             log,
             gdb,
         })
+    }
+
+    /// What the payload is told of the disks.
+    pub fn start_disks(&self) -> Vec<StartDisk> {
+        self.disks.iter().map(Disk::describe).collect()
     }
 
     /// What is handed to the payload, in the order of
@@ -61,16 +71,15 @@ impl Files {
             Some((listener, socket)) => (Some(listener), socket),
             None => (None, None),
         };
-        let handed = [
-            Some(self.kernel.into()),
-            self.initrd.map(Into::into),
-            listener,
-        ];
+        let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
+            .into_iter()
+            .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain([listener]);
         let kept = Kept {
             log: self.log,
             _socket: socket,
         };
-        (handed.into_iter().flatten().collect(), kept)
+        (handed.flatten().collect(), kept)
     }
 }
 
@@ -124,11 +133,11 @@ fn open_log(path: &OsStr) -> Result<File, String> {
     }
 }
 
-fn flags(flags: OFlags) -> i32 {
+pub fn flags(flags: OFlags) -> i32 {
     flags.bits().cast_signed()
 }
 
-fn explain(error: &io::Error, flag: &str, able: &str) -> String {
+pub fn explain(error: &io::Error, flag: &str, able: &str) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => format!("no such file or directory; check {flag}"),
         io::ErrorKind::PermissionDenied => {

@@ -13,6 +13,7 @@
 //! ```
 
 mod console;
+mod disks;
 mod files;
 mod gdb;
 mod payload;
@@ -92,6 +93,7 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
         machine: run.machine,
         kernel: files::quoted(&run.kernel),
         initrd: run.initrd.as_deref().map(files::quoted),
+        disks: files.start_disks(),
         gdb: files.gdb.is_some(),
     };
     let (handed, kept) = files.split();

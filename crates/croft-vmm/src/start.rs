@@ -11,7 +11,9 @@ use croft_api::machine::{CpuModel as Model, MachineSpec};
 use croft_api::vmm::StartRequest;
 use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
-use croft_machine::{ConsoleBackend, GdbListener, Machine, MachineConfig, MachineError, NamedFile};
+use croft_machine::{
+    ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
+};
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::engine::{Chosen, Wanted};
@@ -23,6 +25,7 @@ pub struct Start {
     pub machine: MachineSpec,
     kernel: NamedFile,
     initrd: Option<NamedFile>,
+    disks: Vec<DiskConfig>,
     gdb: Option<OwnedFd>,
 }
 
@@ -46,10 +49,18 @@ impl Start {
         let initrd = request
             .initrd
             .and_then(|name| descriptors.next().map(|descriptor| named(descriptor, name)));
+        let disks = request.disks.into_iter().zip(descriptors.by_ref());
+        let disks = disks.map(|(disk, descriptor)| DiskConfig {
+            file: File::from(descriptor),
+            name: disk.name,
+            read_only: disk.read_only,
+        });
+        let disks = disks.collect();
         let start = Start {
             machine: request.machine,
             kernel: named(kernel, request.kernel),
             initrd,
+            disks,
             gdb: descriptors.next(),
         };
         Ok((start, console))
@@ -79,6 +90,7 @@ impl Start {
             kernel: self.kernel,
             initrd: self.initrd,
             append: spec.append,
+            disks: self.disks,
             no_reboot: spec.no_reboot,
             test_devices: spec.test_devices,
         };

@@ -1,10 +1,12 @@
 //! The command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use croft_api::monitor::GdbAddress;
+use croft_api::monitor::{GdbAddress, RunDisk};
 
 use crate::exit::HELP as EXIT_CODES;
 use crate::size;
@@ -49,6 +51,9 @@ Examples:
   Wait for nothing, keep the output:
     croft run --kernel vmlinuz --initrd test.cpio --append 'console=ttyS0 quiet' \\
       --no-reboot < /dev/null > output.txt
+  With two disks, the second one shared with other readers:
+    croft run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda' \\
+      --disk root.img --disk data.img,readonly
   With a debugger:
     croft run --kernel vmlinux --append nokaslr --gdb 1234
     gdb vmlinux -ex 'target remote localhost:1234'";
@@ -106,6 +111,11 @@ pub struct RunOptions {
     /// Initial RAM disk
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub initrd: Option<OsString>,
+
+    /// Disk: a raw image or block device, writable unless ',readonly' follows; can be given
+    /// several times, and the guest sees /dev/vda, vdb and so on
+    #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
+    pub disks: Vec<RunDisk>,
 
     /// Kernel command line, for example 'console=ttyS0 quiet'
     #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_append)]
@@ -193,6 +203,21 @@ fn parse_cpus(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("give a number from 1 to {CPUS_MAX}"))
 }
 
+fn parse_disk(text: OsString) -> Result<RunDisk, String> {
+    let bytes = text.as_bytes();
+    let (path, read_only) = match bytes.strip_suffix(b",readonly") {
+        Some(path) => (path, true),
+        None => (bytes, false),
+    };
+    if path.is_empty() {
+        return Err("name an image file or block device".to_owned());
+    }
+    Ok(RunDisk {
+        path: OsStr::from_bytes(path).to_owned(),
+        read_only,
+    })
+}
+
 fn parse_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
@@ -239,6 +264,13 @@ mod tests {
         assert_eq!(parse_gdb("1234"), Ok(GdbAddress::Port(1234)));
         assert_eq!(parse_gdb("./gdb"), Ok(GdbAddress::Socket("./gdb".into())));
         assert!(parse_gdb("70000").is_err());
+        let disk = |text: &str| parse_disk(text.into());
+        assert!(!disk("a,b").unwrap().read_only);
+        let read_only = disk("a,b,readonly").unwrap();
+        assert!(read_only.read_only && read_only.path == "a,b");
+        for bad in ["", ",readonly"] {
+            assert!(disk(bad).is_err(), "{bad}");
+        }
         assert!(parse_append(&"x".repeat(2048)).is_err());
         assert!(parse_append("a\nb").is_err());
     }

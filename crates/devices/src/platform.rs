@@ -81,6 +81,16 @@ pub const RTC_IRQ: u32 = 8;
 /// ACPI system control interrupt: level, active high.
 pub const SCI_IRQ: u32 = 9;
 
+/// First of the lines that the pins of PCI slots share.
+pub const INTX_FIRST: u32 = 16;
+/// Number of those lines.
+pub const INTX_LINES: u32 = 4;
+
+/// The line of a PCI slot's pin (0 is INTA): neighbours have different ones.
+pub const fn intx_gsi(slot: u8, pin: u8) -> u32 {
+    INTX_FIRST + (slot as u32 + pin as u32) % INTX_LINES
+}
+
 /// GPE0 bit of PCI hot-plug: the DSDT's `_E01`.
 pub const GPE_PCI_HOTPLUG: u8 = 1;
 /// `SLP_TYP` of S5: the first element of the DSDT's `_S5`.

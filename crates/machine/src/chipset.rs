@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use croft_devices::bus::DetachedDevice;
 use croft_devices::debug_exit::DebugExit;
 use croft_devices::i8042::I8042;
-use croft_devices::pci::{HotplugSink, PciHost, PciHostConfig};
+use croft_devices::pci::{HotplugSink, PciHandle, PciHost, PciHostConfig};
 use croft_devices::pm::{Pm, PmHandle};
 use croft_devices::pvpanic::Pvpanic;
 use croft_devices::rtc::Rtc;
@@ -64,6 +64,7 @@ pub struct Chipset {
     pub console: Arc<ConsoleSignal>,
     pub uart: UartHandle,
     pub pm: PmHandle,
+    pub pci: PciHandle,
 }
 
 impl Chipset {
@@ -111,6 +112,7 @@ impl Chipset {
                 hotplug: Arc::new(Ejector(events)),
             },
         );
+        let pci_handle = pci.handle();
         bus.add("com1", Box::new(uart))?;
         bus.add("pm", Box::new(pm))?;
         bus.add("rtc", Box::new(rtc))?;
@@ -132,6 +134,7 @@ impl Chipset {
             console,
             uart: uart_handle,
             pm: pm_handle,
+            pci: pci_handle,
         })
     }
 }

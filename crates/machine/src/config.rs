@@ -5,6 +5,7 @@ use std::fmt;
 use croft_engine::CpuModel;
 
 use crate::loader::NamedFile;
+use crate::virtio::DiskConfig;
 
 /// What a machine is made from.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct MachineConfig {
     pub initrd: Option<NamedFile>,
     /// The kernel's command line.
     pub append: String,
+    /// Its disks, at most [`DISKS_MAX`](crate::DISKS_MAX).
+    pub disks: Vec<DiskConfig>,
     /// End instead of resetting.
     pub no_reboot: bool,
     /// Offer the devices that outside test suites need.

@@ -1,12 +1,17 @@
 //! Why a machine was not made.
 
+use std::io;
+
 use croft_devices::BusError;
+use croft_devices::pci::PciError;
+use croft_disk::OpenError;
 use croft_engine::{CpuModel, EngineError, Missing};
 use croft_memory::MemoryError;
 use thiserror::Error;
 
 use crate::loader::LoadError;
 use crate::memory_map::SizeError;
+use crate::virtio::DISKS_MAX;
 
 /// Why a machine was not made. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -45,6 +50,28 @@ pub enum MachineError {
     /// Two devices at one place.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// A slot that cannot take a device.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// More disks than slots.
+    #[error("{0} disks asked for, at most {DISKS_MAX} are possible; leave out some --disk")]
+    Disks(usize),
+    /// A file that cannot be a disk.
+    #[error("disk {name} {source}")]
+    Disk {
+        /// As the user wrote it.
+        name: String,
+        /// Why not.
+        source: OpenError,
+    },
+    /// The host refused what a device needs.
+    #[error("device {name} cannot be made: {source}")]
+    Device {
+        /// Its name on the bus.
+        name: String,
+        /// What the host answered.
+        source: io::Error,
+    },
 }
 
 impl MachineError {
@@ -52,7 +79,7 @@ impl MachineError {
     /// failed.
     pub fn is_configuration(&self) -> bool {
         match self {
-            MachineError::Bus(_) => false,
+            MachineError::Bus(_) | MachineError::Pci(_) | MachineError::Device { .. } => false,
             MachineError::Engine(error) => !matches!(error, EngineError::Host { .. }),
             _ => true,
         }

@@ -54,6 +54,7 @@ pub mod report;
 mod sync;
 mod timers;
 mod vcpus;
+mod virtio;
 
 #[cfg(test)]
 mod testing;
@@ -67,3 +68,4 @@ pub use gdb::GdbListener;
 pub use handle::MachineHandle;
 pub use loader::NamedFile;
 pub use machine::Machine;
+pub use virtio::{DISKS_MAX, DiskConfig};

@@ -19,6 +19,7 @@ use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
 use crate::sync::Shared;
+use crate::virtio::Plugger;
 
 /// A machine that is ready to run.
 pub struct Machine {
@@ -120,6 +121,7 @@ impl Machine {
             events.clone(),
             config.test_devices,
         )?;
+        Plugger::new(&chipset, &ram, &console).plug(config.disks, config.vcpus)?;
         Ok(Machine {
             name: config.name,
             ram,

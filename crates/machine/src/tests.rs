@@ -44,6 +44,7 @@ pub fn config() -> MachineConfig {
         kernel: kernel(),
         initrd: None,
         append: "quiet".to_owned(),
+        disks: Vec::new(),
         no_reboot: false,
         test_devices: false,
     }

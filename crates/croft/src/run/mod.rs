@@ -64,6 +64,7 @@ fn check(options: RunOptions) -> Result<RunRequest, String> {
         },
         kernel: options.kernel,
         initrd: options.initrd,
+        disks: options.disks,
         log: options.log,
         gdb: options.gdb,
         terminal: false,

@@ -22,9 +22,8 @@ const REVISION: u8 = 2;
 const HEADER_LEN: u32 = 36;
 /// Slots of PCI bus 0. Slot 0 is the host bridge.
 const SLOTS: u8 = 32;
-/// [`SLOTS`] pins are spread over these GSIs.
-const FIRST_INTX: u32 = 16;
-const INTX_LINES: u32 = 4;
+/// Pins of a PCI function.
+const PINS: u8 = 4;
 /// `_STA`: present, enabled, shown, working [6.3.7].
 const WORKING: u8 = 0xF;
 /// Notifications [5.6.6]: look for devices; eject.
@@ -145,10 +144,10 @@ fn host_bridge(config: &Config) -> Table {
 /// `_PRT` [6.2.13]: address, pin, no link device, GSI.
 fn interrupt_routing() -> PackageBuilder {
     let mut table = PackageBuilder::new();
-    for slot in 0..u32::from(SLOTS) {
-        for pin in 0..INTX_LINES {
-            let gsi = FIRST_INTX + (slot + pin) % INTX_LINES;
-            let address = slot << 16 | 0xFFFF;
+    for slot in 0..SLOTS {
+        for pin in 0..PINS {
+            let gsi = platform::intx_gsi(slot, pin);
+            let address = u32::from(slot) << 16 | 0xFFFF;
             table.add_element(&Package::new(vec![&address, &pin, &ZERO, &gsi]));
         }
     }

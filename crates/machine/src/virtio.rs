@@ -1,0 +1,141 @@
+//! The virtio devices of a machine: which slot each has, and how they reach
+//! the partition.
+//!
+//! | slot | device                                     |
+//! |------|--------------------------------------------|
+//! | 1    | entropy                                    |
+//! | 2–31 | disks, in the order of the configuration   |
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use croft_devices::virtio::blk::VirtioBlk;
+use croft_devices::virtio::rng::VirtioRng;
+use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
+use croft_devices::{SharedLine, platform};
+use croft_disk::RawDisk;
+use croft_engine::{Doorbell, DoorbellAddress};
+use croft_memory::GuestRam;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::chipset::{Chipset, PartitionSide};
+use crate::console::ConsoleBackend;
+use crate::error::MachineError;
+
+/// Slot of the entropy device.
+const RNG_SLOT: u8 = 1;
+/// First slot of a disk.
+const DISK_SLOT: u8 = 2;
+/// Most disks of a machine.
+pub const DISKS_MAX: usize = 30;
+/// Queues of a disk at most: each in use has a thread.
+const DISK_QUEUES_MAX: u32 = 4;
+
+/// A disk that a machine is made with.
+#[derive(Debug)]
+pub struct DiskConfig {
+    /// The image or block device, open for reading and, unless `read_only`,
+    /// for writing; locked by whoever opened it.
+    pub file: File,
+    /// As the user wrote it.
+    pub name: String,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+impl DoorbellRegistry for PartitionSide {
+    fn add(&self, address: u64) -> Option<EventFd> {
+        // Without one the bus hears of the write, which is slower.
+        self.0.doorbell(doorbell(address)).ok()
+    }
+
+    fn remove(&self, address: u64) {
+        self.0.remove_doorbell(doorbell(address));
+    }
+}
+
+fn doorbell(address: u64) -> Doorbell {
+    Doorbell {
+        address: DoorbellAddress::Memory(address),
+        len: 0,
+        value: None,
+    }
+}
+
+/// Hands lines to the operator.
+struct OperatorLog(Arc<dyn ConsoleBackend>);
+
+impl LogSink for OperatorLog {
+    fn log(&self, line: &str) {
+        self.0.log(line);
+    }
+}
+
+/// Plugs a machine's virtio devices.
+pub struct Plugger<'a> {
+    chipset: &'a Chipset,
+    ram: &'a GuestRam,
+    log: Arc<dyn LogSink>,
+    lines: Vec<SharedLine>,
+}
+
+impl<'a> Plugger<'a> {
+    /// Into the slots of `chipset`, with lines for the operator to `console`.
+    pub fn new(chipset: &'a Chipset, ram: &'a GuestRam, console: &Arc<dyn ConsoleBackend>) -> Self {
+        let line = |n| SharedLine::new(chipset.clock.clone(), platform::INTX_FIRST + n);
+        Plugger {
+            chipset,
+            ram,
+            log: Arc::new(OperatorLog(console.clone())),
+            lines: (0..platform::INTX_LINES).map(line).collect(),
+        }
+    }
+
+    /// The entropy device, and `disks` for a machine of `vcpus`.
+    pub fn plug(&self, disks: Vec<DiskConfig>, vcpus: u32) -> Result<(), MachineError> {
+        if disks.len() > DISKS_MAX {
+            return Err(MachineError::Disks(disks.len()));
+        }
+        self.add(RNG_SLOT, "rng0", VirtioRng)?;
+        let queues = vcpus.min(DISK_QUEUES_MAX) as u16;
+        for (index, config) in (0u8..).zip(disks) {
+            let name = format!("disk{index}");
+            let disk = RawDisk::new(config.file, config.read_only).map_err(|source| {
+                MachineError::Disk {
+                    name: config.name,
+                    source,
+                }
+            })?;
+            let log = self.log.clone();
+            let device = VirtioBlk::new(Arc::new(disk), queues, &name, &name, log);
+            self.add(DISK_SLOT + index, &name, device)?;
+        }
+        Ok(())
+    }
+
+    fn add(
+        &self,
+        slot: u8,
+        name: &str,
+        device: impl VirtioDevice + 'static,
+    ) -> Result<(), MachineError> {
+        let line = platform::intx_gsi(slot, 0) - platform::INTX_FIRST;
+        let side: &Arc<PartitionSide> = &self.chipset.clock;
+        let host = VirtioHost {
+            name: name.to_owned(),
+            ram: self.ram.clone(),
+            interrupts: side.clone(),
+            line: self.lines.get(line as usize).map(SharedLine::input),
+            doorbells: side.clone(),
+            log: self.log.clone(),
+        };
+        let failed = |source: io::Error| MachineError::Device {
+            name: name.to_owned(),
+            source,
+        };
+        let function = VirtioPci::new(device, host).map_err(failed)?;
+        self.chipset.pci.plug(slot, name, Box::new(function))?;
+        Ok(())
+    }
+}
