@@ -7,7 +7,7 @@
 //!
 //! Every arrow is a pair of connected, unnamed sockets: nothing appears in a
 //! file system, and the death of either end is the other end's end of file.
-//! The thin arrows carry framed JSON messages ([`wire`], [`channel`]) and
+//! The thin arrows carry framed JSON messages ([`wire`], [`mod@channel`]) and
 //! descriptors; their first message, in both directions, states protocol and
 //! version ([`Hello`]). The double line is a byte stream of its own for each
 //! direction, so that a stalled terminal fills two socket buffers and then

@@ -14,7 +14,7 @@ use crate::memory::{Direction, IoMemory, total, transfer};
 /// Zeros written at once where the file system cannot make them.
 const ZEROS: usize = 64 << 10;
 
-/// See the [module](self). Its size is fixed when it is made.
+/// A raw image file or a block device. Its size is fixed when it is made.
 #[derive(Debug)]
 pub struct RawDisk {
     file: File,

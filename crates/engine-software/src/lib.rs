@@ -1,14 +1,14 @@
 //! The software engine: x86-64 machines without hardware virtualization.
 //!
 //! The interpreter is complete and exact. Instruction bytes become ops
-//! ([`decode`]), cached in blocks by guest-physical address ([`block`]); the
-//! run loop ([`run`]) executes them. Guest and host speak the same
+//! (`decode`), cached in blocks by guest-physical address (`block`); the
+//! run loop (`run`) executes them. Guest and host speak the same
 //! instruction set, so arithmetic is done by the host's own instructions:
-//! integer ones inline ([`integer`]), the others by generated stubs
-//! ([`stub`]).
+//! integer ones inline (`integer`), the others by generated stubs
+//! (`stub`).
 //!
-//! Guest memory is reached by translations in a TLB ([`tlb`], [`mem`],
-//! [`walk`]); every access is checked, and that is the isolation boundary.
+//! Guest memory is reached by translations in a TLB (`tlb`, `mem`,
+//! `walk`); every access is checked, and that is the isolation boundary.
 #![allow(unsafe_code)]
 
 mod address;

@@ -4,7 +4,7 @@
 //! |-------|-------------------------------------------------------------|
 //! | each  | read, write, flush, get id, discard, write zeroes           |
 //!
-//! [`config`] has what the driver is told, [`request`] what it can ask for.
+//! `config` has what the driver is told, `request` what it can ask for.
 //! Every queue has a worker, which serves one request after the other; a
 //! guest that wants requests side by side uses several queues.
 
