@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 6] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -44,6 +44,18 @@ pub const TARGETS: [Target; 4] = [
         run: crate::protocol::run,
         seeds: messages,
         longest: 512,
+    },
+    Target {
+        name: "virtqueue",
+        run: crate::virtio::queue,
+        seeds: crate::virtio::seeds,
+        longest: 1024,
+    },
+    Target {
+        name: "virtio",
+        run: crate::virtio::registers,
+        seeds: || vec![vec![0x0E; 64]],
+        longest: 1024,
     },
 ];
 

@@ -14,4 +14,5 @@ mod input;
 mod layout;
 pub mod loader;
 pub mod protocol;
+pub mod virtio;
 mod watchdog;

@@ -50,3 +50,13 @@ fn devices() {
 fn protocol() {
     smoke("protocol", 20_000);
 }
+
+#[test]
+fn virtqueue() {
+    smoke("virtqueue", 5000);
+}
+
+#[test]
+fn virtio() {
+    smoke("virtio", 1000);
+}
