@@ -12,7 +12,7 @@ FUZZ_TIME ?= 60
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench fuzz fmt fmt-check clippy doc-test clean clean-cache
+.PHONY: help build demo test test-kvm bench fuzz fmt fmt-check clippy doc-test clean clean-cache
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,11 @@ test: ## Run all tests; fetches the kernels they boot
 	scripts/fetch-busybox
 	$(CARGO) build $(PROFILE) $(TESTS)
 	$(CARGO) test $(PROFILE) $(TESTS)
+	PROFILE="$(PROFILE)" scripts/nested/test
+
+test-kvm: ## Run the tests that need KVM, in a nested machine if there is none
+	scripts/install-deps test
+	PROFILE="$(PROFILE)" scripts/nested/test
 
 bench: ## Measure Croft beside its peers
 	scripts/install-deps bench
