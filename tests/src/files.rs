@@ -45,6 +45,14 @@ impl Kernel {
         cached(&format!("kernels/{}/vmlinuz", self.name()))
     }
 
+    /// One of its modules, which it has not built in.
+    ///
+    /// # Panics
+    /// When it was not fetched.
+    pub fn module(self, name: &str) -> PathBuf {
+        cached(&format!("kernels/{}/modules/{name}.ko", self.name()))
+    }
+
     /// Version of its package, for example `6.1.0-56-cloud-amd64`: what it
     /// calls itself.
     pub fn release(self) -> String {

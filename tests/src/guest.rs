@@ -41,9 +41,16 @@ impl Act {
 /// # Panics
 /// When busybox was not fetched.
 pub fn initramfs() -> Vec<u8> {
+    initramfs_with(Archive::new())
+}
+
+/// The same, and what `more` has already.
+///
+/// # Panics
+/// As [`initramfs`].
+pub fn initramfs_with(more: Archive) -> Vec<u8> {
     let busybox = fs::read(files::busybox()).expect("busybox");
-    Archive::new()
-        .directory("bin")
+    more.directory("bin")
         .directory("dev")
         .directory("proc")
         .directory("sys")
