@@ -32,7 +32,6 @@ test: ## Run all tests; fetches the kernels they boot
 	scripts/fetch-busybox
 	$(CARGO) build $(PROFILE) $(TESTS)
 	$(CARGO) test $(PROFILE) $(TESTS)
-	PROFILE="$(PROFILE)" scripts/nested/test
 
 test-kvm: ## Run the tests that need KVM, in a nested machine if there is none
 	scripts/install-deps test

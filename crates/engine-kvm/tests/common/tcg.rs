@@ -1,5 +1,6 @@
-//! What QEMU's emulation of a processor with AMD-V (TCG, as in the nested
-//! test machine) is known to do unlike a processor. Seen with QEMU 7.2.
+//! Guests that do not pass on QEMU's emulation of a processor with AMD-V
+//! (TCG, as in the nested test machine). Seen with QEMU 7.2; the reasons are
+//! the probable ones, few of them checked against QEMU's sources.
 
 use std::arch::x86_64::__cpuid;
 
