@@ -34,7 +34,7 @@ test: ## Run all tests; fetches the kernels they boot
 	$(CARGO) test $(PROFILE) $(TESTS)
 
 test-kvm: ## Run the tests that need KVM, in a nested machine if there is none
-	scripts/install-deps test
+	scripts/install-deps kvm
 	PROFILE="$(PROFILE)" scripts/nested/test
 
 bench: ## Measure Croft beside its peers

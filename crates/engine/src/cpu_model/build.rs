@@ -5,11 +5,13 @@
 //! that a guest sees the same system calls (SYSCALL in 64-bit mode only,
 //! SYSENTER everywhere) wherever it runs:
 //!
-//! * `portable-v1` has no `*_NO` bit and an identity for which every
-//!   mitigation is applied. Of the two vendors, only Intel's makes a guest
-//!   guard against Meltdown and its relatives, so it is the one that stays
-//!   safe on all hardware. No PCID, since nested KVM refuses CR4.PCIDE where
-//!   the outer processor lacks it; nothing that QEMU's TCG lacks as an EPYC.
+//! * `portable-v1` has no `*_NO` bit, so that guests apply every mitigation
+//!   that needs no help of the processor's (PTI, retpolines). Of the two
+//!   vendors, only Intel's makes a guest guard against Meltdown and its
+//!   relatives. SPEC_CTRL and MD_CLEAR are not in it, because not all hosts
+//!   have them: Linux says in its log what stays open between its processes.
+//!   No PCID, since nested KVM refuses CR4.PCIDE where the outer processor
+//!   lacks it; nothing that QEMU's TCG lacks as an EPYC.
 //! * `software-fast` says in IA32_ARCH_CAPABILITIES that it needs none of
 //!   them, which is true where every guest access is checked in software. An
 //!   AMD identity could do this with AutoIBRS and scattered `*_NO` bits, but
