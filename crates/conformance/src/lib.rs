@@ -14,6 +14,7 @@
 mod failure;
 pub mod guests;
 pub mod handlers;
+pub mod host;
 pub mod layout;
 pub mod machine;
 pub mod program;

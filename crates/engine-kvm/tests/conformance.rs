@@ -44,7 +44,7 @@ fn guests_run_alike_on_kvm() {
         &[]
     };
     let filter = std::env::var("CROFT_GUEST").unwrap_or_default();
-    let (known, ends): (&[_], &[_]) = match (emulates, tcg::is_processor()) {
+    let (known, ends): (&[_], &[_]) = match (emulates, croft_conformance::host::is_tcg()) {
         (true, _) => (&EMULATION_LACKS, &[]),
         (false, true) => (tcg::LACKS, tcg::ENDS),
         (false, false) => (&[], &[]),

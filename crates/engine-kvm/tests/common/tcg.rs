@@ -2,15 +2,6 @@
 //! (TCG, as in the nested test machine). Seen with QEMU 7.2; the reasons are
 //! the probable ones, few of them checked against QEMU's sources.
 
-use std::arch::x86_64::__cpuid;
-
-/// Whether this processor is TCG's: its signature in CPUID 4000_0000h.
-pub fn is_processor() -> bool {
-    let announced = __cpuid(1).ecx >> 31 != 0;
-    let leaf = __cpuid(0x4000_0000);
-    announced && (leaf.ebx, leaf.ecx, leaf.edx) == (0x5447_4354, 0x4354_4743, 0x4743_5447)
-}
-
 /// Guests that end the emulator, and with it the machine that the tests are
 /// in.
 pub const ENDS: &[(&str, &str)] = &[
