@@ -115,13 +115,14 @@ macro_rules! unary {
     };
 }
 
-/// Shifts and rotates: a masked count of zero changes nothing at all.
+/// Shifts and rotates: a masked count that is a multiple of `$period` (zero
+/// among them) changes nothing at all.
 macro_rules! shift {
-    ($name:ident, $type:ty, $class:ident, $m:literal, $mask:expr) => {
+    ($name:ident, $type:ty, $class:ident, $m:literal, $mask:expr, $period:expr) => {
         #[inline(always)]
         fn $name(mut a: $type, count: u8, flags: &mut u64) -> $type {
             let count = count & if <$type>::BITS == 64 { 63 } else { 31 };
-            if count == 0 {
+            if u32::from(count) % $period == 0 {
                 return a;
             }
             let new: u64;
@@ -145,25 +146,11 @@ macro_rules! shift {
     };
 }
 
-/// Rotates through carry: a count that is a multiple of the width plus one
-/// changes nothing at all.
-macro_rules! carry_rotate {
-    ($name:ident, $inner:ident, $type:ty) => {
-        #[inline(always)]
-        fn $name(a: $type, count: u8, flags: &mut u64) -> $type {
-            let count = u32::from(count) & if <$type>::BITS == 64 { 63 } else { 31 };
-            if count % (<$type>::BITS + 1) == 0 {
-                return a;
-            }
-            $inner(a, count as u8, flags)
-        }
-    };
-}
+/// More than any masked count: only zero is a multiple of it.
+const NEVER: u32 = 64;
 
 macro_rules! int {
-    ($type:ty, $class:ident, $m:literal, $width:literal, $acc:tt, $rcl:ident, $rcr:ident) => {
-        shift_fn!($rcl, "rcl", $type, $class, $m);
-        shift_fn!($rcr, "rcr", $type, $class, $m);
+    ($type:ty, $class:ident, $m:literal, $width:literal, $acc:tt) => {
         impl Int for $type {
             binary!(add, $type, $class, $m);
             binary!(or, $type, $class, $m);
@@ -179,13 +166,13 @@ macro_rules! int {
             fn not(a: $type) -> $type {
                 !a
             }
-            shift!(shl, $type, $class, $m, ARITH);
-            shift!(shr, $type, $class, $m, ARITH);
-            shift!(sar, $type, $class, $m, ARITH);
-            shift!(rol, $type, $class, $m, CF | OF);
-            shift!(ror, $type, $class, $m, CF | OF);
-            carry_rotate!(rcl, $rcl, $type);
-            carry_rotate!(rcr, $rcr, $type);
+            shift!(shl, $type, $class, $m, ARITH, NEVER);
+            shift!(shr, $type, $class, $m, ARITH, NEVER);
+            shift!(sar, $type, $class, $m, ARITH, NEVER);
+            shift!(rol, $type, $class, $m, CF | OF, NEVER);
+            shift!(ror, $type, $class, $m, CF | OF, NEVER);
+            shift!(rcl, $type, $class, $m, CF | OF, <$type>::BITS + 1);
+            shift!(rcr, $type, $class, $m, CF | OF, <$type>::BITS + 1);
             #[inline(always)]
             unsafe fn atomic_swap(at: *mut u8, mut value: $type) -> $type {
                 // SAFETY: the caller says the bytes are mapped.
@@ -218,34 +205,10 @@ macro_rules! int {
     };
 }
 
-macro_rules! shift_fn {
-    ($fn:ident, $name:literal, $type:ty, $class:ident, $m:literal) => {
-        #[inline(always)]
-        fn $fn(mut a: $type, count: u8, flags: &mut u64) -> $type {
-            let new: u64;
-            // SAFETY: registers and a balanced push and pop only.
-            unsafe {
-                asm!(
-                    "bt {flags:e}, 0",
-                    concat!($name, " {a", $m, "}, cl"),
-                    "pushfq",
-                    "pop {new}",
-                    a = inout($class) a,
-                    in("cl") count,
-                    flags = in(reg) *flags,
-                    new = lateout(reg) new,
-                );
-            }
-            merge(flags, new, CF | OF);
-            a
-        }
-    };
-}
-
-int!(u8, reg_byte, "", "byte", "al", rcl8, rcr8);
-int!(u16, reg, ":x", "word", "ax", rcl16, rcr16);
-int!(u32, reg, ":e", "dword", "eax", rcl32, rcr32);
-int!(u64, reg, "", "qword", "rax", rcl64, rcr64);
+int!(u8, reg_byte, "", "byte", "al");
+int!(u16, reg, ":x", "word", "ax");
+int!(u32, reg, ":e", "dword", "eax");
+int!(u64, reg, "", "qword", "rax");
 
 macro_rules! double_shift {
     ($name:ident, $insn:literal, $type:ty, $m:literal, $max:literal) => {
