@@ -183,7 +183,10 @@ fn breakpoints_steps_and_interrupts() {
         }
         assert_ne!(gdb.ask("Z0,200009,1"), "OK");
         gdb.send("vCont;c");
-        thread::sleep(Duration::from_millis(2));
+        // However late its thread gets a processor.
+        while count.load(Ordering::SeqCst) == before + 3 {
+            thread::yield_now();
+        }
         gdb.0.write_all(&[3]).unwrap();
         let stop = gdb.receive();
         assert!(stop.contains("02"), "{stop}");
