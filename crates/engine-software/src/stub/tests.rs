@@ -9,18 +9,19 @@ use super::*;
 use crate::cpu::{cr0, cr4, flag, gpr};
 use crate::fault::{Exec, vector};
 use crate::op::{Flow, reg_index};
+use crate::translate::Home;
 use crate::shared::Shared;
 use crate::vector::component;
 use croft_memory::{GuestRam, Range};
 
 /// A CPU in 64-bit code that may use everything.
-pub(crate) fn cpu() -> Box<Cpu> {
+pub(crate) fn cpu() -> Home {
     let ram = GuestRam::new(&[Range {
         start: 0,
         len: 1 << 16,
     }])
     .unwrap();
-    let shared = Arc::new(Shared::new(ram, profile(), 1));
+    let shared = Shared::new(ram, profile(), 1).unwrap();
     let own = shared.vcpus[0].clone();
     let mut cpu = Cpu::new(shared, 0, own);
     cpu.cr0 = cr0::PE | cr0::NE | cr0::ET | cr0::MP;
