@@ -8,8 +8,8 @@ use crate::block::Blocks;
 use crate::fault::Raised;
 use crate::msr::Msrs;
 use crate::shared::{Shared, VcpuShared};
-use crate::translate::{Home, Hot, Translator};
 use crate::tlb::{AccessMode, Tlb};
+use crate::translate::{Home, Hot, Translator};
 use crate::vector::VectorState;
 
 /// Index in [`Cpu::regs`] of a register that always reads zero: the base or
@@ -309,7 +309,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// vCPU `index` of a partition at power-on.
-    pub fn new(shared: Arc<Shared>, index: u32, own: Arc<VcpuShared>) -> Home {
+    pub fn power_up(shared: Arc<Shared>, index: u32, own: Arc<VcpuShared>) -> Home {
         let region = own.clone();
         let cpu = Cpu {
             regs: [0; 18],

@@ -11,6 +11,7 @@ use crate::op::{Flow, Op, Side, op_flag, reg_index};
 use crate::tlb::{AccessMode, Entry, Tlb};
 use crate::walk::Want;
 use crate::{integer, stub, system};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Bytes looked at for one block.
@@ -115,7 +116,11 @@ impl Cpu {
         };
         self.tlb.note_large(linear, mapping.shift);
         self.tlb.fetch[index] = Entry {
-            tag: if mapping.global { Tlb::global(tag) } else { tag },
+            tag: if mapping.global {
+                Tlb::global(tag)
+            } else {
+                tag
+            },
             addend: (page.host as u64).wrapping_sub(linear & !0xFFF),
             watch: page.watch,
             gpa: mapping.gpa & !0xFFF,
@@ -155,6 +160,12 @@ impl Cpu {
         let seen = table.watch_code((offset >> 12) as usize, within, last);
         if unwatched {
             self.tables().revoke(host);
+            for vcpu in &shared.vcpus {
+                if !Arc::ptr_eq(vcpu, &self.own) {
+                    // The other may want the same of this vCPU.
+                    vcpu.revoke(|| self.give_revoked());
+                }
+            }
         }
         Some((gpa, seen))
     }

@@ -248,7 +248,11 @@ impl Cpu {
         };
         let tag = page | key;
         let entry = Entry {
-            tag: if mapping.global { Tlb::global(tag) } else { tag },
+            tag: if mapping.global {
+                Tlb::global(tag)
+            } else {
+                tag
+            },
             addend: (ram.host as u64).wrapping_sub(page),
             watch: ram.watch,
             gpa: mapping.gpa & !OFFSET,

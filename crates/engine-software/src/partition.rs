@@ -98,7 +98,7 @@ impl Engine for SoftwareEngine {
         Ok(Arc::new(SoftwarePartition {
             taken: (0..config.vcpus).map(|_| AtomicBool::new(false)).collect(),
             irqfds: Mutex::new(IrqFds::new(shared.clone())),
-            translates: self.translates && config.vcpus == 1,
+            translates: self.translates,
             code_size: self.code_size,
             shared,
         }))
@@ -129,7 +129,7 @@ impl Partition for SoftwarePartition {
         if taken.swap(true, Ordering::AcqRel) {
             return Err(EngineError::NoSuchVcpu(index));
         }
-        let mut cpu = Cpu::new(self.shared.clone(), index, own.clone());
+        let mut cpu = Cpu::power_up(self.shared.clone(), index, own.clone());
         if self.translates {
             let size = self.code_size / self.taken.len();
             let translator = Translator::new(size, false).map_err(host("cannot translate"))?;

@@ -60,7 +60,9 @@ impl Cpu {
         self.io = Some(io);
         self.recheck = true;
         self.look = true;
+        self.own.set_awake(true);
         let stop = self.run_loop();
+        self.own.set_awake(false);
         self.io = None;
         stop
     }
@@ -333,6 +335,9 @@ impl Cpu {
                     .fetch_or(bits & !attention::KICK, Ordering::SeqCst);
                 return Look::Stop(Stop::Kicked);
             }
+            if bits & attention::REVOKE != 0 {
+                self.give_revoked();
+            }
             if bits & attention::CODE != 0 {
                 self.tables().clear_jumps();
             }
@@ -370,6 +375,13 @@ impl Cpu {
         Look::Run
     }
 
+    /// Gives the right to store unseen back, if somebody asks.
+    pub fn give_revoked(&mut self) {
+        let wanted = self.own.revokes_wanted();
+        self.tables().revoke_all();
+        self.own.revoked(wanted);
+    }
+
     /// Sleeps in HLT or before start-up, until there may be an event.
     fn sleep(&mut self) {
         let now = self.tsc();
@@ -377,7 +389,9 @@ impl Cpu {
             let ticks = self.timer_due.saturating_sub(now);
             Duration::from_nanos(self.shared.clock.ticks_to_ns(ticks))
         });
+        self.own.set_awake(false);
         self.own.sleep(timeout);
+        self.own.set_awake(true);
         self.look = true;
     }
 

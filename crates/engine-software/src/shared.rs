@@ -1,14 +1,14 @@
 //! What the vCPUs of a partition share, and what others may touch of a vCPU.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use croft_engine::{CpuProfile, Doorbell, DoorbellAddress, Kick};
 use croft_irqchip::{Action, Chips, Delivery, Lapic, Message, Outlet};
-use croft_memory::{CodeLog, GuestRam};
+use croft_memory::{CodeLog, GuestRam, StoreLog};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::Clock;
@@ -30,6 +30,8 @@ pub mod attention {
     pub const INTERRUPT: u32 = 1 << 1;
     /// Instructions were overwritten.
     pub const CODE: u32 = 1 << 2;
+    /// Somebody begins to watch pages for stores.
+    pub const REVOKE: u32 = 1 << 3;
 }
 
 /// One vCPU as other threads see it.
@@ -38,6 +40,10 @@ pub struct VcpuShared {
     pub lapic: Mutex<Lapic>,
     /// Where the vCPU lives; has the attention word.
     pub region: Region,
+    /// Translated code may run: false outside `run` and in HLT.
+    awake: AtomicBool,
+    /// How often the right to store unseen was asked back, and given.
+    revokes: [AtomicU64; 2],
     sleeping: AtomicBool,
     bed: Mutex<()>,
     alarm: Condvar,
@@ -54,6 +60,8 @@ impl VcpuShared {
         Ok(VcpuShared {
             lapic: Mutex::new(lapic),
             region: Region::new()?,
+            awake: AtomicBool::new(false),
+            revokes: Default::default(),
             sleeping: AtomicBool::new(false),
             bed: Mutex::new(()),
             alarm: Condvar::new(),
@@ -64,6 +72,40 @@ impl VcpuShared {
     #[inline(always)]
     pub fn attention(&self) -> &AtomicU32 {
         self.region.attention()
+    }
+
+    /// Says whether translated code may run from here on. Who wakes up looks
+    /// at the attention word before it runs any.
+    pub fn set_awake(&self, awake: bool) {
+        self.awake.store(awake, Ordering::SeqCst);
+    }
+
+    /// How often the right to store unseen was asked back so far.
+    pub fn revokes_wanted(&self) -> u64 {
+        self.revokes[0].load(Ordering::SeqCst)
+    }
+
+    /// All that was asked for up to `wanted` is done.
+    pub fn revoked(&self, wanted: u64) {
+        self.revokes[1].store(wanted, Ordering::SeqCst);
+    }
+
+    /// Takes back the vCPU's right to store to pages unseen, and waits until
+    /// it has given it; `meanwhile` is called again and again. Whatever it
+    /// stored unseen is visible then.
+    pub fn revoke(&self, mut meanwhile: impl FnMut()) {
+        let wanted = self.revokes[0].fetch_add(1, Ordering::SeqCst) + 1;
+        self.notify(attention::REVOKE);
+        let mut rounds = 0;
+        while self.awake.load(Ordering::SeqCst) && self.revokes[1].load(Ordering::SeqCst) < wanted {
+            meanwhile();
+            rounds += 1;
+            if rounds < 100 {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
     }
 
     /// Sets attention bits and wakes the vCPU if it sleeps.
@@ -89,6 +131,21 @@ impl VcpuShared {
             }
         }
         self.sleeping.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Translated code stores without looking at a page once the page was found
+/// unwatched. The dirty log learns of a page when it is found so, and has it
+/// found again after each reading.
+impl StoreLog for VcpuShared {
+    fn start(&self) {
+        self.revoke(|| ());
+    }
+
+    fn stop(&self) {}
+
+    fn take(&self, _: &mut [u64]) {
+        self.revoke(|| ());
     }
 }
 
@@ -185,6 +242,9 @@ impl Shared {
         for range in shared.ram.ranges() {
             if let Some((table, _)) = shared.ram.table(range.start) {
                 table.watch_overwritten(log.clone());
+                for vcpu in &shared.vcpus {
+                    table.attach(Arc::downgrade(vcpu) as Weak<dyn StoreLog>);
+                }
             }
         }
         Ok(shared)

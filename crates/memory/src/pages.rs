@@ -70,7 +70,10 @@ impl Pages {
         self.code_lines[index].store(0, Ordering::SeqCst);
         self.watch[index].fetch_and(!WATCH_CODE, Ordering::SeqCst);
         generation.fetch_add(1, Ordering::SeqCst);
-        let logs = self.code_logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let logs = self
+            .code_logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for log in logs.iter().filter_map(Weak::upgrade) {
             log.overwritten();
         }
@@ -191,7 +194,10 @@ impl PageTable {
     /// overwritten.
     pub fn watch_overwritten(&self, log: Weak<dyn CodeLog>) {
         let Some(pages) = &self.0 else { return };
-        let mut logs = pages.code_logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = pages
+            .code_logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         logs.push(log);
     }
 

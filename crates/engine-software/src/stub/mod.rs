@@ -33,9 +33,9 @@ use crate::cpu::{CodeSize, Cpu};
 use crate::op::{Op, Side};
 use crate::vector::VectorState;
 
+pub(crate) use build::{alignment, plain};
 #[cfg(any(test, feature = "planted"))]
 pub use planted::{Planted, plant};
-pub(crate) use build::{alignment, plain};
 pub use unit::Unit;
 
 /// A stub's signature; see [`build`].

@@ -6,15 +6,13 @@ use croft_engine::{CpuModel, Topology};
 use croft_memory::{GuestRam, Range};
 use iced_x86::Decoder;
 
-use std::sync::Arc;
-
 use crate::cpu::{Cpu, Segment, Table, attr, cr0, cr4, efer, flag, gpr, seg};
 use crate::fault::{Raised, vector};
 use crate::interrupt::{Delivery, Event, Software};
 use crate::msr::index;
 use crate::segment::TaskSwitch;
-use crate::translate::Home;
 use crate::shared::Shared;
+use crate::translate::Home;
 
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -56,7 +54,7 @@ fn vcpu() -> Home {
     let profile = build(CpuModel::SoftwareFast, topology, &host, &offer).unwrap();
     let shared = Shared::new(ram, profile, 1).unwrap();
     let own = shared.vcpus[0].clone();
-    Cpu::new(shared, 0, own)
+    Cpu::power_up(shared, 0, own)
 }
 
 fn put(cpu: &Cpu, at: u64, words: &[u64]) {

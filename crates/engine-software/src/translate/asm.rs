@@ -8,12 +8,10 @@ pub mod reg {
     pub const RAX: u8 = 0;
     pub const RCX: u8 = 1;
     pub const RDX: u8 = 2;
-    pub const RBX: u8 = 3;
     pub const RSP: u8 = 4;
     pub const RBP: u8 = 5;
     pub const RSI: u8 = 6;
     pub const RDI: u8 = 7;
-    pub const R8: u8 = 8;
     pub const R9: u8 = 9;
     pub const R10: u8 = 10;
     pub const R11: u8 = 11;
@@ -23,12 +21,11 @@ pub mod reg {
     pub const R15: u8 = 15;
 }
 
-use reg::{RSP, R11};
+use reg::{R11, RSP};
 
 /// Condition codes of Jcc.
 #[allow(missing_docs)]
 pub mod cc {
-    pub const B: u8 = 2;
     pub const AE: u8 = 3;
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
@@ -233,12 +230,6 @@ impl Asm {
     /// A jump to an address in the same code memory.
     pub fn jmp_abs(&mut self, address: usize) {
         self.raw(&[0xE9]);
-        self.rel32(address);
-    }
-
-    /// A conditional jump to an address in the same code memory.
-    pub fn jcc_abs(&mut self, cc: u8, address: usize) {
-        self.raw(&[0x0F, 0x80 | cc]);
         self.rel32(address);
     }
 

@@ -204,7 +204,12 @@ fn is_special_vector(mnemonic: Mnemonic) -> bool {
 pub fn classify(insn: &Instruction, supervisor: bool) -> Class {
     use Mnemonic as M;
     match insn.mnemonic() {
-        M::Nop | M::Endbr64 | M::Prefetchw | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2
+        M::Nop
+        | M::Endbr64
+        | M::Prefetchw
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
         | M::Prefetchnta => Class::Nothing,
         M::Lea => match insn.op0_register().size() {
             4 | 8 => Class::Lea,
@@ -304,8 +309,9 @@ fn plain(insn: &Instruction) -> Class {
     }
     let memory = (0..insn.op_count()).find(|&n| insn.op_kind(n) == OpKind::Memory);
     let high = (0..insn.op_count()).any(|n| is_high_byte(insn.op_register(n)));
-    let rsp = (0..insn.op_count())
-        .any(|n| insn.op_register(n).is_gpr() && insn.op_register(n).full_register() == Register::RSP);
+    let rsp = (0..insn.op_count()).any(|n| {
+        insn.op_register(n).is_gpr() && insn.op_register(n).full_register() == Register::RSP
+    });
     if high && (memory.is_some() || rsp) {
         return Class::Interpret;
     }
@@ -318,10 +324,7 @@ fn plain(insn: &Instruction) -> Class {
             if !(1..=32).contains(&size) || bit_string {
                 return Class::Interpret;
             }
-            let only_read = matches!(
-                insn.mnemonic(),
-                M::Cmp | M::Test | M::Bt | M::Mul | M::Imul
-            );
+            let only_read = matches!(insn.mnemonic(), M::Cmp | M::Test | M::Bt | M::Mul | M::Imul);
             Some(Access {
                 size: size as u8,
                 write: n == 0 && !only_read,

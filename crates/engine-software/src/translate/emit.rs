@@ -33,7 +33,9 @@
 //! `Saved`: in RAX. Between blocks they always are. They are put away before
 //! each check, because whoever handles an exception may look at them.
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{
+    Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 
 use super::Exit;
 use super::asm::reg::*;
@@ -43,7 +45,7 @@ use super::hot;
 use super::liveness::Flags;
 use super::region::{ATTENTION, TABLES};
 use super::regs::{GUEST_RAX, GUEST_RSP, Place, place, sized};
-use super::tables::{JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, Mode, PAGES, READ_SHIFT, Tables, WRITE_SHIFT};
+use super::tables::{JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, Mode, PAGE_SHIFT, PAGES, Tables};
 use super::thunks::Thunks;
 use crate::cpu::{Cpu, Segment, seg};
 use crate::op::Op;
@@ -217,7 +219,8 @@ impl<'a> Emit<'a> {
     /// Flags are in RAX here.
     fn add_retired(&mut self, count: i64) {
         if self.options.count && count != 0 {
-            self.asm.state_imm32(true, 0x81, 0, hot::RETIRED, count as i32);
+            self.asm
+                .state_imm32(true, 0x81, 0, hot::RETIRED, count as i32);
         }
     }
 
@@ -336,21 +339,23 @@ impl<'a> Emit<'a> {
     /// Flags must be free.
     pub(super) fn check(&mut self, op: *const Op, access: Access) {
         debug_assert!(self.flags == FlagState::Saved);
-        let (entries, shift) = if access.write {
-            (offset_of!(Mode, write), WRITE_SHIFT)
+        let entries = if access.write {
+            offset_of!(Mode, write)
         } else {
-            (offset_of!(Mode, read), READ_SHIFT)
+            offset_of!(Mode, read)
         };
         let tag = self.mode_table() + entries as i32;
         let retry = self.asm.here();
         if self.options.bmi2 {
             // rorx r11, r10, 12 - shift
-            self.asm.raw(&[0xC4, 0x43, 0xFB, 0xF0, 0xDA, 12 - shift as u8]);
+            self.asm
+                .raw(&[0xC4, 0x43, 0xFB, 0xF0, 0xDA, 12 - PAGE_SHIFT as u8]);
         } else {
             self.asm.mov(R11, R10);
-            self.asm.raw(&[0x49, 0xC1, 0xEB, 12 - shift as u8]);
+            self.asm.raw(&[0x49, 0xC1, 0xEB, 12 - PAGE_SHIFT as u8]);
         }
-        self.asm.rr_imm32(false, 0x81, 4, R11, ((PAGES - 1) << shift) as i32);
+        self.asm
+            .rr_imm32(false, 0x81, 4, R11, ((PAGES - 1) << PAGE_SHIFT) as i32);
         self.asm.entry(true, &[0x2B], R10, tag);
         let last = 4096 - i32::from(access.size);
         self.asm.rr_imm32(true, 0x81, 7, R10, last);
@@ -385,7 +390,8 @@ impl<'a> Emit<'a> {
             return;
         }
         // cmp byte [vector], needed; jae over
-        self.asm.state_imm8(false, 0x80, 7, hot::VECTOR, vector as i8);
+        self.asm
+            .state_imm8(false, 0x80, 7, hot::VECTOR, vector as i8);
         let loaded = self.asm.jcc(cc::AE);
         self.asm.mov_imm64(R11, op as u64);
         let load = if vector == 1 {
@@ -432,9 +438,7 @@ impl<'a> Emit<'a> {
         self.done += 1;
         let here = self.asm.here();
         for cold in &mut self.cold[first_cold..] {
-            if let Cold::Miss { resume, .. }
-            | Cold::Interpret { resume, .. } = cold
-            {
+            if let Cold::Miss { resume, .. } | Cold::Interpret { resume, .. } = cold {
                 *resume = here;
             }
         }
@@ -526,7 +530,10 @@ impl<'a> Emit<'a> {
                 );
                 let number = insn.op_register(n).full_register().number() as u8;
                 for entry in scratch.iter_mut().flatten() {
-                    if insn.op_kind(n) == OpKind::Register && insn.op_register(n).is_gpr() && entry.0 == number {
+                    if insn.op_kind(n) == OpKind::Register
+                        && insn.op_register(n).is_gpr()
+                        && entry.0 == number
+                    {
                         entry.2 |= written;
                     }
                 }
@@ -657,7 +664,13 @@ impl<'a> Emit<'a> {
 
     /// Leaves for offset `target` of the page, or of another. Flags are
     /// saved.
-    pub(super) fn leave_to(&mut self, op: *const Op, rsp_delta: i64, target: i64, from: u64) -> bool {
+    pub(super) fn leave_to(
+        &mut self,
+        op: *const Op,
+        rsp_delta: i64,
+        target: i64,
+        from: u64,
+    ) -> bool {
         self.save_flags();
         self.flags = FlagState::Saved;
         let Ok(near) = u64::try_from(target) else {
@@ -711,9 +724,11 @@ impl<'a> Emit<'a> {
         let missing = self.asm.jcc(cc::NE);
         self.asm.state_imm8(false, 0x83, 7, ATTENTION as i32, 0);
         let event = self.asm.jcc(cc::NE);
-        self.asm.entry(true, MOV_LOAD, R10, entry + offset_of!(Jump, page) as i32);
+        self.asm
+            .entry(true, MOV_LOAD, R10, entry + offset_of!(Jump, page) as i32);
         self.asm.state(true, MOV_STORE, R10, hot::PAGE);
-        self.asm.entry(false, &[0xFF], 4, entry + offset_of!(Jump, code) as i32);
+        self.asm
+            .entry(false, &[0xFF], 4, entry + offset_of!(Jump, code) as i32);
         let exit = self.exit(Exit {
             op,
             rsp_delta,
@@ -759,7 +774,11 @@ impl<'a> Emit<'a> {
             } = self.cold[next]
             {
                 self.asm.fix_here(jump);
-                self.flags = if save { FlagState::Host } else { FlagState::Saved };
+                self.flags = if save {
+                    FlagState::Host
+                } else {
+                    FlagState::Saved
+                };
                 self.save_flags();
                 self.add_retired(index as i64 - i64::from(self.count));
                 self.leave_to(std::ptr::null(), 0, target, from);
@@ -849,8 +868,9 @@ pub(super) fn slot(n: u8) -> i32 {
 }
 
 fn segment_base(segment: u8) -> i32 {
-    (offset_of!(Cpu, segs) + usize::from(segment) * size_of::<Segment>() + offset_of!(Segment, base))
-        as i32
+    (offset_of!(Cpu, segs)
+        + usize::from(segment) * size_of::<Segment>()
+        + offset_of!(Segment, base)) as i32
 }
 
 /// Number of a 64- or 32-bit general register.

@@ -9,8 +9,12 @@ use iced_x86::{Instruction, RflagsBits};
 use super::classify::{Class, may_keep_flags};
 
 /// CF, PF, AF, ZF, SF and OF, in iced's bits.
-pub const ALL: u32 =
-    RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
+pub const ALL: u32 = RflagsBits::CF
+    | RflagsBits::PF
+    | RflagsBits::AF
+    | RflagsBits::ZF
+    | RflagsBits::SF
+    | RflagsBits::OF;
 
 /// What an instruction does to the flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -38,7 +38,6 @@ mod thunks;
 pub use hot::Hot;
 pub use region::{Home, Region};
 pub use run::Translator;
-pub use tables::Tables;
 
 use crate::op::Op;
 

@@ -20,8 +20,6 @@ use super::asm::reg;
 
 /// Holds flags.
 pub const FLAGS: u8 = reg::RAX;
-/// Free within an instruction.
-pub const SCRATCH: [u8; 2] = [reg::R10, reg::R11];
 /// Holds the guest's RAX.
 pub const GUEST_RAX: u8 = reg::R9;
 /// Holds the guest's RSP.

@@ -445,4 +445,3 @@ unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
     };
     reason as u32
 }
-

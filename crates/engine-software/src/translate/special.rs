@@ -178,7 +178,8 @@ impl Emit<'_> {
         } else {
             (4, !(flag::AC as u32))
         };
-        self.asm.state_imm32(false, 0x81, digit, RFLAGS, flag as i32);
+        self.asm
+            .state_imm32(false, 0x81, digit, RFLAGS, flag as i32);
         let mode = match (self.smap(), set) {
             (true, false) => AccessMode::SupervisorSmap,
             _ => AccessMode::Supervisor,
@@ -186,7 +187,8 @@ impl Emit<'_> {
         // The mode is the key's two low bits.
         self.asm.state_imm8(false, 0x80, 4, hot::tlb_key(), !3);
         if mode as i8 != 0 {
-            self.asm.state_imm8(false, 0x80, 1, hot::tlb_key(), mode as i8);
+            self.asm
+                .state_imm8(false, 0x80, 1, hot::tlb_key(), mode as i8);
         }
         self.fall_through(guest.next());
     }

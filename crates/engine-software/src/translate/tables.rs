@@ -27,10 +27,8 @@ use crate::tlb::AccessMode;
 pub const PAGES: usize = 1024;
 /// Entries of `jumps`, a power of two.
 pub const JUMPS: usize = 4096;
-/// log2 of the size of a read entry.
-pub const READ_SHIFT: u32 = 4;
-/// log2 of the size of a write entry.
-pub const WRITE_SHIFT: u32 = 5;
+/// log2 of the size of an entry of `read` and `write`.
+pub const PAGE_SHIFT: u32 = 4;
 /// Entries of the journal.
 pub const JOURNAL: usize = 2048;
 /// Multiplier of the hash over `jumps`.
@@ -40,27 +38,14 @@ pub const JUMP_SHIFT: u32 = 15;
 /// A tag that no jump has: not canonical in any address space.
 const NO_JUMP: u64 = 0x1234_5678_9ABC_DEF0;
 
-/// An entry of `read`.
+/// An entry of `read` or `write`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Read {
+pub struct Page {
     /// Linear address of the page.
     pub tag: u64,
     /// Host address of the page.
     pub host: u64,
-}
-
-/// An entry of `write`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Write {
-    /// Linear address of the page.
-    pub tag: u64,
-    /// Host address of the page.
-    pub host: u64,
-    /// Host address of the page's watch byte.
-    pub watch: u64,
-    _room: u64,
 }
 
 /// An entry of `jumps`.
@@ -80,9 +65,9 @@ pub struct Jump {
 #[repr(C)]
 pub struct Mode {
     /// For reads.
-    pub read: [Read; PAGES],
+    pub read: [Page; PAGES],
     /// For writes.
-    pub write: [Write; PAGES],
+    pub write: [Page; PAGES],
     /// For jumps.
     pub jumps: [Jump; JUMPS],
 }
@@ -133,7 +118,7 @@ fn page_index(linear: u64) -> usize {
 
 /// Entry of `jumps` for a tag.
 fn jump_index(tag: u64) -> usize {
-    ((tag as u32).wrapping_mul(JUMP_HASH) >> (JUMP_SHIFT + WRITE_SHIFT)) as usize % JUMPS
+    ((tag as u32).wrapping_mul(JUMP_HASH) >> (JUMP_SHIFT + 5)) as usize % JUMPS
 }
 
 fn page_bit(linear: u64) -> (usize, u64) {
@@ -194,11 +179,11 @@ impl Tables {
         let within = offset % size_of::<Mode>();
         match within.checked_sub(std::mem::offset_of!(Mode, write)) {
             None => {
-                let n = (within >> READ_SHIFT) % PAGES;
+                let n = (within >> PAGE_SHIFT) % PAGES;
                 mode.read[n].tag = empty_tag(n);
             }
             Some(within) => {
-                let n = (within >> WRITE_SHIFT) % PAGES;
+                let n = (within >> PAGE_SHIFT) % PAGES;
                 mode.write[n].tag = empty_tag(n);
             }
         }

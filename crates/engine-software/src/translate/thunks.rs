@@ -19,8 +19,8 @@ use super::asm::reg::*;
 use super::asm::{Asm, cc};
 use super::hot;
 use super::region::TABLES;
-use super::regs::{FLAGS, SCRATCH, Place, place};
-use super::tables::{JOURNAL, Mode, PAGES, READ_SHIFT, Tables, WRITE_SHIFT};
+use super::regs::{FLAGS, Place, place};
+use super::tables::{JOURNAL, Mode, Tables};
 use crate::cpu::Cpu;
 use crate::tlb::{DATA_ENTRIES, Entry, Tlb};
 use crate::vector::VectorState;
@@ -212,9 +212,10 @@ impl Asm {
 /// the address of [`super::interpret`].
 pub fn generate(base: usize, helper: usize) -> (Vec<u8>, Thunks) {
     let mut a = Asm::new(base);
-    let mut t = Thunks::default();
-
-    t.enter = a.at();
+    let mut t = Thunks {
+        enter: a.at(),
+        ..Thunks::default()
+    };
     a.raw(&[0x55, 0x53]); // push rbp, push rbx
     for n in [R12, R13, R14, R15] {
         a.raw(&[0x41, 0x50 | n & 7]);
@@ -315,12 +316,11 @@ impl Asm {
 /// Fills the entry for the page of R10 from the TLB, if that has it and the
 /// page needs no looking at.
 fn refill(a: &mut Asm, mode: usize, write: bool) {
-    let (entries, shift, entry_shift) = if write {
-        (offset_of!(Mode, write), WRITE_SHIFT, offset_of!(Tlb, write))
+    let (entries, tlb_entries) = if write {
+        (offset_of!(Mode, write), offset_of!(Tlb, write))
     } else {
-        (offset_of!(Mode, read), READ_SHIFT, offset_of!(Tlb, read))
+        (offset_of!(Mode, read), offset_of!(Tlb, read))
     };
-    let _ = shift;
     let within = mode * size_of::<Mode>() + entries;
     let table = 8 + (TABLES + offset_of!(Tables, modes) + within) as i32;
     let (t0, t1) = (8 + hot::TEMP, 8 + hot::TEMP + 8);
@@ -336,7 +336,7 @@ fn refill(a: &mut Asm, mode: usize, write: bool) {
     a.rr_imm32(false, 0x81, 4, RDX, (DATA_ENTRIES - 1) as i32);
     a.raw(&[0xC1, 0xE2, size_of::<Entry>().trailing_zeros() as u8]); // shl edx
     a.state(true, &[0x03], RDX, 8 + TLB);
-    a.rm(true, &[0x8D], RDX, RDX, entry_shift as i32);
+    a.rm(true, &[0x8D], RDX, RDX, tlb_entries as i32);
     // First as a page of this address space, then as a global one.
     a.state(true, &[0x0B], RCX, 8 + hot::tlb_key());
     a.rm(true, &[0x3B], RCX, RDX, offset_of!(Entry, tag) as i32);
@@ -372,7 +372,6 @@ fn refill(a: &mut Asm, mode: usize, write: bool) {
             a.rm(true, &[0x8B], RCX, RDX, offset_of!(Entry, watch) as i32);
             a.raw(&[0x80, 0x39, 0]); // cmp byte [rcx], 0
             ends.push(a.jcc(cc::NE));
-            a.entry(true, &[0x89], RCX, table + 16);
         }
         a.mov(RCX, R10);
         a.rr_imm32(true, 0x81, 4, RCX, -4096);
@@ -395,5 +394,4 @@ fn refill(a: &mut Asm, mode: usize, write: bool) {
     for end in ends {
         a.fix(end, missing);
     }
-    debug_assert!(SCRATCH == [R10, R11] && PAGES.is_power_of_two());
 }
