@@ -41,6 +41,8 @@ bench: ## Measure Croft beside its peers
 	scripts/install-deps bench
 	scripts/fetch-kernels cloud generic
 	scripts/fetch-busybox
+	-scripts/bench/debian-image
+	CARGO="$(CARGO)" scripts/bench/build-guest
 	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm -p croft-bench
 	$(CARGO) run --release -p croft-bench -- $(BENCH_ARGS)
 

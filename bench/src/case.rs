@@ -2,6 +2,8 @@
 
 /// Something that Croft and its peers do.
 pub struct Case<'a> {
+    /// What `--only` calls it.
+    pub key: &'static str,
     /// A heading.
     pub title: String,
     /// What was done, for the reader.
@@ -10,17 +12,41 @@ pub struct Case<'a> {
     pub figures: Vec<Figure>,
     /// Croft first: the others are compared with it.
     pub contestants: Vec<Contestant<'a>>,
+    /// How the results are shown.
+    pub layout: Layout,
+    /// Whether it takes a KVM that is fit.
+    pub needs_kvm: bool,
+}
+
+/// How results are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// A table for each figure, a row for each contestant.
+    Contestants,
+    /// One table, a row for each figure, a column for each contestant.
+    Figures,
 }
 
 /// One of the numbers that a run gives. Less is better.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Figure {
     /// A heading; empty when there is only one.
-    pub name: &'static str,
+    pub name: String,
     /// The unit.
     pub unit: &'static str,
     /// Digits behind the point.
     pub digits: usize,
+    /// What Croft is to reach.
+    pub target: Option<Target>,
+}
+
+/// What Croft's median is to be at most.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// This share of the contestant's with this index.
+    Share(usize, f64),
+    /// This.
+    Value(f64),
 }
 
 /// A run: a number for each figure, or what went wrong.
@@ -30,6 +56,8 @@ pub type Run = Result<Vec<f64>, String>;
 pub struct Contestant<'a> {
     /// For the table.
     pub name: String,
+    /// Whether it is one that Croft is to be ahead of.
+    pub rival: bool,
     /// Does it once.
     pub run: Box<dyn Fn() -> Run + 'a>,
 }
@@ -75,7 +103,8 @@ impl Case<'_> {
 }
 
 impl Results {
-    fn add(&mut self, values: &[f64]) {
+    /// Adds a run.
+    pub fn add(&mut self, values: &[f64]) {
         self.values.resize_with(values.len(), Vec::new);
         for (all, value) in self.values.iter_mut().zip(values) {
             all.push(*value);
@@ -111,6 +140,7 @@ mod tests {
         let order_of = &order;
         let contestant = |name: &'static str| Contestant {
             name: name.to_owned(),
+            rival: true,
             run: Box::new(move || {
                 order_of.borrow_mut().push_str(name);
                 if name == "c" {
@@ -120,10 +150,13 @@ mod tests {
             }),
         };
         let case = Case {
+            key: "case",
             title: "a case".to_owned(),
             about: "",
             figures: vec![],
             contestants: ["a", "b", "c"].map(contestant).into(),
+            layout: Layout::Contestants,
+            needs_kvm: false,
         };
         let results = case.run(4);
         assert_eq!(*order.borrow(), "abcababab");

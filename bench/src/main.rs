@@ -7,7 +7,10 @@
 
 mod boot;
 mod case;
+mod files;
 mod idle;
+mod kvm;
+mod lines;
 mod page;
 mod systems;
 mod table;
@@ -18,41 +21,62 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::case::Case;
-use crate::systems::Files;
+use crate::files::Files;
 
 #[derive(Debug, Parser)]
 struct Args {
     /// How often each contestant runs in each case
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Only cases with this in their title; the page stays as it is
+    /// Only this case: boot, lines, systemd, idle, kvm, or a word of its
+    /// title; the page stays as it is
     #[arg(long)]
     only: Option<String>,
+    /// Only lines with this in their names, in the case of that name
+    #[arg(long, default_value = "")]
+    line: String,
+    /// A further argument for `croft run` on the software engine; again for
+    /// another
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    croft_arg: Vec<String>,
     /// The page that gets the tables
     #[arg(long, default_value_os_t = page::default())]
     page: PathBuf,
+    /// Print runs and no tables, as a nested machine is asked to
+    #[arg(long, hide = true)]
+    raw: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let files = Files::new();
+    let files = Files::new(args.croft_arg.clone());
     let load = page::load();
     let mut tables = Vec::new();
-    for case in cases(&files) {
+    for case in cases(&files, &args.line) {
         let wanted = args
             .only
             .as_ref()
-            .is_none_or(|word| case.title.contains(word));
-        if wanted {
-            let table = table::render(&case, &case.run(args.runs));
-            println!("{table}");
-            tables.push(table);
+            .is_none_or(|word| case.key == word || case.title.contains(word));
+        if !wanted {
+            continue;
         }
+        if args.raw {
+            print!("{}", kvm::report(&case.run(args.runs)));
+            continue;
+        }
+        let (results, place) = if case.needs_kvm {
+            kvm::run(&case, args.runs)
+        } else {
+            (case.run(args.runs), String::new())
+        };
+        let table = table::render(&case, &place, &results);
+        println!("{table}");
+        tables.push(table);
     }
-    if args.only.is_some() {
+    if args.only.is_some() || args.raw {
         return ExitCode::SUCCESS;
     }
-    match page::update(&args.page, args.runs, &load, &tables) {
+    match page::update(&args.page, &command(&args), &load, &tables) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}: {error}", args.page.display());
@@ -61,9 +85,33 @@ fn main() -> ExitCode {
     }
 }
 
+/// What to type for the same.
+fn command(args: &Args) -> String {
+    let mut words = Vec::new();
+    if args.runs != 5 {
+        words.push(format!("--runs {}", args.runs));
+    }
+    if !args.line.is_empty() {
+        words.push(format!("--line {}", args.line));
+    }
+    words.extend(
+        args.croft_arg
+            .iter()
+            .map(|arg| format!("--croft-arg={arg}")),
+    );
+    let words = match words.join(" ") {
+        words if words.is_empty() => "`make bench`".to_owned(),
+        words => format!("`make bench BENCH_ARGS='{words}'`"),
+    };
+    format!("{words}, {} runs of each in turn", args.runs)
+}
+
 /// Everything that is measured, in the order of the page.
-fn cases(files: &Files) -> Vec<Case<'_>> {
-    let mut cases = boot::cases(files);
+fn cases<'a>(files: &'a Files, line: &'a str) -> Vec<Case<'a>> {
+    let mut cases = boot::kernels(files);
+    cases.push(lines::case(files, line));
+    cases.push(boot::debian(files));
     cases.push(idle::case(files));
+    cases.push(kvm::case(files));
     cases
 }

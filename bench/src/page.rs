@@ -16,10 +16,10 @@ pub fn default() -> PathBuf {
 }
 
 /// Replaces what is between the page's marks.
-/// `load` is the host's before the first run.
-pub fn update(page: &Path, runs: u32, load: &str, tables: &[String]) -> io::Result<()> {
+/// `load` is the host's before the first run, `command` what was typed.
+pub fn update(page: &Path, command: &str, load: &str, tables: &[String]) -> io::Result<()> {
     let text = fs::read_to_string(page)?;
-    let measured = format!("{}\n{}", circumstances(runs, load), tables.join("\n"));
+    let measured = format!("{}\n{}", circumstances(command, load), tables.join("\n"));
     let Some(text) = replace(&text, &measured) else {
         return Err(io::Error::other(format!(
             "has no lines '{BEGIN}' and '{END}' to write between"
@@ -42,7 +42,7 @@ pub fn load() -> String {
 }
 
 /// What one must know to measure the same again.
-fn circumstances(runs: u32, load: &str) -> String {
+fn circumstances(command: &str, load: &str) -> String {
     let root = root().to_string_lossy();
     let lines = [
         ("Date", said("date", &["+%F"])),
@@ -50,10 +50,7 @@ fn circumstances(runs: u32, load: &str) -> String {
             "Croft",
             said("git", &["-C", &root, "describe", "--always", "--dirty"]),
         ),
-        (
-            "Command",
-            format!("`make bench`, {runs} runs of each in turn"),
-        ),
+        ("Command", command.to_owned()),
         ("Processor", processor()),
         ("Host", said("uname", &["-sr"])),
         ("Load before it", load.to_owned()),

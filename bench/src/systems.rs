@@ -1,96 +1,133 @@
 //! Croft and its peers, started on the same files.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use croft_tests::files::{Kernel, program};
-use croft_tests::guest::{self, Act};
-use croft_tests::{Output, PATIENCE, processes};
+use croft_tests::files::program;
+use croft_tests::{Output, processes};
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 
 /// Guest memory of all contestants, in MiB.
 pub const MEMORY_MIB: u64 = 512;
 
-/// What the guests boot from besides their kernels.
-pub struct Files {
-    directory: TempDir,
-}
-
-impl Files {
-    /// Makes them.
-    pub fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        fs::write(directory.path().join("initrd"), guest::initramfs()).expect("an initrd");
-        Files { directory }
-    }
-
-    fn initrd(&self) -> PathBuf {
-        self.directory.path().join("initrd")
-    }
+/// What a guest boots from.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    /// The kernel's command line.
+    pub append: String,
+    /// A virtio disk, which the guest may write to.
+    pub disk: Option<PathBuf>,
 }
 
 /// What runs a guest.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum System {
-    /// Croft's software engine with this CPU model.
-    Software(&'static str),
-    /// QEMU's translator, with these words behind the kernel's command line.
+    /// Croft's software engine with this CPU model and further arguments.
+    Software(&'static str, Vec<String>),
+    /// QEMU's translator, with these words on the kernel's command line.
     Tcg(&'static str),
+    /// Croft on KVM.
+    Kvm,
+    /// QEMU on KVM, this machine of it.
+    QemuKvm(&'static str),
 }
 
 impl System {
     /// For tables.
-    pub fn name(self) -> String {
+    pub fn name(&self) -> String {
         match self {
-            System::Software(model) => format!("Croft, software engine, `--cpu {model}`"),
+            System::Software(model, more) => {
+                let arguments = [&["--cpu", model].map(str::to_owned), more.as_slice()].concat();
+                format!("Croft, software engine, `{}`", arguments.join(" "))
+            }
             System::Tcg("") => "QEMU, `-accel tcg -cpu max`".to_owned(),
             System::Tcg(words) => format!("QEMU, the same, kernel with `{words}`"),
+            System::Kvm => "Croft, `--engine kvm`".to_owned(),
+            System::QemuKvm(machine) => format!("QEMU, `-accel kvm -nodefaults -M {machine}`"),
         }
     }
 
+    /// Whether it is not Croft.
+    pub fn is_rival(&self) -> bool {
+        matches!(self, System::Tcg(_) | System::QemuKvm(_))
+    }
+
     /// Starts a guest.
-    pub fn start(self, files: &Files, kernel: Kernel, act: Act) -> Result<Guest, String> {
-        let mut append = act.command_line();
+    pub fn start(&self, boot: &Boot) -> Result<Guest, String> {
         let mut command = match self {
-            System::Software(model) => {
-                let mut command = Command::new(program("croft"));
-                command.args(["run", "--engine", "software", "--cpu", model]);
-                command.args(["--memory", &format!("{MEMORY_MIB}M"), "--no-reboot"]);
-                command.arg("--kernel").arg(kernel.path());
-                command.arg("--initrd").arg(files.initrd());
-                command.arg("--append");
+            System::Software(model, more) => {
+                let mut command = croft(boot);
+                command.args(["--engine", "software", "--cpu", model]);
+                command.args(more);
+                command
+            }
+            System::Kvm => {
+                let mut command = croft(boot);
+                command.args(["--engine", "kvm"]);
                 command
             }
             System::Tcg(words) => {
-                append = format!("{append} {words}");
-                let mut command = Command::new("qemu-system-x86_64");
-                command.args(["-accel", "tcg", "-cpu", "max", "-nographic", "-no-reboot"]);
-                command.args(["-m", &format!("{MEMORY_MIB}M")]);
-                command.arg("-kernel").arg(kernel.path());
-                command.arg("-initrd").arg(files.initrd());
-                command.arg("-append");
+                let mut command = qemu(boot, words);
+                command.args(["-accel", "tcg", "-cpu", "max", "-nographic"]);
+                command
+            }
+            System::QemuKvm(machine) => {
+                let mut command = qemu(boot, "");
+                command.args(["-accel", "kvm", "-cpu", "host", "-M", machine]);
+                // As little as it can be asked for.
+                command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+                command.args(["-serial", "stdio"]);
                 command
             }
         };
         command
-            .arg(append.trim_end())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stderr(Stdio::piped());
         let started = Instant::now();
         let mut child = command
             .spawn()
             .map_err(|error| format!("{}: {error}", command.get_program().display()))?;
         let stdout = child.stdout.take().ok_or("no standard output")?;
+        let stderr = child.stderr.take().ok_or("no standard error")?;
         Ok(Guest {
             started,
             child,
             output: Output::new("the console", stdout),
+            errors: Output::new("standard error", stderr),
         })
     }
+}
+
+fn croft(boot: &Boot) -> Command {
+    let mut command = Command::new(program("croft"));
+    command.args(["run", "--no-reboot"]);
+    command.args(["--memory", &format!("{MEMORY_MIB}M")]);
+    command.arg("--kernel").arg(&boot.kernel);
+    command.arg("--initrd").arg(&boot.initrd);
+    command.args(["--append", &boot.append]);
+    if let Some(disk) = &boot.disk {
+        command.arg("--disk").arg(disk);
+    }
+    command
+}
+
+/// With `words` behind the kernel's command line.
+fn qemu(boot: &Boot, words: &str) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-no-reboot", "-m", &format!("{MEMORY_MIB}M")]);
+    command.arg("-kernel").arg(&boot.kernel);
+    command.arg("-initrd").arg(&boot.initrd);
+    command.args(["-append", format!("{} {words}", boot.append).trim_end()]);
+    if let Some(disk) = &boot.disk {
+        let disk = disk.display();
+        command.args(["-drive", &format!("file={disk},if=none,id=disk,format=raw")]);
+        command.args(["-device", "virtio-blk-pci,drive=disk"]);
+    }
+    command
 }
 
 /// A running guest; killed when dropped.
@@ -98,14 +135,22 @@ pub struct Guest {
     started: Instant,
     child: Child,
     output: Output,
+    errors: Output,
 }
 
 impl Guest {
     /// How long it took from the start of the process until `text` was
-    /// printed.
-    pub fn time_to(&mut self, text: &str) -> Result<Duration, String> {
-        self.output.find(text, PATIENCE)?;
-        Ok(self.started.elapsed())
+    /// printed, or why it was not, within `patience`.
+    pub fn time_to(&mut self, text: &str, patience: Duration) -> Result<Duration, String> {
+        match self.output.find(text, patience) {
+            Ok(()) => Ok(self.started.elapsed()),
+            Err(problem) => Err(format!("{problem}\n{}", self.errors.text())),
+        }
+    }
+
+    /// Everything on its console so far.
+    pub fn text(&mut self) -> String {
+        self.output.text()
     }
 
     /// All of the system's processes for this guest.

@@ -1,6 +1,8 @@
 //! The guest of the tests: a busybox and a script.
 
-use std::fs;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
 
 use crate::Archive;
 use crate::files;
@@ -16,6 +18,8 @@ pub const PROMPT: &str = "guest# ";
 pub enum Act {
     /// Print what it finds and power off.
     Report,
+    /// Compute for that many steps; see [`result`].
+    Compute(u32),
     /// Reboot.
     Reboot,
     /// A shell on the console; power off at its end.
@@ -27,12 +31,34 @@ impl Act {
     /// and nothing else there.
     pub fn command_line(self) -> String {
         let act = match self {
-            Act::Report => "report",
-            Act::Reboot => "reboot",
-            Act::Shell => "shell",
+            Act::Report => "report".to_owned(),
+            Act::Compute(steps) => format!("compute steps={steps}"),
+            Act::Reboot => "reboot".to_owned(),
+            Act::Shell => "shell".to_owned(),
         };
         format!("console=ttyS0 quiet act={act}")
     }
+}
+
+/// What a guest that computes for `steps` prints at last: this host runs the
+/// same script with the same busybox.
+///
+/// # Panics
+/// When busybox was not fetched, or does not run.
+pub fn result(steps: u32) -> String {
+    let busybox = files::busybox();
+    // The script calls it by name.
+    let path = busybox.parent().map(Path::to_owned).unwrap_or_default();
+    let output = Command::new(&busybox)
+        .args(["sh", "-s", &steps.to_string()])
+        .env("PATH", path)
+        .stdin(File::open(files::root().join("tests/src/compute")).expect("the script"))
+        .output()
+        .expect("busybox");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find(|line| line.contains("result"));
+    line.unwrap_or_else(|| panic!("no result: {output:?}"))
+        .to_owned()
 }
 
 /// Its initial RAM disk, not compressed: a guest copies faster than it
@@ -56,6 +82,8 @@ pub fn initramfs_with(more: Archive) -> Vec<u8> {
         .directory("sys")
         .program("bin/busybox", &busybox)
         .link("bin/sh", "busybox")
+        .directory("tmp")
+        .program("compute", include_bytes!("compute"))
         .program("init", include_bytes!("init"))
         .finish()
 }

@@ -7,6 +7,7 @@
 //! longer than [`PATIENCE`].
 
 mod cpio;
+pub mod disk;
 pub mod files;
 pub mod guest;
 pub mod linux;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 
 pub use cpio::Archive;
 pub use output::Output;
-pub use stage::{Ended, Machine, Stage};
+pub use stage::{Ended, Machine, Saved, Stage};
 
 /// Nothing takes longer, on a busy machine either.
 pub const PATIENCE: Duration = Duration::from_secs(180);

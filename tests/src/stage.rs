@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -60,7 +60,31 @@ impl Stage {
 
     /// `croft run`, with no input.
     pub fn run(&self) -> Command {
-        self.prepared(Command::new(files::program("croft")))
+        self.prepared(Command::new(files::program("croft")), "run")
+    }
+
+    /// `croft restore` of this file, with no input.
+    pub fn restore(&self, file: &Path) -> Command {
+        let mut command = self.prepared(Command::new(files::program("croft")), "restore");
+        command.arg(file);
+        command
+    }
+
+    /// `croft save` of the machine with this control socket.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn save(&self, socket: &Path, file: &Path) -> Saved {
+        let output = Command::new(files::program("croft"))
+            .arg("save")
+            .args([socket, file])
+            .stdin(Stdio::null())
+            .output()
+            .expect("croft save");
+        Saved {
+            code: output.status.code(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 
     /// `croft run` of a stock kernel and the tests' initial RAM disk.
@@ -81,6 +105,23 @@ impl Stage {
     /// As [`linux`](Self::linux), by a user without any privilege, from
     /// copies of everything.
     pub fn unprivileged_linux(&self, kernel: Kernel, act: Act) -> Command {
+        let command = self
+            .unprivileged(&[])
+            .unwrap_or_else(|| Command::new(self.path("croft")));
+        let mut command = self.prepared(command, "run");
+        let kernel_copy = self.path("vmlinuz");
+        fs::copy(kernel.path(), &kernel_copy).expect("a copy");
+        self.add_boot(&mut command, kernel_copy, act);
+        command
+    }
+
+    /// A copy of `croft` with these arguments, by a user without any
+    /// privilege; `None` where this test is run by such a one, with the copy
+    /// made.
+    ///
+    /// # Panics
+    /// When it cannot be copied.
+    pub fn unprivileged(&self, arguments: &[&str]) -> Option<Command> {
         // Nobody's: the user id of overflow, which owns nothing.
         const NOBODY: &str = "65534";
         fs::set_permissions(self.path(""), fs::Permissions::from_mode(0o755)).expect("permissions");
@@ -89,27 +130,22 @@ impl Stage {
         for program in PROGRAMS {
             fs::copy(files::program(program), self.path(program)).expect("a copy");
         }
-        let mut command = if rustix::process::geteuid().is_root() {
-            let mut command = Command::new("setpriv");
-            command
-                .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"])
-                .args(["--no-new-privs", "--bounding-set=-all"])
-                .arg(self.path("croft"));
-            command
-        } else {
-            Command::new(self.path("croft"))
-        };
-        command = self.prepared(command);
-        let kernel_copy = self.path("vmlinuz");
-        fs::copy(kernel.path(), &kernel_copy).expect("a copy");
-        self.add_boot(&mut command, kernel_copy, act);
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let mut command = Command::new("setpriv");
         command
+            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"])
+            .args(["--no-new-privs", "--bounding-set=-all"])
+            .arg(self.path("croft"))
+            .args(arguments);
+        Some(command)
     }
 
-    fn prepared(&self, mut command: Command) -> Command {
+    fn prepared(&self, mut command: Command, verb: &str) -> Command {
         let run = self.path("run");
         command
-            .args(["run", "--name", &self.name])
+            .args([verb, "--name", &self.name])
             .env("TMPDIR", &run)
             .env("XDG_RUNTIME_DIR", &run)
             .env("HOME", &run)
@@ -188,6 +224,15 @@ impl Drop for Stage {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
+}
+
+/// How a `croft save` ended.
+#[derive(Debug)]
+pub struct Saved {
+    /// Its exit code, if it was not killed.
+    pub code: Option<i32>,
+    /// What it had to say.
+    pub stderr: String,
 }
 
 /// A running croft.

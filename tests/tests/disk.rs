@@ -1,82 +1,11 @@
 //! Disks: a stock kernel's file system on virtio-blk, and what is refused.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use croft_tests::files::Kernel;
-use croft_tests::guest::{Act, PROMPT, UP, initramfs_with};
-use croft_tests::{Archive, END, Machine, Stage};
-
-/// In the order in which they can be loaded.
-const MODULES: [&str; 7] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
-    "virtio_pci",
-    "virtio_blk",
-    "virtio-rng",
-];
-
-/// A program that is not in the path of everybody.
-fn tool(name: &str) -> Command {
-    let sbin = ["/usr/sbin", "/sbin"].map(|directory| Path::new(directory).join(name));
-    let found = sbin.into_iter().find(|path| path.is_file());
-    Command::new(found.unwrap_or_else(|| PathBuf::from(name)))
-}
-
-/// An ext4 image of 32 MiB with one file in it.
-fn image(stage: &Stage) -> PathBuf {
-    let tree = stage.path("tree");
-    fs::create_dir(&tree).unwrap();
-    fs::write(tree.join("hello"), "hello from the host\n").unwrap();
-    let image = stage.file("disk", b"");
-    File::options()
-        .write(true)
-        .open(&image)
-        .unwrap()
-        .set_len(32 << 20)
-        .unwrap();
-    let status = tool("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-d"])
-        .args([&tree, &image])
-        .status()
-        .expect("mke2fs; scripts/install-deps test installs it");
-    assert!(status.success());
-    image
-}
-
-/// A shell with the modules at hand.
-fn shell(stage: &Stage, disk: &str) -> Command {
-    let archive = MODULES.iter().fold(Archive::new(), |archive, name| {
-        let module = fs::read(Kernel::Cloud.module(name)).unwrap();
-        archive.program(&format!("{name}.ko"), &module)
-    });
-    let initrd = stage.file("initrd", &initramfs_with(archive));
-    let mut command = stage.run();
-    command
-        .arg("--kernel")
-        .arg(Kernel::Cloud.path())
-        .arg("--initrd")
-        .arg(initrd)
-        .args(["--append", &Act::Shell.command_line()])
-        .args(["--cpus", "2", "--disk", disk])
-        .stdin(Stdio::piped());
-    command
-}
-
-/// Loads the modules after a boot. What is waited for must not be in what is typed, since
-/// the terminal echoes it.
-fn load(machine: &mut Machine<'_>) {
-    machine.expect(UP);
-    machine.expect(PROMPT);
-    machine.type_in(&format!(
-        "cd /; for m in {}; do insmod $m.ko; done; echo loaded-$((40 + 2))\n",
-        MODULES.join(" ")
-    ));
-    machine.expect("loaded-42");
-}
+use croft_tests::disk::{check, image, load, shell};
+use croft_tests::{END, Stage};
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -116,8 +45,7 @@ fn an_ext4_disk_survives_a_reboot() {
     for bad in ["I/O error", "BUG", "WARNING: CPU", "EXT4-fs error"] {
         assert!(!ended.stdout.contains(bad), "{ended:#?}");
     }
-    let fsck = tool("e2fsck").arg("-fn").arg(&image).output().unwrap();
-    assert!(fsck.status.success(), "{fsck:?}");
+    check(&image);
 }
 
 #[test]
@@ -218,4 +146,96 @@ fn a_running_machines_disk_is_its_own() {
     other.wait_for("croft-vmm");
     machine.signal("croft", rustix::process::Signal::TERM);
     machine.wait();
+}
+
+/// A host that has no more room is an I/O error for the guest and a line for
+/// the operator; what was written before stays as it was.
+#[test]
+fn a_full_host() {
+    let stage = Stage::new();
+    let place = stage.path("place");
+    fs::create_dir(&place).unwrap();
+    let (disk, copy) = (place.join("disk"), stage.path("copy"));
+    // 16 MiB that the guest may want, on a file system of 4.
+    let prepare = format!(
+        "mount -t tmpfs -o size=4M tmpfs {0}; truncate -s 16M {0}/disk",
+        path(&place)
+    );
+    let unshare = ["--user", "--map-root-user", "--mount", "sh", "-ec"];
+    let tried = Command::new("unshare").args(unshare).arg(&prepare).output();
+    if !tried.as_ref().is_ok_and(|tried| tried.status.success()) {
+        eprintln!("not tried, since this host lets nobody mount: {tried:?}");
+        return;
+    }
+    let croft = shell(&stage, path(&disk));
+    let script = format!(
+        "{prepare}; \"$@\"; cp --sparse=always {} {}",
+        path(&disk),
+        path(&copy)
+    );
+    let mut command = Command::new("unshare");
+    command.args(unshare).arg(script).arg("sh");
+    command.arg(croft.get_program()).args(croft.get_args());
+    for (key, value) in croft.get_envs() {
+        command.env(key, value.unwrap_or_default());
+    }
+    command
+        .current_dir(stage.path("run"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut machine = stage.start(command);
+    load(&mut machine);
+    machine.type_in(concat!(
+        "sum() { echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=64k count=16 2>/dev/null | md5sum; }; ",
+        "dd if=/dev/hwrng of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null; a=$(sum); ",
+        "dd if=/dev/zero of=/dev/vda bs=64k seek=16 count=200 conv=fsync 2>/dev/null || echo full-$((40 + 2)); ",
+        "b=$(sum); [ \"$a\" = \"$b\" ] && echo same-$((40 + 2)); echo sum-$a; poweroff -f\n"
+    ));
+    machine.expect("full-42");
+    machine.expect("same-42");
+    machine.expect("sum-");
+    let ended = machine.wait();
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    assert!(ended.stderr.contains("disk0: "), "{ended:#?}");
+    assert!(ended.stderr.contains("No space left"), "{ended:#?}");
+    // The host has what the guest read.
+    let bytes = fs::read(&copy).unwrap();
+    assert_eq!(bytes.len(), 16 << 20);
+    let first = stage.file("first", &bytes[..1 << 20]);
+    let sum = Command::new("md5sum").arg(first).output().unwrap();
+    let sum = String::from_utf8_lossy(&sum.stdout);
+    let sum = sum.split_whitespace().next().unwrap();
+    assert!(
+        ended.stdout.contains(&format!("sum-{sum}")),
+        "{sum}: {ended:#?}"
+    );
+}
+
+/// A file that is removed stays the machine's until it ends; one that is
+/// shortened fails where nothing is left, and only there.
+#[test]
+fn a_disk_that_goes_away() {
+    let stage = Stage::new();
+    let image = stage.file("image", &vec![0x5A; 4 << 20]);
+    let mut machine = stage.start(shell(&stage, path(&image)));
+    load(&mut machine);
+    let file = fs::File::options().write(true).open(&image).unwrap();
+    fs::remove_file(&image).unwrap();
+    machine.type_in(
+        "dd if=/dev/hwrng of=/dev/vda bs=64k count=16 conv=fsync 2>&1 && echo removed-$((40 + 2))\n",
+    );
+    machine.expect("removed-42");
+    file.set_len(1 << 20).unwrap();
+    machine.type_in(concat!(
+        "echo 3 >/proc/sys/vm/drop_caches; ",
+        "dd if=/dev/vda of=/dev/null bs=64k count=16 2>/dev/null && echo before-$((40 + 2)); ",
+        "dd if=/dev/vda of=/dev/null bs=64k skip=32 count=1 2>/dev/null || echo behind-$((40 + 2)); ",
+        "poweroff -f\n"
+    ));
+    machine.expect("before-42");
+    machine.expect("behind-42");
+    let ended = machine.wait();
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    assert!(ended.stderr.contains("disk0: "), "{ended:#?}");
 }

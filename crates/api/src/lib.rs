@@ -7,6 +7,8 @@
 //!
 //! Every arrow is a pair of connected, unnamed sockets: nothing appears in a
 //! file system, and the death of either end is the other end's end of file.
+//! A third protocol ([`control`]) is for commands that come later, at a socket
+//! with a path, which a machine has only if asked for.
 //! The thin arrows carry framed JSON messages ([`wire`], [`mod@channel`]) and
 //! descriptors; their first message, in both directions, states protocol and
 //! version ([`Hello`]). The double line is a byte stream of its own for each
@@ -14,12 +16,14 @@
 //! holds back the guest's UART, while requests such as "stop" still pass.
 
 pub mod channel;
+pub mod control;
 pub mod engines;
 pub mod hello;
 pub mod machine;
 pub mod monitor;
 pub mod outcome;
 pub mod programs;
+pub mod saved;
 pub mod vmm;
 pub mod wire;
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! croft                          monitor
-//!    │── Run + descriptors ─────────►│   opens files, spawns the vmm
+//!    │── Run, Restore ──────────────►│   opens files, spawns the vmm
 //!    │◄──────────── Started ─────────│   or Stopped{Invalid}
 //!    │── PowerButton, Stop, … ──────►│
 //!    │◄──────────── Stopped ─────────│   then end of file on the console
@@ -16,13 +16,14 @@ use std::ffi::OsString;
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Protocol;
-use crate::machine::MachineSpec;
+use crate::machine::{EngineChoice, MachineSpec};
 use crate::outcome::Outcome;
+use crate::saved::SavedRun;
 
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-monitor",
-    version: 1,
+    version: 2,
 };
 
 /// `croft` to the monitor.
@@ -32,6 +33,10 @@ pub enum Request {
     /// Make an instance and run it. Comes with descriptors: the console, and
     /// the terminal if `terminal`.
     Run(Box<RunRequest>),
+    /// Make the instance that was saved, and let it go on. Comes with
+    /// descriptors: the console, the file it was saved to, and the terminal
+    /// if `terminal`.
+    Restore(Box<RestoreRequest>),
     /// Press the power button.
     PowerButton,
     /// End the machine now.
@@ -57,9 +62,62 @@ pub struct RunRequest {
     pub log: Option<OsString>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbAddress>,
+    /// Path of the control socket to make.
+    pub control: Option<OsString>,
     /// Whether the terminal's descriptor comes along. The monitor gives it
     /// back its modes if `croft` is killed before it can.
     pub terminal: bool,
+}
+
+/// What to restore, and what is to be other than it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// The file's name for messages.
+    pub file: String,
+    /// Another name.
+    pub name: Option<String>,
+    /// What runs it.
+    pub engine: EngineChoice,
+    /// Another path of the kernel.
+    pub kernel: Option<OsString>,
+    /// Another path of the initrd.
+    pub initrd: Option<OsString>,
+    /// Other paths of all disks.
+    pub disks: Option<Vec<RunDisk>>,
+    /// As in [`RunRequest`].
+    pub log: Option<OsString>,
+    /// As in [`RunRequest`].
+    pub gdb: Option<GdbAddress>,
+    /// As in [`RunRequest`].
+    pub control: Option<OsString>,
+    /// As in [`RunRequest`].
+    pub terminal: bool,
+}
+
+impl RestoreRequest {
+    /// How many descriptors come with it.
+    pub fn descriptors(&self) -> usize {
+        2 + usize::from(self.terminal)
+    }
+
+    /// What is run, of what was saved.
+    pub fn apply(self, saved: SavedRun) -> RunRequest {
+        let mut machine = saved.machine;
+        machine.engine = self.engine;
+        if let Some(name) = self.name {
+            machine.name = name;
+        }
+        RunRequest {
+            machine,
+            kernel: self.kernel.unwrap_or(saved.kernel),
+            initrd: self.initrd.or(saved.initrd),
+            disks: self.disks.unwrap_or(saved.disks),
+            log: self.log,
+            gdb: self.gdb,
+            control: self.control,
+            terminal: self.terminal,
+        }
+    }
 }
 
 impl RunRequest {

@@ -23,6 +23,8 @@ pub enum Outcome {
     },
     /// Somebody asked for it.
     Requested,
+    /// It was saved, and can be restored.
+    Saved,
     /// It never started: something in the configuration is wrong.
     Invalid {
         /// What, and the remedy.

@@ -17,7 +17,7 @@ use crate::outcome::Outcome;
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-vmm",
-    version: 1,
+    version: 2,
 };
 
 /// The monitor to the vmm.
@@ -25,8 +25,8 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the debugger's
-    /// listening socket if `gdb`. The vmm gets no path to open.
+    /// console, kernel, the initrd if named, the disks, the state if `saved`,
+    /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -36,6 +36,9 @@ pub enum Request {
     Pause,
     /// Let them continue.
     Resume,
+    /// Save the machine to the file whose descriptor comes along, from its
+    /// position on, and end.
+    Save,
 }
 
 /// What a machine is started from.
@@ -49,6 +52,9 @@ pub struct StartRequest {
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
     pub disks: Vec<StartDisk>,
+    /// Whether the state of a saved machine comes with it, a file at its
+    /// position: the machine goes on from there.
+    pub saved: bool,
     /// Whether a debugger's listening socket comes with it.
     pub gdb: bool,
 }
@@ -56,7 +62,10 @@ pub struct StartRequest {
 impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
-        2 + usize::from(self.initrd.is_some()) + self.disks.len() + usize::from(self.gdb)
+        2 + usize::from(self.initrd.is_some())
+            + self.disks.len()
+            + usize::from(self.saved)
+            + usize::from(self.gdb)
     }
 }
 
@@ -84,6 +93,11 @@ pub enum Event {
     Paused,
     /// It continues.
     Resumed,
+    /// It was not saved, and goes on.
+    SaveFailed {
+        /// Why not.
+        message: String,
+    },
     /// A line for the operator.
     Log {
         /// Without a line end.

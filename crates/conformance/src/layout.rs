@@ -117,6 +117,8 @@ pub const FREE_SELECTOR: u16 = 0x60;
 pub const PORT_DONE: u16 = 0xE1;
 /// Port whose write says that the log is full.
 pub const PORT_FULL: u16 = 0xE2;
+/// Port whose write stops the vCPUs.
+pub const PORT_STOP: u16 = 0xE3;
 /// Vector by which user code returns to the kernel.
 pub const ESCAPE: u8 = 0x80;
 

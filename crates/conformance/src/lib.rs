@@ -27,9 +27,8 @@ pub use program::Program;
 
 use croft_engine::Engine;
 
-/// What a guest needs beyond plain instructions. Hosts without hardware
-/// virtualization sometimes show a `/dev/kvm` whose emulation lacks some of
-/// these: there, guests that need them are left out.
+/// What a guest needs beyond plain instructions, and not every engine on every
+/// host has: there, guests that need it are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// Takes exceptions or interrupts, whose handlers end by IRET.
@@ -42,6 +41,17 @@ pub enum Need {
     DataBreakpoints,
     /// More than one vCPU.
     Smp,
+    /// Breakpoints of the guest's on ports that the machine's devices serve.
+    PortBreakpoints,
+    /// #GP for reserved bits in the local APIC's registers.
+    ApicReservedBits,
+    /// Single steps of the debugger's that RFLAGS in memory do not show.
+    HiddenSteps,
+    /// PAE paging's pointers in registers that CR3 loads; AMD's nested paging
+    /// has none (APM vol. 2, 15.25.10).
+    PaePointers,
+    /// The state at the fault with a triple fault; AMD's processors lose it.
+    TripleFaultState,
 }
 
 /// One guest.

@@ -217,6 +217,31 @@ impl Program {
         )
     }
 
+    /// What happens here makes an exception in user mode, whose frame points at
+    /// `address`; it goes on behind, back in the kernel. RSP must have been
+    /// stored at [`KERNEL_RSP`].
+    pub fn fault_that_escapes(
+        &mut self,
+        vector: u8,
+        error: u64,
+        address: u64,
+        emit: impl FnOnce(&mut CodeAssembler) -> Emit,
+    ) -> Emit {
+        let mut after = self.asm.create_label();
+        emit(&mut self.asm)?;
+        self.asm.set_label(&mut after)?;
+        self.asm.nop()?;
+        let frame = Frame::Address(address);
+        self.fixups.push((frame, after, 1));
+        self.due.push(Due {
+            vector,
+            error: Some(error),
+            cr2: None,
+            frame,
+        });
+        Ok(())
+    }
+
     /// The instruction completes and then traps.
     pub fn trap(&mut self, vector: u8, emit: impl FnOnce(&mut CodeAssembler) -> Emit) -> Emit {
         let mut after = self.asm.create_label();
@@ -352,6 +377,18 @@ impl Program {
     pub fn out8(&mut self, port: u8, value: u8) -> Emit {
         self.asm.mov(al, u32::from(value))?;
         self.asm.out(u32::from(port), al)
+    }
+
+    /// Loads TR, which the state has already: QEMU's emulation of a nested
+    /// processor knows tasks from LTR only. Uses EAX.
+    pub fn load_task(&mut self) -> Emit {
+        self.asm.mov(eax, i32::from(TSS_SELECTOR))?;
+        self.asm.ltr(ax)
+    }
+
+    /// Stops the vCPU without ending the guest.
+    pub fn stop(&mut self) -> Emit {
+        self.asm.out(u32::from(PORT_STOP), al)
     }
 
     /// Ends the guest.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use croft_engine::{CpuIo, Kicker};
 
-use crate::layout::{PORT_DONE, PORT_FULL};
+use crate::layout::{PORT_DONE, PORT_FULL, PORT_STOP};
 
 /// One access that reached [`CpuIo`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +110,7 @@ impl CpuIo for Recorder {
                 self.full.store(true, Ordering::SeqCst);
                 self.kick();
             }
+            PORT_STOP => self.kick(),
             _ => self.record(Access::PortWrite(port, data.to_vec())),
         }
     }

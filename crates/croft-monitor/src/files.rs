@@ -1,17 +1,20 @@
 //! Opening what an instance is made from.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::monitor::RunRequest;
+use croft_api::monitor::{RunDisk, RunRequest};
+use croft_api::saved::SavedRun;
 use croft_api::vmm::StartDisk;
 use rustix::fs::OFlags;
 
+use crate::control::Control;
 use crate::disks::Disk;
-use crate::gdb::{GdbListener, SocketFile};
+use crate::gdb::GdbListener;
+use crate::socket::SocketFile;
 
 /// All of them, open.
 #[derive(Debug)]
@@ -19,7 +22,9 @@ pub struct Files {
     kernel: File,
     initrd: Option<File>,
     disks: Vec<Disk>,
+    saved: Option<File>,
     log: Option<File>,
+    control: Option<Control>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
 }
@@ -29,13 +34,16 @@ pub struct Files {
 pub struct Kept {
     /// Console output goes here too.
     pub log: Option<File>,
+    /// Where commands can connect.
+    pub control: Option<Control>,
     /// Removes the debugger's socket when dropped.
     pub _socket: Option<SocketFile>,
 }
 
 impl Files {
-    /// Opens everything, or says what is wrong and what to do.
-    pub fn open(run: &RunRequest) -> Result<Files, String> {
+    /// Opens everything, or says what is wrong and what to do. `saved` is the
+    /// file of a machine that is restored.
+    pub fn open(run: &RunRequest, saved: Option<File>) -> Result<Files, String> {
         let kernel = open_input("kernel", "--kernel", &run.kernel)?;
         let initrd = match &run.initrd {
             Some(path) => Some(open_input("initrd", "--initrd", path)?),
@@ -46,6 +54,10 @@ impl Files {
             Some(path) => Some(open_log(path)?),
             None => None,
         };
+        let control = match &run.control {
+            Some(path) => Some(bind_control(path, run)?),
+            None => None,
+        };
         let gdb = match &run.gdb {
             Some(address) => Some(GdbListener::bind(address)?),
             None => None,
@@ -54,7 +66,9 @@ impl Files {
             kernel,
             initrd,
             disks,
+            saved,
             log,
+            control,
             gdb,
         })
     }
@@ -62,6 +76,11 @@ impl Files {
     /// What the payload is told of the disks.
     pub fn start_disks(&self) -> Vec<StartDisk> {
         self.disks.iter().map(Disk::describe).collect()
+    }
+
+    /// Whether it is a saved machine.
+    pub fn restores(&self) -> bool {
+        self.saved.is_some()
     }
 
     /// What is handed to the payload, in the order of
@@ -74,9 +93,10 @@ impl Files {
         let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
-            .chain([listener]);
+            .chain([self.saved.map(Into::into), listener]);
         let kept = Kept {
             log: self.log,
+            control: self.control,
             _socket: socket,
         };
         (handed.flatten().collect(), kept)
@@ -109,6 +129,32 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
         return Ok(file);
     };
     Err(format!("{what} {name} {problem}"))
+}
+
+fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
+    let name = quoted(path);
+    saved_run(run)
+        .and_then(|run| Control::bind(path.as_ref(), run))
+        .map_err(|error| {
+            format!("control socket {name}: {error}; choose another path with --control")
+        })
+}
+
+/// What a machine that is saved was run with.
+fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
+    let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
+    let disks = run.disks.iter().map(|disk| {
+        Ok::<_, io::Error>(RunDisk {
+            path: absolute(&disk.path)?,
+            read_only: disk.read_only,
+        })
+    });
+    Ok(SavedRun {
+        machine: run.machine.clone(),
+        kernel: absolute(&run.kernel)?,
+        initrd: run.initrd.as_ref().map(absolute).transpose()?,
+        disks: disks.collect::<Result<_, _>>()?,
+    })
 }
 
 fn open_log(path: &OsStr) -> Result<File, String> {

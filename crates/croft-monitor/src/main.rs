@@ -5,7 +5,7 @@
 //! the exit status.
 //!
 //! ```text
-//!            Run                     spawn, Start
+//!        Run, Restore                spawn, Start
 //! waiting ─────────► opening ─────────────────────► relaying ──► reporting
 //!    │                  │ a file is wrong               │ croft is gone
 //!    ▼ end of file      ▼                               ▼
@@ -13,19 +13,23 @@
 //! ```
 
 mod console;
+mod control;
 mod disks;
 mod files;
 mod gdb;
 mod payload;
 mod relay;
+mod socket;
 mod terminal;
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use croft_api::channel::channel;
 use croft_api::monitor::{self, Event, Request, RunRequest};
+use croft_api::saved::SavedRun;
 use croft_api::vmm::StartRequest;
 use croft_api::{Outcome, Receiver, Sender, WireError};
 use nix::sys::signal::{SigSet, Signal};
@@ -74,13 +78,16 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
     let Some((request, descriptors)) = receiver.wait::<Request>()? else {
         return Ok(());
     };
-    let Request::Run(run) = request else {
-        return Err(WireError::Damaged("the first request must be Run"));
-    };
-    let (console, terminal) = run_descriptors(&run, descriptors)?;
+    let Given {
+        run,
+        console,
+        saved,
+        terminal,
+    } = Given::new(request, descriptors)?;
     let terminal = terminal.map(Terminal::new);
-    let files = match Files::open(&run) {
-        Ok(files) => files,
+    let opened = run.and_then(|run| Files::open(&run, saved).map(|files| (run, files)));
+    let (run, files) = match opened {
+        Ok(opened) => opened,
         Err(message) => {
             return sender.deliver(&Event::Stopped(Outcome::Invalid { message }), vec![]);
         }
@@ -94,6 +101,7 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
         kernel: files::quoted(&run.kernel),
         initrd: run.initrd.as_deref().map(files::quoted),
         disks: files.start_disks(),
+        saved: files.restores(),
         gdb: files.gdb.is_some(),
     };
     let (handed, kept) = files.split();
@@ -103,17 +111,47 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
     }
 }
 
-/// Console and terminal.
-fn run_descriptors(
-    run: &RunRequest,
-    descriptors: Vec<OwnedFd>,
-) -> Result<(OwnedFd, Option<OwnedFd>), WireError> {
-    if descriptors.len() != run.descriptors() {
-        return Err(WireError::Damaged("Run comes with other descriptors"));
+/// What croft gave.
+struct Given {
+    /// What to run, or what is wrong with the file of a saved machine.
+    run: Result<RunRequest, String>,
+    console: OwnedFd,
+    /// The file of a saved machine, at its state.
+    saved: Option<File>,
+    terminal: Option<OwnedFd>,
+}
+
+impl Given {
+    fn new(request: Request, descriptors: Vec<OwnedFd>) -> Result<Self, WireError> {
+        let expected = match &request {
+            Request::Run(run) => run.descriptors(),
+            Request::Restore(restore) => restore.descriptors(),
+            _ => return Err(WireError::Damaged("the first request is Run or Restore")),
+        };
+        let complete = descriptors.len() == expected;
+        let mut descriptors = descriptors.into_iter();
+        let (true, Some(console)) = (complete, descriptors.next()) else {
+            return Err(WireError::Damaged("Run comes with other descriptors"));
+        };
+        let (run, saved) = match request {
+            Request::Restore(restore) => {
+                let mut saved = descriptors.next().map(File::from);
+                let read = saved.as_mut().map(SavedRun::read);
+                let run = match read {
+                    Some(Ok(read)) => Ok(restore.apply(read)),
+                    Some(Err(error)) => Err(format!("{} {error}", restore.file)),
+                    None => return Err(WireError::Damaged("Restore comes without a file")),
+                };
+                (run, saved)
+            }
+            Request::Run(run) => (Ok(*run), None),
+            _ => return Err(WireError::Damaged("the first request is Run or Restore")),
+        };
+        Ok(Given {
+            run,
+            console,
+            saved,
+            terminal: descriptors.next(),
+        })
     }
-    let mut descriptors = descriptors.into_iter();
-    let console = descriptors
-        .next()
-        .ok_or(WireError::Damaged("Run comes without a console"))?;
-    Ok((console, descriptors.next()))
 }

@@ -11,12 +11,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use croft_api::control::Event as Answer;
 use croft_api::monitor::{Event, Request};
 use croft_api::{Outcome, Receiver, Sender, WireError, vmm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::console::Queue;
+use crate::control;
 use crate::files::Kept;
 use crate::payload::{Payload, describe};
 use crate::terminal::Terminal;
@@ -56,6 +58,7 @@ enum Source {
     Terminal,
     Guest,
     Stderr,
+    Control(control::Source),
 }
 
 impl Relay {
@@ -108,6 +111,15 @@ impl Relay {
                 message: status.map_or_else(|error| error.to_string(), describe),
             },
         };
+        if let Some(control) = &mut self.kept.control {
+            // Only now are the disks free.
+            control.saved(&match &outcome {
+                Outcome::Saved => Answer::Saved,
+                _ => Answer::Failed {
+                    message: "the machine ended before it was saved".to_owned(),
+                },
+            });
+        }
         self.sender.deliver(&Event::Stopped(outcome), vec![])
     }
 
@@ -145,6 +157,7 @@ impl Relay {
                         self.output.write_to(&self.console);
                     }
                 }
+                Source::Control(source) => self.hear_control(source)?,
                 Source::Croft | Source::Payload => {}
             }
         }
@@ -194,11 +207,16 @@ impl Relay {
                 when(listening && !self.stderr_ended, read),
             ),
         ];
+        let control = self.kept.control.iter().flat_map(|control| {
+            let sources = control.sources().into_iter();
+            sources.map(|(source, descriptor)| (Source::Control(source), descriptor, read))
+        });
         // A hang-up is reported even where nothing is asked for, and would
         // make the loop spin: leave out what is of no interest. Croft's
         // socket stays in, for its hang-up is of interest always.
         let interests: Vec<_> = interests
             .into_iter()
+            .chain(control)
             .filter(|(source, _, flags)| !flags.is_empty() || matches!(source, Source::Croft))
             .collect();
         let mut descriptors: Vec<PollFd<'_>> = interests
@@ -226,7 +244,7 @@ impl Relay {
         self.receiver.fill()?;
         while let Some((request, _)) = self.receiver.message::<Request>()? {
             let request = match request {
-                Request::Run(_) => {
+                Request::Run(_) | Request::Restore(_) => {
                     return Err(Gone::Broken(WireError::Damaged("a second Run")));
                 }
                 Request::PowerButton => vmm::Request::PowerButton,
@@ -269,6 +287,15 @@ impl Relay {
                 vmm::Event::Started { engine, reason } => Event::Started { engine, reason },
                 vmm::Event::Paused => Event::Paused,
                 vmm::Event::Resumed => Event::Resumed,
+                vmm::Event::SaveFailed { message } => {
+                    if let Some(control) = &mut self.kept.control {
+                        let message = message.clone();
+                        control.saved(&Answer::Failed { message });
+                    }
+                    Event::Log {
+                        text: format!("not saved: {message}"),
+                    }
+                }
                 vmm::Event::Log { text } => Event::Log { text },
                 vmm::Event::Stopped(outcome) => {
                     self.outcome.get_or_insert(outcome);
@@ -277,6 +304,14 @@ impl Relay {
                 }
             };
             self.sender.push(&event, vec![])?;
+        }
+        Ok(())
+    }
+
+    fn hear_control(&mut self, source: control::Source) -> Result<(), Gone> {
+        let asked = self.kept.control.as_mut().and_then(|c| c.hear(source));
+        if let Some(file) = asked {
+            self.payload.sender.push(&vmm::Request::Save, vec![file])?;
         }
         Ok(())
     }

@@ -1,9 +1,13 @@
 //! What the monitor asks of a running machine.
 
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::fd::OwnedFd;
+
 use croft_api::Receiver;
 use croft_api::WireError;
 use croft_api::vmm::{Event, Request};
-use croft_machine::MachineHandle;
+use croft_machine::{MachineHandle, SaveError};
 
 use crate::report::{Reporter, gone};
 
@@ -25,9 +29,44 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     reporter.report(&Event::Resumed);
                 }
             }
+            Ok(Some((Request::Save, descriptors))) => {
+                let Some(file) = descriptors.into_iter().next() else {
+                    gone(Some(&WireError::Damaged("Save comes without a file")));
+                };
+                match machine.save(Box::new(StateFile::new(file))) {
+                    // The outcome tells.
+                    Ok(()) | Err(SaveError::Ended(_)) => {}
+                    Err(error) => reporter.report(&Event::SaveFailed {
+                        message: error.to_string(),
+                    }),
+                }
+            }
             Ok(Some((Request::Start(_), _))) => gone(Some(&WireError::Damaged("a second Start"))),
             Ok(None) => gone(None),
             Err(error) => gone(Some(&error)),
         }
+    }
+}
+
+/// Bytes written at once.
+const BUFFER: usize = 1 << 20;
+
+/// A file that has everything, on stable storage, once it was flushed.
+struct StateFile(BufWriter<File>);
+
+impl StateFile {
+    fn new(file: OwnedFd) -> Self {
+        StateFile(BufWriter::with_capacity(BUFFER, File::from(file)))
+    }
+}
+
+impl Write for StateFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()?;
+        self.0.get_ref().sync_all()
     }
 }

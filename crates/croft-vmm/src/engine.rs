@@ -126,3 +126,166 @@ impl Candidate {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use croft_engine::{
+        Capabilities, CpuProfile, EngineError, Missing, Partition, PartitionConfig,
+    };
+
+    use super::*;
+
+    /// An engine that is only asked.
+    struct Fake {
+        name: &'static str,
+        unfit: Option<&'static str>,
+        max_vcpus: u32,
+        refuses: Option<CpuModel>,
+    }
+
+    impl Engine for Fake {
+        fn name(&self) -> &'static str {
+            self.name
+        }
+
+        fn probe(&self) -> Fitness {
+            match self.unfit {
+                None => Fitness::Fit(format!("{} is here", self.name)),
+                Some(why) => Fitness::Unfit(why.to_owned()),
+            }
+        }
+
+        fn capabilities(&self) -> Capabilities {
+            Capabilities {
+                max_vcpus: self.max_vcpus,
+                physical_bits: 40,
+                data_breakpoints: true,
+            }
+        }
+
+        fn profile(&self, model: CpuModel, _: Topology) -> Result<CpuProfile, Vec<Missing>> {
+            if self.refuses == Some(model) {
+                return Err(vec![Missing {
+                    feature: "a feature",
+                    lacking: "host",
+                }]);
+            }
+            Ok(CpuProfile {
+                model,
+                leaves: Vec::new(),
+                xcr0: 1,
+                arch_capabilities: 0,
+                tsc_khz: 1_000_000,
+                physical_bits: 40,
+            })
+        }
+
+        fn partition(&self, _: PartitionConfig) -> Result<Arc<dyn Partition>, EngineError> {
+            Err(EngineError::Unsupported("only asked".to_owned()))
+        }
+    }
+
+    fn kvm() -> Fake {
+        Fake {
+            name: "kvm",
+            unfit: None,
+            max_vcpus: 4,
+            refuses: Some(CpuModel::SoftwareFast),
+        }
+    }
+
+    /// What is picked with this KVM beside a software engine that can all.
+    fn with_kvm(kvm: Fake, wanted: Wanted) -> Result<(&'static str, String), String> {
+        let software = Fake {
+            name: "software",
+            max_vcpus: 254,
+            refuses: None,
+            ..self::kvm()
+        };
+        let candidate = |engine: Fake, default_model, choice| Candidate {
+            engine: Box::new(engine),
+            default_model,
+            choice,
+        };
+        let candidates = vec![
+            candidate(kvm, CpuModel::Host, EngineChoice::Kvm),
+            candidate(software, CpuModel::SoftwareFast, EngineChoice::Software),
+        ];
+        pick(candidates, wanted).map(|chosen| (chosen.engine.name(), chosen.reason))
+    }
+
+    const AUTO: Wanted = Wanted {
+        choice: EngineChoice::Auto,
+        model: None,
+        vcpus: 1,
+    };
+
+    #[test]
+    fn auto_takes_kvm_where_it_is_fit() {
+        let (name, reason) = with_kvm(kvm(), AUTO).unwrap();
+        assert_eq!((name, reason.as_str()), ("kvm", "kvm is here"));
+    }
+
+    /// A PVM device, no permission, no device: software, and the reason why
+    /// it is not KVM.
+    #[test]
+    fn auto_takes_software_where_kvm_is_unfit() {
+        for why in [
+            "it emulates kernel code (PVM)",
+            "no permission",
+            "no /dev/kvm",
+        ] {
+            let unfit = || Fake {
+                unfit: Some(why),
+                ..kvm()
+            };
+            let (name, reason) = with_kvm(unfit(), AUTO).unwrap();
+            assert_eq!(name, "software");
+            let expected = format!("software is here; not engine kvm: {why}");
+            assert_eq!(reason, expected);
+            let asked = Wanted {
+                choice: EngineChoice::Kvm,
+                ..AUTO
+            };
+            assert_eq!(with_kvm(unfit(), asked), Err(format!("engine kvm: {why}")));
+        }
+    }
+
+    #[test]
+    fn auto_takes_the_engine_that_honours_the_machine() {
+        let many = Wanted { vcpus: 5, ..AUTO };
+        let (name, reason) = with_kvm(kvm(), many).unwrap();
+        assert_eq!(name, "software");
+        assert!(reason.contains("at most 4 vCPUs"), "{reason}");
+        let fast = Wanted {
+            model: Some(CpuModel::SoftwareFast),
+            ..AUTO
+        };
+        let (name, reason) = with_kvm(kvm(), fast).unwrap();
+        assert_eq!(name, "software");
+        assert!(reason.contains("software-fast needs a feature"), "{reason}");
+        let too_many = Wanted { vcpus: 255, ..AUTO };
+        let text = with_kvm(kvm(), too_many).unwrap_err();
+        assert!(text.contains("kvm") && text.contains("software"), "{text}");
+    }
+
+    #[test]
+    fn an_engine_that_was_asked_for_is_taken() {
+        for (choice, expected) in [
+            (EngineChoice::Kvm, "kvm"),
+            (EngineChoice::Software, "software"),
+        ] {
+            let wanted = Wanted { choice, ..AUTO };
+            assert_eq!(with_kvm(kvm(), wanted).unwrap().0, expected);
+        }
+        // It says itself what it cannot do.
+        let wanted = Wanted {
+            choice: EngineChoice::Kvm,
+            vcpus: 5,
+            ..AUTO
+        };
+        assert_eq!(with_kvm(kvm(), wanted).unwrap().0, "kvm");
+    }
+}

@@ -83,6 +83,10 @@ fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
         Err(error) => Err(error),
     };
     let (start, console) = start.unwrap_or_else(|error| gone(Some(&error)));
+    let start = match start.open() {
+        Ok(start) => start,
+        Err(error) => return start::refusal(error.into()),
+    };
     let chosen = match engine::choose(start.wanted()) {
         Ok(chosen) => chosen,
         Err(message) => return Outcome::Invalid { message },
@@ -127,6 +131,7 @@ fn outcome(outcome: croft_machine::Outcome) -> Outcome {
         Machine::TripleFault(report) => Outcome::TripleFault { report },
         Machine::DebugExit(status) => Outcome::DebugExit { status },
         Machine::Requested => Outcome::Requested,
+        Machine::Saved => Outcome::Saved,
         Machine::Failed(message) => Outcome::Failed { message },
     }
 }

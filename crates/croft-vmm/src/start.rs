@@ -1,7 +1,7 @@
 //! From a request and its descriptors to a machine that is ready to run.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -13,23 +13,31 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
+    Payload, SavedError, SavedMachine,
 };
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::engine::{Chosen, Wanted};
 
+/// Bytes of a saved machine read at once.
+const BUFFER: usize = 1 << 20;
+
+/// A saved machine in its file.
+pub type Saved = SavedMachine<BufReader<File>>;
+
 /// A request to start, with its descriptors told apart.
 #[derive(Debug)]
-pub struct Start {
+pub struct Start<S = Saved> {
     /// The configuration.
     pub machine: MachineSpec,
     kernel: NamedFile,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
+    saved: Option<S>,
     gdb: Option<OwnedFd>,
 }
 
-impl Start {
+impl Start<File> {
     /// Tells them apart; the console's socket comes back beside.
     pub fn new(
         request: StartRequest,
@@ -56,21 +64,48 @@ impl Start {
             read_only: disk.read_only,
         });
         let disks = disks.collect();
+        let saved = if request.saved {
+            descriptors.next().map(File::from)
+        } else {
+            None
+        };
         let start = Start {
             machine: request.machine,
             kernel: named(kernel, request.kernel),
             initrd,
             disks,
+            saved,
             gdb: descriptors.next(),
         };
         Ok((start, console))
     }
 
+    /// Reads what a saved machine was.
+    pub fn open(self) -> Result<Start, SavedError> {
+        let saved = self.saved.map(|file| {
+            let reader = BufReader::with_capacity(BUFFER, file);
+            SavedMachine::open(reader)
+        });
+        Ok(Start {
+            machine: self.machine,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            disks: self.disks,
+            saved: saved.transpose()?,
+            gdb: self.gdb,
+        })
+    }
+}
+
+impl Start {
     /// What it asks of its engine.
     pub fn wanted(&self) -> Wanted {
         Wanted {
             choice: self.machine.engine,
-            model: self.machine.cpu.map(model),
+            model: match &self.saved {
+                Some(saved) => Some(saved.description().profile.model),
+                None => self.machine.cpu.map(model),
+            },
             vcpus: self.machine.cpus,
         }
     }
@@ -87,14 +122,21 @@ impl Start {
             vcpus: spec.cpus,
             memory: spec.memory,
             model: spec.cpu.map_or(chosen.default_model, model),
-            kernel: self.kernel,
-            initrd: self.initrd,
-            append: spec.append,
+            payload: Payload {
+                kernel: self.kernel,
+                initrd: self.initrd,
+                append: spec.append,
+            },
             disks: self.disks,
             no_reboot: spec.no_reboot,
             test_devices: spec.test_devices,
         };
-        let mut machine = Machine::new(&*chosen.engine, config, console).map_err(refusal)?;
+        let engine = &*chosen.engine;
+        let made = match self.saved {
+            Some(saved) => Machine::restore(engine, config, saved, console),
+            None => Machine::new(engine, config, console),
+        };
+        let mut machine = made.map_err(refusal)?;
         if let Some(socket) = self.gdb {
             machine.set_gdb(listener(socket).map_err(|error| Outcome::Failed {
                 message: format!("the debugger's socket: {error}"),
@@ -120,7 +162,8 @@ fn model(model: Model) -> CpuModel {
     }
 }
 
-fn refusal(error: MachineError) -> Outcome {
+/// Says why there is no machine.
+pub fn refusal(error: MachineError) -> Outcome {
     let message = error.to_string();
     if error.is_configuration() {
         Outcome::Invalid { message }

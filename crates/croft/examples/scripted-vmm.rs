@@ -106,6 +106,12 @@ fn obey(mut receiver: Receiver, sender: &Shared) {
             }
             Request::Pause => say(sender, &Event::Paused),
             Request::Resume => say(sender, &Event::Resumed),
+            Request::Save => say(
+                sender,
+                &Event::SaveFailed {
+                    message: "a script cannot be saved".to_owned(),
+                },
+            ),
             Request::PowerButton | Request::Start(_) => {}
         }
     }

@@ -27,6 +27,12 @@ pub enum Command {
     #[command(after_help = "See 'croft run --help' for examples and exit codes.",
               after_long_help = format!("{EXAMPLES}\n\n{CONSOLE}\n\n{EXIT_CODES}"))]
     Run(Box<RunOptions>),
+    /// Save a running machine, with its memory, to a file, and end it
+    #[command(after_help = SAVE)]
+    Save(SaveOptions),
+    /// Let a saved machine go on in the foreground, as 'croft run' would run it
+    #[command(after_help = RESTORE)]
+    Restore(Box<RestoreOptions>),
     /// Say what of this host Croft can use, what is missing, and what to do
     #[command(after_help = DOCTOR)]
     Doctor(DoctorOptions),
@@ -66,6 +72,29 @@ Console:
   Croft has to say goes to standard error. The end of standard input is not
   the end of the machine. SIGINT, SIGTERM, SIGHUP and SIGQUIT end the machine.";
 
+const SAVE: &str = "\
+The machine must have been started with --control. What its disks contain is
+not in the file: leave them alone until the machine is restored.
+
+Exit codes:
+  0  saved; 'croft run' has ended with status 6
+  1  not saved; the machine goes on
+  2  wrong usage; nothing was done
+
+Example:
+  croft run --kernel vmlinuz --disk root.img --cpu portable-v1 --control web.sock
+  croft save web.sock web.state
+  croft restore web.state";
+
+const RESTORE: &str = "\
+The machine goes on where it was saved, with the files it was run with, which
+can be named anew where they have moved. On another engine or host it must
+have been run with --cpu portable-v1. Exit codes are those of 'croft run'.
+
+Examples:
+  croft restore web.state
+  croft restore web.state --engine kvm --disk /new/root.img";
+
 const DOCTOR: &str = "\
 Exit codes:
   0  machines can run here, on the engine that --engine names
@@ -95,6 +124,65 @@ pub enum OutputFormat {
     Table,
     /// For programs
     Json,
+}
+
+/// `croft save`.
+#[derive(Debug, clap::Args)]
+pub struct SaveOptions {
+    /// The machine's control socket
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    pub socket: OsString,
+
+    /// File to make; none may be there yet
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    pub file: OsString,
+}
+
+/// `croft restore`.
+#[derive(Debug, clap::Args)]
+pub struct RestoreOptions {
+    /// File that 'croft save' wrote
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    pub file: OsString,
+
+    /// What executes the machine's processors
+    #[arg(long, value_enum, default_value_t = Engine::Auto)]
+    pub engine: Engine,
+
+    /// Where the disks are now: all of them, in order, each with ',readonly' if it was
+    #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
+    pub disks: Vec<RunDisk>,
+
+    /// Where the kernel is now, for the machine's next reset
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub kernel: Option<OsString>,
+
+    /// Where the initial RAM disk is now
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub initrd: Option<OsString>,
+
+    /// Another name for the machine
+    #[arg(long, value_parser = parse_name)]
+    pub name: Option<String>,
+
+    #[command(flatten)]
+    pub place: PlaceOptions,
+}
+
+/// Where people and programs meet a machine.
+#[derive(Debug, clap::Args)]
+pub struct PlaceOptions {
+    /// Append the guest's console output to this file too
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub log: Option<OsString>,
+
+    /// Let gdb connect: a port on the loopback interface, or the path of a socket to make
+    #[arg(long, value_name = "PORT|SOCKET", value_parser = parse_gdb)]
+    pub gdb: Option<GdbAddress>,
+
+    /// Make a socket by which 'croft save' finds the machine
+    #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
+    pub control: Option<OsString>,
 }
 
 /// `croft run`.
@@ -137,17 +225,12 @@ pub struct RunOptions {
     #[arg(long, default_value = "machine", value_parser = parse_name)]
     pub name: String,
 
-    /// Append the guest's console output to this file too
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    pub log: Option<OsString>,
-
     /// End (status 3) when the guest asks for a reset
     #[arg(long)]
     pub no_reboot: bool,
 
-    /// Let gdb connect: a port on the loopback interface, or the path of a socket to make
-    #[arg(long, value_name = "PORT|SOCKET", value_parser = parse_gdb)]
-    pub gdb: Option<GdbAddress>,
+    #[command(flatten)]
+    pub place: PlaceOptions,
 
     /// Offer the isa-debug-exit and test-device ports that outside test suites use
     #[arg(long)]

@@ -11,6 +11,7 @@ Exit codes:
   3        the guest asked for a reset, under --no-reboot
   4        the guest faulted three times in a row (its registers are on standard error)
   5        left with Ctrl-]
+  6        the machine was saved (croft save)
   128 + N  ended by signal N sent to croft
   With --test-devices a guest that writes V to the debug-exit port ends
   croft with (V * 2 + 1) modulo 256, as other machine monitors do.";
@@ -30,6 +31,8 @@ pub enum Exit {
     TripleFault,
     /// Left with Ctrl-].
     Left,
+    /// Saved by `croft save`.
+    Saved,
     /// A signal to croft.
     Signal(u8),
     /// The status that the guest asked for at the debug-exit port.
@@ -46,6 +49,7 @@ impl Exit {
             Exit::Reset => 3,
             Exit::TripleFault => 4,
             Exit::Left => 5,
+            Exit::Saved => 6,
             Exit::Signal(number) => number.wrapping_add(128),
             Exit::Debug(status) => {
                 let [low, ..] = status.to_le_bytes();

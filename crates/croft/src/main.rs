@@ -5,6 +5,7 @@ mod doctor;
 mod error;
 mod exit;
 mod run;
+mod save;
 mod say;
 mod size;
 
@@ -23,6 +24,8 @@ fn main() -> ExitCode {
     };
     match args.command {
         Command::Run(options) => run::run(*options).into(),
+        Command::Restore(options) => run::restore(*options).into(),
+        Command::Save(options) => save::run(&options).into(),
         Command::Doctor(options) => doctor::run(&options).into(),
         Command::Completion { shell } => {
             // Into memory first: the generator panics on a closed pipe.

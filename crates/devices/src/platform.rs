@@ -4,7 +4,7 @@
 //! ```text
 //! 0x0000_0000            RAM
 //! 0xC000_0000            PCI memory window, 512 MiB
-//! 0xE000_0000            PCI ECAM, 256 MiB (buses 0–255, only bus 0 answers)
+//! 0xE000_0000            PCI ECAM, 1 MiB (bus 0, the only one)
 //! 0xFEC0_0000            I/O APIC          } the engine's
 //! 0xFEE0_0000            local APICs, MSI  }
 //! 0xFF00_0000            test device (only when asked for)
@@ -22,10 +22,12 @@ pub const HIGH_RAM_BASE: u64 = 0x1_0000_0000;
 pub const PCI_MMIO: RangeInclusive<u64> = 0xC000_0000..=0xDFFF_FFFF;
 /// Start of the PCI configuration window (MCFG).
 pub const ECAM_BASE: u64 = 0xE000_0000;
-/// Length of the PCI configuration window: 256 buses of 1 MiB.
-pub const ECAM_SIZE: u64 = 256 << 20;
-/// First and last bus number that MCFG names.
-pub const ECAM_BUSES: RangeInclusive<u8> = 0..=255;
+/// Length of the PCI configuration window: one bus.
+pub const ECAM_SIZE: u64 = 1 << 20;
+/// First and last bus number that MCFG names. Where it names more than there
+/// are, Linux asks each slot of each for a device by two ports
+/// (`pcibios_fixup_peer_bridges`): 16,000 exits in every boot.
+pub const ECAM_BUSES: RangeInclusive<u8> = 0..=0;
 /// I/O APIC.
 pub const IO_APIC_BASE: u64 = 0xFEC0_0000;
 /// Local APICs.

@@ -26,9 +26,13 @@
 //! * A vCPU that runs while time is paused finds the TSC where it was paused
 //!   at each entry, but sees it count from there.
 //! * A single step shows the guest its trap flag where it stores RFLAGS.
-//! * While the debugger has breakpoints, the guest's own do not work.
-//! * AMD processors reset a vCPU that triple-faults: the state reported with
-//!   it is then the one after INIT.
+//! * While the debugger has breakpoints, the guest's own do not work. Those on
+//!   ports never do, as KVM does not look at them for ports that it serves or
+//!   passes on.
+//! * KVM lets reserved bits be written to the local APIC's EOI and TPR.
+//! * On AMD processors a vCPU that triple-faults is reset: the state reported
+//!   with it is then the one after INIT. PAE paging reads its four pointers from
+//!   memory, not when CR3 is loaded. SYSENTER works from 32-bit code only.
 #![allow(unsafe_code)]
 
 mod chips;

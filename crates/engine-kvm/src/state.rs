@@ -30,7 +30,12 @@ fn xsave_size(xcr0: u64) -> usize {
 
 fn xsave_from_kvm(area: &kvm_xsave, xcr0: u64) -> Vec<u8> {
     let bytes = area.region.iter().flat_map(|word| word.to_le_bytes());
-    bytes.take(xsave_size(xcr0)).collect()
+    let mut bytes: Vec<u8> = bytes.take(xsave_size(xcr0)).collect();
+    // KVM also tells of components that only the host has (PKRU).
+    for (byte, allowed) in bytes[HEADER..].iter_mut().zip(xcr0.to_le_bytes()) {
+        *byte &= allowed;
+    }
+    bytes
 }
 
 fn xsave_to_kvm(bytes: &[u8], xcr0: u64) -> Result<kvm_xsave, EngineError> {
@@ -68,8 +73,10 @@ impl KvmVcpu {
     pub(crate) fn save_state(&mut self) -> Result<CpuState, EngineError> {
         let fail = || host("cannot read a vCPU");
         let profile = &self.shared.profile;
-        // First, as KVM brings INIT and start-up messages up to date here.
+        // First, as KVM brings INIT and start-up messages up to date here, and
+        // then CR2 and DR6 of an exception that is due.
         let mp_state = self.fd.get_mp_state().map_err(fail())?.mp_state;
+        let events = self.fd.get_vcpu_events().map_err(fail())?;
         let mut state = CpuState {
             version: STATE_VERSION,
             mp_state: events::mp_from_kvm(mp_state),
@@ -101,7 +108,7 @@ impl KvmVcpu {
             deadline,
             self.shared.clock.ns(),
         );
-        state.events = events::from_kvm(&self.fd.get_vcpu_events().map_err(fail())?);
+        state.events = events::from_kvm(&events);
         Ok(state)
     }
 
@@ -211,6 +218,11 @@ mod tests {
             let kvm = xsave_to_kvm(&bytes, xcr0).unwrap();
             assert_eq!(xsave_from_kvm(&kvm, xcr0), bytes);
         }
+        // A component of the host's alone is not the guest's.
+        let bytes = area(0b111, COMPONENTS + AVX);
+        let mut with_pkru = xsave_to_kvm(&bytes, 0b111).unwrap();
+        with_pkru.region[HEADER / 4] |= 1 << 9;
+        assert_eq!(xsave_from_kvm(&with_pkru, 0b111), bytes);
         // Without AVX in use the area may end before it.
         let short = area(0b011, COMPONENTS);
         let kvm = xsave_to_kvm(&short, 0b111).unwrap();

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -56,6 +56,12 @@ pub const TARGETS: [Target; 6] = [
         run: crate::virtio::registers,
         seeds: || vec![vec![0x0E; 64]],
         longest: 1024,
+    },
+    Target {
+        name: "saved",
+        run: crate::saved::run,
+        seeds: crate::saved::seeds,
+        longest: 256,
     },
 ];
 
@@ -156,6 +162,19 @@ fn elf_body() -> Vec<u8> {
     body
 }
 
+/// A multiboot kernel of 64 bytes that halts at once.
+pub fn kernel_that_halts() -> Vec<u8> {
+    let mut multiboot = Vec::new();
+    let magic = 0x1BAD_B002u32;
+    let flags = 1u32 << 16;
+    let sum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+    for word in [magic, flags, sum, BASE, BASE, BASE + 64, BASE + 256, BASE] {
+        multiboot.extend(word.to_le_bytes());
+    }
+    multiboot.resize(64, 0xF4);
+    multiboot
+}
+
 fn kernels() -> Vec<Vec<u8>> {
     const RAW: u8 = 2;
     let kernel = elf(&elf_body());
@@ -167,14 +186,7 @@ fn kernels() -> Vec<Vec<u8>> {
     };
     let mut zstd = zstd::encode_all(&*kernel, 3).unwrap_or_default();
     zstd.extend((kernel.len() as u32).to_le_bytes());
-    let mut multiboot = Vec::new();
-    let magic = 0x1BAD_B002u32;
-    let flags = 1u32 << 16;
-    let sum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
-    for word in [magic, flags, sum, BASE, BASE, BASE + 64, BASE + 256, BASE] {
-        multiboot.extend(word.to_le_bytes());
-    }
-    multiboot.resize(64, 0xF4);
+    let multiboot = kernel_that_halts();
     let packed = |magic: &[u8]| [magic, &[0; 64]].concat();
     [
         (0, gzip),

@@ -14,5 +14,6 @@ mod input;
 mod layout;
 pub mod loader;
 pub mod protocol;
+pub mod saved;
 pub mod virtio;
 mod watchdog;

@@ -60,3 +60,8 @@ fn virtqueue() {
 fn virtio() {
     smoke("virtio", 1000);
 }
+
+#[test]
+fn saved() {
+    smoke("saved", 1000);
+}

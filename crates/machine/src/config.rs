@@ -4,7 +4,7 @@ use std::fmt;
 
 use croft_engine::CpuModel;
 
-use crate::loader::NamedFile;
+use crate::loader::Payload;
 use crate::virtio::DiskConfig;
 
 /// What a machine is made from.
@@ -18,12 +18,8 @@ pub struct MachineConfig {
     pub memory: u64,
     /// The processor it is promised.
     pub model: CpuModel,
-    /// The kernel.
-    pub kernel: NamedFile,
-    /// The initial RAM disk, or multiboot's module.
-    pub initrd: Option<NamedFile>,
-    /// The kernel's command line.
-    pub append: String,
+    /// Kernel, initrd and command line.
+    pub payload: Payload,
     /// Its disks, at most [`DISKS_MAX`](crate::DISKS_MAX).
     pub disks: Vec<DiskConfig>,
     /// End instead of resetting.
@@ -45,6 +41,8 @@ pub enum Outcome {
     DebugExit(u32),
     /// Somebody asked for it.
     Requested,
+    /// It was saved, and goes on elsewhere.
+    Saved,
     /// Croft could not go on: why.
     Failed(String),
 }

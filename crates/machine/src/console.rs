@@ -27,6 +27,10 @@ pub trait ConsoleBackend: Send + Sync {
 #[derive(Debug, Default)]
 struct Flags {
     output: bool,
+    /// Output stays in the UART.
+    held: bool,
+    /// The pump is taking output out of the UART.
+    taking: bool,
     room: bool,
     closed: bool,
     finished: bool,
@@ -35,6 +39,15 @@ struct Flags {
 /// What the UART tells, and what the threads here wait for.
 #[derive(Debug, Default)]
 pub struct ConsoleSignal(Signal<Flags>);
+
+impl ConsoleSignal {
+    /// From the return on, what the guest has sent and was not taken stays
+    /// where it is; or no longer so.
+    pub fn hold(&self, held: bool) {
+        self.0.change(|flags| flags.held = held);
+        self.0.wait(|flags| (!flags.taking).then_some(()));
+    }
+}
 
 impl UartNotify for ConsoleSignal {
     fn output_ready(&self) {
@@ -93,7 +106,7 @@ impl ConsolePump {
         Ok(ConsolePump { signal, thread })
     }
 
-    /// Carries what is left and ends. When `hurried`, a backend that blocks
+    /// Carries what is left, unless it is held, and ends. When `hurried`, a backend that blocks
     /// is left behind after a second.
     pub fn finish(self, hurried: bool) {
         self.signal.0.change(|flags| flags.closed = true);
@@ -111,11 +124,17 @@ fn pump(uart: &UartHandle, signal: &ConsoleSignal, backend: &dyn ConsoleBackend)
     let mut buffer = Vec::new();
     loop {
         let closed = signal.0.wait(|flags| {
+            if flags.held {
+                return flags.closed.then_some(None);
+            }
             let output = std::mem::take(&mut flags.output);
-            (output || flags.closed).then_some(flags.closed)
+            flags.taking = output || flags.closed;
+            flags.taking.then_some(Some(flags.closed))
         });
+        let Some(closed) = closed else { break };
         buffer.clear();
         uart.take_output(&mut buffer);
+        signal.0.change(|flags| flags.taking = false);
         if !buffer.is_empty() {
             backend.output(&buffer);
         } else if closed {

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::loader::LoadError;
 use crate::memory_map::SizeError;
+use crate::saved::SavedError;
 use crate::virtio::DISKS_MAX;
 
 /// Why a machine was not made. Nothing of it is left.
@@ -41,6 +42,36 @@ pub enum MachineError {
         /// Everything that is missing.
         missing: Vec<Missing>,
     },
+    /// A saved machine's CPU model is not to be had here.
+    #[error(
+        "the machine was saved with CPU model {model}, which the {engine} engine does not honour here: {}; \
+         restore it on the engine it ran on, and run machines that shall move with --cpu portable-v1",
+        list(missing)
+    )]
+    SavedModel {
+        /// Its model.
+        model: CpuModel,
+        /// The engine that was to run it.
+        engine: &'static str,
+        /// Everything that is missing.
+        missing: Vec<Missing>,
+    },
+    /// A saved machine's processor is another one here.
+    #[error(
+        "the machine was saved with CPU model {model}, which is another processor on the {engine} engine of this host: {differs}; \
+         restore it on the engine and host it ran on, and run machines that shall move with --cpu portable-v1"
+    )]
+    Moved {
+        /// Its model.
+        model: CpuModel,
+        /// The engine that was to run it.
+        engine: &'static str,
+        /// What differs.
+        differs: String,
+    },
+    /// A saved machine's state cannot be used.
+    #[error("the saved machine: {0}")]
+    Saved(#[from] SavedError),
     /// Guest memory could not be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),

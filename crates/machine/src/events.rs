@@ -1,11 +1,13 @@
 //! What reaches a machine's owner.
 
+use std::io::Write;
 use std::sync::mpsc::{Sender, SyncSender};
 
 use croft_devices::bus::DetachedDevice;
 use croft_engine::Stop;
 
 use crate::gdb::DebugRequest;
+use crate::handle::SaveError;
 
 /// The owner's input queue carries these.
 pub enum Event {
@@ -36,6 +38,8 @@ pub enum Request {
     Resume(SyncSender<()>),
     /// As by a reset button.
     Reset(SyncSender<()>),
+    /// Write the state there and end.
+    Save(Box<dyn Write + Send>, SyncSender<Result<(), SaveError>>),
     /// End.
     Stop,
 }

@@ -1,14 +1,34 @@
 //! Controlling a machine from other threads.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 
 use croft_devices::pm::PmHandle;
+use croft_engine::EngineError;
+use thiserror::Error;
 
 use crate::config::{Ended, State};
 use crate::console::ConsoleInput;
 use crate::events::{Event, Events, Request};
 use crate::sync::{Shared, lock};
+
+/// Why a machine was not saved. Unless it had ended, it goes on.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// The machine has ended.
+    #[error(transparent)]
+    Ended(#[from] Ended),
+    /// It is being saved already.
+    #[error("the machine is being saved already")]
+    Busy,
+    /// The engine could not tell the state.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The host could not write it.
+    #[error("cannot write the machine's state: {0}")]
+    Write(#[from] io::Error),
+}
 
 /// Controls one machine. Clones control the same one.
 #[derive(Clone)]
@@ -51,13 +71,22 @@ impl MachineHandle {
         self.ask(Request::Reset)
     }
 
+    /// Saves the machine to `out` and ends it, with [`Outcome::Saved`];
+    /// returns when `out` has everything. Whether the machine was paused is
+    /// not part of what is saved. If it cannot be saved it goes on.
+    ///
+    /// [`Outcome::Saved`]: crate::Outcome::Saved
+    pub fn save(&self, out: Box<dyn Write + Send>) -> Result<(), SaveError> {
+        self.ask(|done| Request::Save(out, done))?
+    }
+
     /// Types `bytes` on the serial console; blocks while the guest takes no
     /// more.
     pub fn push_input(&self, bytes: &[u8]) -> Result<(), Ended> {
         self.input.push(bytes)
     }
 
-    fn ask(&self, request: impl FnOnce(SyncSender<()>) -> Request) -> Result<(), Ended> {
+    fn ask<R>(&self, request: impl FnOnce(SyncSender<R>) -> Request) -> Result<R, Ended> {
         let (done, answer) = mpsc::sync_channel(1);
         self.send(request(done))?;
         answer.recv().map_err(|_| Ended)

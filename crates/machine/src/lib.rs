@@ -25,6 +25,10 @@
 //! * Paused: no guest instruction executes and guest time stands still.
 //!   Devices were told ([`croft_devices::Device::pause`]) after the last
 //!   vCPU had stopped; they are told before the first one continues.
+//! * A machine is saved ([`MachineHandle::save`]) while it stands still, with
+//!   all requests to its disks done. It then ends, since two that continue
+//!   would write to the same disks; if it could not be saved it goes on.
+//!   [`Machine::restore`] makes one that continues there ([`saved`]).
 //! * A reset, by the guest or by [`MachineHandle::reset`], stops all vCPUs,
 //!   resets interrupt controllers, devices and vCPUs in this order, loads
 //!   the kernel again from the same open file, and goes on. RAM that nothing
@@ -51,6 +55,7 @@ pub mod memory_map;
 mod owner;
 mod power;
 pub mod report;
+pub mod saved;
 mod sync;
 mod timers;
 mod vcpus;
@@ -65,7 +70,8 @@ pub use config::{Ended, MachineConfig, Outcome, State};
 pub use console::ConsoleBackend;
 pub use error::MachineError;
 pub use gdb::GdbListener;
-pub use handle::MachineHandle;
-pub use loader::NamedFile;
+pub use handle::{MachineHandle, SaveError};
+pub use loader::{NamedFile, Payload};
 pub use machine::Machine;
+pub use saved::{SavedError, SavedMachine};
 pub use virtio::{DISKS_MAX, DiskConfig};

@@ -1,9 +1,12 @@
-//! Making a machine.
+//! Making a machine: a new one, or one that was saved.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
-use croft_engine::{Engine, Partition, PartitionConfig, Topology, Vcpu};
+use croft_engine::{
+    CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
+};
 use croft_memory::GuestRam;
 
 use crate::acpi;
@@ -18,6 +21,7 @@ use crate::loader::Payload;
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
+use crate::saved::{Description, SavedError, SavedMachine, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -36,6 +40,8 @@ pub struct Machine {
     pub(crate) queue: Receiver<Event>,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) gdb: Option<GdbListener>,
+    /// For who saves it.
+    pub(crate) description: Description,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -62,56 +68,89 @@ impl Machine {
         config: MachineConfig,
         console: Arc<dyn ConsoleBackend>,
     ) -> Result<Self, MachineError> {
-        let capabilities = engine.capabilities();
-        let most = capabilities.max_vcpus.min(acpi::VCPUS_MAX);
-        if config.vcpus == 0 || config.vcpus > most {
-            return Err(MachineError::Vcpus {
-                wanted: config.vcpus,
-                most,
-            });
+        check_vcpus(engine, config.vcpus)?;
+        config.payload.check()?;
+        let model = config.model;
+        let profile = profile(engine, model, config.vcpus)
+            .map_err(|missing| MachineError::Model { model, missing })?;
+        let mut machine = Machine::assemble(engine, config, profile, console)?;
+        let boot = machine.firmware.load(&machine.ram)?;
+        if let Some(first) = machine.vcpus.first_mut() {
+            boot.enter(&mut **first)?;
         }
-        let payload = Payload {
-            kernel: config.kernel,
-            initrd: config.initrd,
-            append: config.append,
-        };
-        payload.check()?;
-        let topology = Topology {
-            vcpus: config.vcpus,
-        };
-        let profile =
-            engine
-                .profile(config.model, topology)
-                .map_err(|missing| MachineError::Model {
-                    model: config.model,
-                    missing,
-                })?;
-        let physical_bits = profile.physical_bits.min(capabilities.physical_bits);
+        Ok(machine)
+    }
+
+    /// Makes the machine that `saved` was, which goes on where it stood. Its
+    /// `config` is that of [`new`](Self::new), with disks of the same sizes;
+    /// the kernel is for its next reset. On another engine or host the CPU
+    /// model must be one that moves.
+    pub fn restore<R: Read>(
+        engine: &dyn Engine,
+        config: MachineConfig,
+        saved: SavedMachine<R>,
+        console: Arc<dyn ConsoleBackend>,
+    ) -> Result<Self, MachineError> {
+        check_vcpus(engine, config.vcpus)?;
+        config.payload.check()?;
+        let description = saved.description();
+        let model = description.profile.model;
+        let offered = profile(engine, model, description.vcpus).map_err(|missing| {
+            MachineError::SavedModel {
+                model,
+                engine: engine.name(),
+                missing,
+            }
+        })?;
+        let fit = fit(&description.profile, &offered).map_err(|differs| MachineError::Moved {
+            model,
+            engine: engine.name(),
+            differs,
+        })?;
+        let description = description.clone();
+        let mut machine = Machine::assemble(engine, config, fit.profile.clone(), console)?;
+        description.compare(&machine.description)?;
+        let mut state = saved.read(&machine.ram)?;
+        fit.retime(&mut state.partition);
+        machine.partition.restore(&state.partition)?;
+        for (vcpu, state) in machine.vcpus.iter_mut().zip(&state.vcpus) {
+            vcpu.restore(state)?;
+        }
+        let devices = machine.chipset.bus.restore(&state.devices);
+        devices.map_err(|error| SavedError::Damaged(error.to_string()))?;
+        Ok(machine)
+    }
+
+    /// A machine with nothing in its memory and its vCPUs just reset.
+    fn assemble(
+        engine: &dyn Engine,
+        config: MachineConfig,
+        profile: CpuProfile,
+        console: Arc<dyn ConsoleBackend>,
+    ) -> Result<Self, MachineError> {
+        let physical_bits = profile
+            .physical_bits
+            .min(engine.capabilities().physical_bits);
         let ranges =
             memory_map::ram_ranges(config.memory, physical_bits, memory_map::host_memory())?;
         let ram = GuestRam::new(&ranges)?;
         let firmware = Firmware {
-            payload,
+            payload: config.payload,
             acpi: acpi::Config {
                 vcpus: config.vcpus,
                 pci_window_64: memory_map::pci_window_64(physical_bits),
             },
         };
-        let boot = firmware.load(&ram)?;
-
         let partition = engine.partition(PartitionConfig {
             ram: ram.clone(),
-            profile,
+            profile: profile.clone(),
             vcpus: config.vcpus,
         })?;
         // Guest time starts with the first instruction.
         partition.pause_clock();
-        let mut vcpus = (0..config.vcpus)
+        let vcpus = (0..config.vcpus)
             .map(|index| partition.vcpu(index))
             .collect::<Result<Vec<_>, _>>()?;
-        if let Some(first) = vcpus.first_mut() {
-            boot.enter(&mut **first)?;
-        }
 
         let (events, queue) = mpsc::channel();
         let power = Arc::new(PowerSwitch::new(events.clone(), console.clone()));
@@ -121,9 +160,16 @@ impl Machine {
             events.clone(),
             config.test_devices,
         )?;
-        Plugger::new(&chipset, &ram, &console).plug(config.disks, config.vcpus)?;
+        let disks = Plugger::new(&chipset, &ram, &console).plug(config.disks, config.vcpus)?;
         Ok(Machine {
             name: config.name,
+            description: Description::new(
+                profile,
+                config.vcpus,
+                config.memory,
+                config.test_devices,
+                disks,
+            ),
             ram,
             partition,
             vcpus,
@@ -176,6 +222,18 @@ impl Machine {
         *crate::sync::lock(&state) = State::Stopped;
         outcome
     }
+}
+
+fn check_vcpus(engine: &dyn Engine, wanted: u32) -> Result<(), MachineError> {
+    let most = engine.capabilities().max_vcpus.min(acpi::VCPUS_MAX);
+    if wanted == 0 || wanted > most {
+        return Err(MachineError::Vcpus { wanted, most });
+    }
+    Ok(())
+}
+
+fn profile(engine: &dyn Engine, model: CpuModel, vcpus: u32) -> Result<CpuProfile, Vec<Missing>> {
+    engine.profile(model, Topology { vcpus })
 }
 
 impl std::fmt::Debug for Machine {

@@ -5,18 +5,21 @@
 //! them; [`Owner::settle`] brings about whatever was decided.
 
 use std::collections::VecDeque;
+use std::io::Write;
 use std::sync::mpsc::Receiver;
 
-use croft_engine::{EngineError, Stop};
+use croft_engine::{CpuState, EngineError, Stop};
 
 use crate::config::{Outcome, State};
 use crate::console::ConsolePump;
 use crate::error::MachineError;
 use crate::events::{Event, Request};
 use crate::gdb::{Debugged, GdbServer};
+use crate::handle::SaveError;
 use crate::machine::Machine;
 use crate::power::PowerRequest;
 use crate::report;
+use crate::saved::{self, MachineState};
 use crate::sync::lock;
 use crate::timers::Timers;
 use crate::vcpus::VcpuThread;
@@ -36,6 +39,8 @@ pub struct Owner {
     started: bool,
     /// Guest time runs.
     time_runs: bool,
+    /// The machine is being saved.
+    saving: bool,
     debugged: Debugged,
 }
 
@@ -79,6 +84,7 @@ impl Owner {
             held: false,
             started: false,
             time_runs: false,
+            saving: false,
             debugged: Debugged::default(),
         })
     }
@@ -142,6 +148,19 @@ impl Owner {
                 self.reset()?;
                 let _ = done.send(());
             }
+            Event::Request(Request::Save(mut out, done)) => {
+                if self.saving {
+                    let _ = done.send(Err(SaveError::Busy));
+                    return Ok(None);
+                }
+                if let Some(outcome) = self.stand_still()? {
+                    return Ok(Some(outcome));
+                }
+                let saved = self.save(&mut *out);
+                let outcome = saved.is_ok().then_some(Outcome::Saved);
+                let _ = done.send(saved);
+                return Ok(outcome);
+            }
             Event::Debug(request) => {
                 self.halt();
                 return Ok(self.debugged.handle(request, &self.threads));
@@ -183,6 +202,58 @@ impl Owner {
             PowerRequest::Reset if self.machine.no_reboot => Ok(Some(Outcome::Reset)),
             PowerRequest::Reset => self.reset().map(|()| None),
         }
+    }
+
+    /// Holds vCPUs and time, and deals with everything that came before they
+    /// stood: a machine that is being saved has nothing in its queue.
+    fn stand_still(&mut self) -> Result<Option<Outcome>, MachineError> {
+        self.saving = true;
+        let mut ended = None;
+        loop {
+            self.halt();
+            self.stop_time();
+            let Some(event) = self.backlog.pop_front() else {
+                break;
+            };
+            ended = self.handle(event)?;
+            if ended.is_some() {
+                break;
+            }
+        }
+        self.saving = false;
+        Ok(ended)
+    }
+
+    /// Writes the state of the machine, which stands still.
+    fn save(&mut self, out: &mut dyn Write) -> Result<(), SaveError> {
+        let console = self.machine.chipset.console.clone();
+        // What the guest has sent is part of the state, or has left before.
+        console.hold(true);
+        let result = self.state().and_then(|state| {
+            let machine = &self.machine;
+            Ok(saved::write(
+                out,
+                &machine.description,
+                &machine.ram,
+                &state,
+            )?)
+        });
+        if result.is_err() {
+            console.hold(false);
+        }
+        result
+    }
+
+    fn state(&self) -> Result<MachineState, SaveError> {
+        let vcpu = |thread: &VcpuThread| -> Result<CpuState, SaveError> {
+            Ok(thread.with(|vcpu| vcpu.save())??)
+        };
+        let vcpus = self.threads.iter().map(vcpu).collect::<Result<_, _>>()?;
+        Ok(MachineState {
+            vcpus,
+            partition: self.machine.partition.save()?,
+            devices: self.machine.chipset.bus.save(),
+        })
     }
 
     /// Everything as at power-on, and the kernel loaded again.

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use croft_engine::state::{CpuState, PartitionState};
+use croft_engine::state::{CpuState, PartitionState, STATE_VERSION};
 use croft_engine::{
-    Breakpoint, Capabilities, CpuIo, CpuModel, CpuProfile, DebugControl, DebugStop, Doorbell,
-    Engine, EngineError, Fitness, InterruptRoute, Kick, Kicker, Missing, Partition,
+    Breakpoint, Capabilities, CpuIo, CpuModel, CpuProfile, CpuidLeaf, DebugControl, DebugStop,
+    Doorbell, Engine, EngineError, Fitness, InterruptRoute, Kick, Kicker, Missing, Partition,
     PartitionConfig, Stop, Topology, Translation, Vcpu,
 };
 use croft_irqchip::Msi;
@@ -46,6 +46,9 @@ pub struct Log {
 pub struct FakeEngine {
     pub program: Program,
     pub log: Arc<Log>,
+    pub tsc_khz: u32,
+    /// The only feature of its processors.
+    pub leaf: u32,
 }
 
 impl FakeEngine {
@@ -53,6 +56,8 @@ impl FakeEngine {
         FakeEngine {
             program: Arc::new(program),
             log: Arc::new(Log::default()),
+            tsc_khz: 1_000_000,
+            leaf: 1,
         }
     }
 }
@@ -89,10 +94,13 @@ impl Engine for FakeEngine {
         }
         Ok(CpuProfile {
             model,
-            leaves: Vec::new(),
+            leaves: vec![CpuidLeaf {
+                ecx: self.leaf,
+                ..CpuidLeaf::default()
+            }],
             xcr0: 1,
             arch_capabilities: 0,
-            tsc_khz: 1,
+            tsc_khz: self.tsc_khz,
             physical_bits: 40,
         })
     }
@@ -102,6 +110,7 @@ impl Engine for FakeEngine {
             program: self.program.clone(),
             log: self.log.clone(),
             ram: config.ram,
+            tsc_khz: config.profile.tsc_khz,
             clock: Mutex::new((0, Some(Instant::now()))),
         }))
     }
@@ -111,6 +120,7 @@ struct FakePartition {
     program: Program,
     log: Arc<Log>,
     ram: GuestRam,
+    tsc_khz: u32,
     clock: Mutex<(u64, Option<Instant>)>,
 }
 
@@ -170,11 +180,20 @@ impl Partition for FakePartition {
     }
 
     fn save(&self) -> Result<PartitionState, EngineError> {
-        unsupported()
+        let clock_ns = self.clock_ns();
+        Ok(PartitionState {
+            version: STATE_VERSION,
+            clock_ns,
+            tsc: clock_ns * u64::from(self.tsc_khz) / 1_000_000,
+            tsc_khz: self.tsc_khz,
+            ..PartitionState::default()
+        })
     }
 
-    fn restore(&self, _: &PartitionState) -> Result<(), EngineError> {
-        unsupported()
+    fn restore(&self, state: &PartitionState) -> Result<(), EngineError> {
+        assert_eq!(state.tsc_khz, self.tsc_khz);
+        *lock(&self.clock) = (state.clock_ns, None);
+        Ok(())
     }
 
     fn reset(&self) {

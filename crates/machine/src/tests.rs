@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use croft_devices::platform;
 use croft_engine::{CpuModel, Stop};
 
+use crate::loader::Payload;
 use crate::sync::lock;
 use crate::testing::{Act, Cpu, FakeEngine};
 use crate::{
@@ -35,15 +36,21 @@ fn kernel() -> NamedFile {
     }
 }
 
+fn payload(append: &str) -> Payload {
+    Payload {
+        kernel: kernel(),
+        initrd: None,
+        append: append.to_owned(),
+    }
+}
+
 pub fn config() -> MachineConfig {
     MachineConfig {
         name: "test".to_owned(),
         vcpus: 1,
         memory: 16 << 20,
         model: CpuModel::PortableV1,
-        kernel: kernel(),
-        initrd: None,
-        append: "quiet".to_owned(),
+        payload: payload("quiet"),
         disks: Vec::new(),
         no_reboot: false,
         test_devices: false,
@@ -52,7 +59,7 @@ pub fn config() -> MachineConfig {
 
 #[derive(Default)]
 pub struct Sink {
-    output: Mutex<Vec<u8>>,
+    pub output: Mutex<Vec<u8>>,
     log: Mutex<Vec<String>>,
 }
 
@@ -66,7 +73,7 @@ impl ConsoleBackend for Sink {
     }
 }
 
-fn machine(engine: &FakeEngine, config: MachineConfig) -> (Machine, Arc<Sink>) {
+pub fn machine(engine: &FakeEngine, config: MachineConfig) -> (Machine, Arc<Sink>) {
     let sink = Arc::new(Sink::default());
     let machine = Machine::new(engine, config, sink.clone()).unwrap();
     (machine, sink)
@@ -367,7 +374,7 @@ fn bad_configurations_are_named() {
     });
     assert!(text.contains("avx2 (host), fma (fake)"), "{text}");
     let (_, text) = error(MachineConfig {
-        append: "x".repeat(100_000),
+        payload: payload(&"x".repeat(100_000)),
         ..config()
     });
     assert!(text.starts_with("--append: "), "{text}");

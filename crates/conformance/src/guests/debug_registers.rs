@@ -13,9 +13,10 @@ guests! { "debug_registers":
     code_breakpoint [Iret],
     resume_flag [Iret],
     data_breakpoints [Iret],
-    port_breakpoint [Iret],
+    port_breakpoint [Iret, PortBreakpoints],
     general_detect [Iret],
     aliases_of_dr6_and_dr7 [Iret],
+    saved_registers [],
     int1 [Iret],
 }
 
@@ -215,6 +216,42 @@ fn aliases_of_dr6_and_dr7(engine: &dyn Engine) -> Outcome {
     m.run()?;
     check_eq!(m.slot(0)?, DR6_FIXED | 0x4001, "DR6 through DR4");
     check_eq!(m.slot(1)?, 0x8000_0000_0000, "DR1 keeps 64 bits");
+    Ok(())
+}
+
+fn saved_registers(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::long(engine)?;
+    let dr = [DATA, DATA + 0x1008, 0x7FFF_0000_0000, STACK - 16];
+    // Set but not enabled, so that nothing stops the guest.
+    let control = 0x400 | 0b1101 << 16 | 0b0001 << 24;
+    m.state(|state| {
+        state.dr = dr;
+        state.dr6 = DR6_FIXED | BS | 2;
+        state.dr7 = control;
+    })?;
+    m.program(|p| {
+        for (slot, register) in [dr0, dr1, dr2, dr3, dr6, dr7].into_iter().enumerate() {
+            p.mov(rax, register)?;
+            p.put(slot as u64, rax)?;
+        }
+        p.mov(eax, 0x1234)?;
+        p.mov(dr1, rax)?;
+        p.mov(eax, 0x1_4002)?;
+        p.mov(dr6, rax)?;
+        p.mov(eax, 0x500)?;
+        p.mov(dr7, rax)?;
+        p.done()
+    })?;
+    m.run()?;
+    for (slot, wanted) in dr.into_iter().enumerate() {
+        check_eq!(m.slot(slot as u64)?, wanted, "DR{slot} in the guest");
+    }
+    check_eq!(m.slot(4)?, DR6_FIXED | BS | 2, "DR6 in the guest");
+    check_eq!(m.slot(5)?, control, "DR7 in the guest");
+    let state = m.saved()?;
+    check_eq!(state.dr, [dr[0], 0x1234, dr[2], dr[3]], "saved DR0 to DR3");
+    check_eq!(state.dr6, DR6_FIXED | BS | 2, "saved DR6");
+    check_eq!(state.dr7, 0x500, "saved DR7");
     Ok(())
 }
 

@@ -13,7 +13,9 @@ guests! { "double":
     page_fault_while_pushing [Iret],
     benign_pair [Iret],
     triple_fault [],
+    triple_fault_state [TripleFaultState],
     triple_fault_from_user_mode [Iret],
+    triple_fault_state_in_user_mode [Iret, TripleFaultState],
     interrupt_stack_table [Iret],
     nmi_blocks_nmis_until_iret [Iret],
     blocked_nmi_waits [],
@@ -85,7 +87,7 @@ fn stopped_by_triple_fault(m: &mut Machine) -> Result<croft_engine::CpuState, Fa
     }
 }
 
-fn triple_fault(engine: &dyn Engine) -> Outcome {
+fn without_idt(engine: &dyn Engine) -> Result<(Machine, croft_engine::CpuState), Failure> {
     let mut m = Machine::long(engine)?;
     m.state(|state| state.idtr.limit = 0)?;
     m.program(|p| {
@@ -94,20 +96,37 @@ fn triple_fault(engine: &dyn Engine) -> Outcome {
         p.ud2()
     })?;
     let state = stopped_by_triple_fault(&mut m)?;
+    Ok((m, state))
+}
+
+fn triple_fault(engine: &dyn Engine) -> Outcome {
+    without_idt(engine).map(drop)
+}
+
+fn triple_fault_state(engine: &dyn Engine) -> Outcome {
+    let (m, state) = without_idt(engine)?;
     check_eq!(state.rip, m.mark(0) + 1, "RIP of the faulting instruction");
     check_eq!(state.registers[3], 0x1234, "RBX");
     check_eq!(state.registers[4], STACK, "RSP");
     Ok(())
 }
 
-fn triple_fault_from_user_mode(engine: &dyn Engine) -> Outcome {
+fn without_stacks(engine: &dyn Engine) -> Result<croft_engine::CpuState, Failure> {
     let mut m = Machine::long(engine)?;
     m.map(ABSENT, 0)?;
     // Neither the stack of the entry nor that of #DF is there.
     m.put(TSS + 4, ABSENT + 0x800)?;
     m.put(TSS + 0x24, ABSENT + 0x800)?;
     m.program(|p| p.user(|p| p.hlt()))?;
-    let state = stopped_by_triple_fault(&mut m)?;
+    stopped_by_triple_fault(&mut m)
+}
+
+fn triple_fault_from_user_mode(engine: &dyn Engine) -> Outcome {
+    without_stacks(engine).map(drop)
+}
+
+fn triple_fault_state_in_user_mode(engine: &dyn Engine) -> Outcome {
+    let state = without_stacks(engine)?;
     check_eq!(state.segments[1].selector, USER_CS, "CS");
     check_eq!(state.registers[4], USER_STACK, "RSP");
     Ok(())

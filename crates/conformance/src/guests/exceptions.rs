@@ -15,6 +15,7 @@ guests! { "exceptions":
     non_canonical_addresses [Iret],
     illegal_instructions [Iret],
     bad_selectors [Iret],
+    null_task [Iret],
     bad_gates [Iret],
     control_registers [Iret],
     floating_point [Iret, Vector],
@@ -210,7 +211,6 @@ fn bad_selectors(engine: &dyn Engine) -> Outcome {
         p.mov(eax, i32::from(absent_tss))?;
         p.fault(vector::NP, u64::from(absent_tss), |a| a.ltr(ax))?;
         p.xor(eax, eax)?;
-        p.gp(0, |a| a.ltr(ax))?;
         p.lldt(ax)?;
         p.mov(eax, i32::from(KERNEL_DS))?;
         p.gp(u64::from(KERNEL_DS), |a| a.lldt(ax))?;
@@ -226,6 +226,16 @@ fn bad_selectors(engine: &dyn Engine) -> Outcome {
     let tss = m.get(GDT + u64::from(TSS_SELECTOR))?;
     check_eq!(tss >> 40 & 0xFF, 0x8B, "the TSS is busy after LTR");
     Ok(())
+}
+
+fn null_task(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::long(engine)?;
+    m.program(|p| {
+        p.xor(eax, eax)?;
+        p.gp(0, |a| a.ltr(ax))?;
+        p.done()
+    })?;
+    m.run()
 }
 
 fn bad_gates(engine: &dyn Engine) -> Outcome {

@@ -301,20 +301,24 @@ fn paused_clock_stands_still(engine: &dyn Engine) -> Outcome {
         p.put(0, rax)?;
         p.done()
     })?;
+    let pause = std::time::Duration::from_millis(300);
+    let limit = u64::from(m.profile.tsc_khz) * 200;
     m.partition.pause_clock();
     let before = m.partition.clock_ns();
     m.run()?;
     let first = m.slot(0)?;
-    std::thread::sleep(std::time::Duration::from_millis(30));
+    std::thread::sleep(pause);
     m.rewind()?;
     m.run()?;
-    check_eq!(m.slot(0)?, first, "TSC while paused");
+    // Each entry finds it where it was paused; on hardware it counts from
+    // there until RDTSC is reached.
+    let apart = m.slot(0)?.abs_diff(first);
+    check!(apart < limit, "{apart} ticks while paused");
     check_eq!(m.partition.clock_ns(), before, "clock while paused");
     m.partition.resume_clock();
     m.rewind()?;
     m.run()?;
     let gone = m.slot(0)?.wrapping_sub(first);
-    let limit = u64::from(m.profile.tsc_khz) * 20;
     check!(gone > 0 && gone < limit, "{gone} ticks after going on");
     Ok(())
 }

@@ -21,6 +21,7 @@ guests! { "interrupts":
     self_interrupt [Iret],
     xapic_registers [Iret],
     x2apic_access_faults [Iret],
+    x2apic_reserved_bits [Iret, ApicReservedBits],
     timer_one_shot [Iret],
     timer_periodic [Iret],
     timer_tsc_deadline [Iret],
@@ -77,9 +78,12 @@ fn stack_segment_shadow(engine: &dyn Engine) -> Outcome {
     m.program(|p| {
         enable(p)?;
         p.mov(ebx, i32::from(KERNEL_DS))?;
+        // Once before, so that nothing of the host's comes between later.
+        p.mov(ss, ebx)?;
         p.wrmsr_value(SELF, 0x51)?;
         p.sti()?;
-        // The shadow of STI covers this one, its own the next.
+        // The shadow of STI covers this one. Whether it has one of its own
+        // then, the processor may choose (SDM vol. 2, MOV).
         p.mov(ss, ebx)?;
         p.inc(ebx)?;
         p.mark()?;
@@ -88,7 +92,12 @@ fn stack_segment_shadow(engine: &dyn Engine) -> Outcome {
         p.done()
     })?;
     m.run()?;
-    check_eq!(m.log()?[0].rip, m.mark(0), "interrupted after the shadow");
+    // INC EBX has two bytes.
+    let (came, last) = (m.log()?[0].rip, m.mark(0));
+    check!(
+        came == last || came == last - 2,
+        "interrupted at {came:#x}, the shadows end at {last:#x} or before INC"
+    );
     Ok(())
 }
 
@@ -260,14 +269,10 @@ fn x2apic_access_faults(engine: &dyn Engine) -> Outcome {
         p.put(0, rax)?;
         p.mov(ecx, EOI as i32)?;
         p.gp(0, |a| a.rdmsr())?;
-        p.mov(eax, 1)?;
+        // Read-only, and no such register.
+        p.xor(eax, eax)?;
         p.xor(edx, edx)?;
-        p.gp(0, |a| a.wrmsr())?;
-        // Read-only, reserved bits, and no such register.
         p.mov(ecx, 0x802)?;
-        p.gp(0, |a| a.wrmsr())?;
-        p.mov(ecx, TPR as i32)?;
-        p.mov(eax, 0x100)?;
         p.gp(0, |a| a.wrmsr())?;
         p.mov(ecx, 0x80E)?;
         p.gp(0, |a| a.rdmsr())?;
@@ -280,6 +285,21 @@ fn x2apic_access_faults(engine: &dyn Engine) -> Outcome {
     m.run()?;
     check_eq!(m.slot(0)?, 0, "APIC id");
     Ok(())
+}
+
+fn x2apic_reserved_bits(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::long(engine)?;
+    m.program(|p| {
+        enable(p)?;
+        p.xor(edx, edx)?;
+        for (register, value) in [(EOI, 1), (TPR, 0x100)] {
+            p.mov(ecx, register as i32)?;
+            p.mov(eax, value)?;
+            p.gp(0, |a| a.wrmsr())?;
+        }
+        p.done()
+    })?;
+    m.run()
 }
 
 fn timer_one_shot(engine: &dyn Engine) -> Outcome {
@@ -343,10 +363,12 @@ fn soon(p: &mut Program, ticks: i32) -> Result<(), IcedError> {
 
 fn timer_tsc_deadline(engine: &dyn Engine) -> Outcome {
     let mut m = Machine::long(engine)?;
+    // 50 ms: an emulated host takes its time to read it back.
+    let ticks = i32::try_from(m.profile.tsc_khz.saturating_mul(50)).unwrap_or(i32::MAX);
     m.program(|p| {
         enable(p)?;
         p.wrmsr_value(TIMER, 2 << 17 | 0x51)?;
-        soon(p, 2_000_000)?;
+        soon(p, ticks)?;
         p.wrmsr()?;
         p.rdmsr_value(DEADLINE)?;
         p.cmp(rax, rbx)?;

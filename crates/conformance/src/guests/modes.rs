@@ -16,6 +16,7 @@ guests! { "modes":
     compatibility_user_mode [Iret],
     paging_32_bit [Iret],
     paging_pae [Iret],
+    paging_pae_pointers [Iret, PaePointers],
     second_processor_starts [Smp],
 }
 
@@ -321,6 +322,7 @@ fn paging_32_bit(engine: &dyn Engine) -> Outcome {
     m.ram.write(PD32 + 8, &0x83u32.to_le_bytes())?;
     m.put(DATA, 0x99)?;
     m.program(|p| {
+        p.load_task()?;
         p.mov(eax, dword_ptr(0x80_0000 + DATA))?;
         p.put32(0, eax)?;
         p.mov(dword_ptr(0x80_0000 + DATA), eax)?;
@@ -356,22 +358,34 @@ fn paging_pae(engine: &dyn Engine) -> Outcome {
         p.put32(0, eax)?;
         p.mov(ebx, PAGE as i32)?;
         p.fault_at((vector::PF, 0x11), Some(PAGE), PAGE, |a| a.call(ebx))?;
-        // PDPT entries are read when CR3 is loaded, not later.
-        p.mov(dword_ptr(PAE_PDPT + 24), 0)?;
-        p.invlpg(byte_ptr(MMIO))?;
         p.mov(eax, MMIO as u32 as i32)?;
         p.mov(ecx, dword_ptr(eax))?;
+        p.mov(dword_ptr(PAE_PDPT + 24), 0)?;
         p.mov(ebx, cr3)?;
         p.mov(cr3, ebx)?;
         p.pf(0, MMIO, |a| a.mov(ecx, dword_ptr(eax)))?;
-        // Reserved bits there are #GP.
-        p.mov(dword_ptr(PAE_PDPT + 24), (PD_MORE | 0x1000 | 3) as i32)?;
-        p.gp(0, |a| a.mov(cr3, ebx))?;
         p.done()
     })?;
     m.run()?;
     check_eq!(m.slot(0)?, 0x99, "load");
     Ok(())
+}
+
+fn paging_pae_pointers(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::new(engine, Mode::Pae, 1)?;
+    m.program(|p| {
+        // They are read when CR3 is loaded, not later.
+        p.mov(dword_ptr(PAE_PDPT + 24), 0)?;
+        p.invlpg(byte_ptr(MMIO))?;
+        p.mov(eax, MMIO as u32 as i32)?;
+        p.mov(ecx, dword_ptr(eax))?;
+        // Reserved bits there are #GP.
+        p.mov(dword_ptr(PAE_PDPT + 24), (PD_MORE | 0x1000 | 3) as i32)?;
+        p.mov(ebx, cr3)?;
+        p.gp(0, |a| a.mov(cr3, ebx))?;
+        p.done()
+    })?;
+    m.run()
 }
 
 fn second_processor_starts(engine: &dyn Engine) -> Outcome {

@@ -5,6 +5,7 @@ use iced_x86::code_asm::*;
 
 use crate::layout::*;
 use crate::machine::Machine;
+use crate::tables::descriptor;
 use crate::{Outcome, check, check_eq};
 
 guests! { "privilege":
@@ -71,8 +72,10 @@ fn ports_from_user_mode(engine: &dyn Engine) -> Outcome {
     bits[2] = 0xF0;
     bits[3] = 0xF8;
     m.ram.write(TSS + 0x68, &bits)?;
-    m.state(|state| state.tr.limit = 0x68 + 4)?;
+    let task = descriptor(TSS as u32, u32::from(bitmap) + 4, 0x89, 0);
+    m.descriptor(TSS_SELECTOR, task)?;
     m.program(|p| {
+        p.load_task()?;
         p.user(|p| {
             p.in_(eax, 0x10)?;
             p.in_(al, 0x13)?;
@@ -99,6 +102,12 @@ fn ports_from_user_mode(engine: &dyn Engine) -> Outcome {
 
 fn user_mode_instruction_prevention(engine: &dyn Engine) -> Outcome {
     let mut m = Machine::long(engine)?;
+    if m.profile
+        .leaf(7, 0)
+        .is_none_or(|leaf| leaf.ecx & 1 << 2 == 0)
+    {
+        return Ok(());
+    }
     m.state(|state| state.cr4 |= creg::UMIP)?;
     m.program(|p| {
         p.sgdt(ptr(DATA))?;

@@ -151,6 +151,7 @@ fn call_gate_to_the_kernel(engine: &dyn Engine) -> Outcome {
         p.db(&[0xCA, 8, 0])
     })?;
     m.program(|p| {
+        p.load_task()?;
         p.user(|p| {
             p.push(0x22)?;
             p.push(0x11)?;
@@ -187,6 +188,7 @@ fn conforming_code(engine: &dyn Engine) -> Outcome {
     })?;
     let target = (ALIAS + CODE2) as u32;
     m.program(|p| {
+        p.load_task()?;
         p.user(|p| {
             // Conforming code runs at the caller's level.
             let mut bytes = vec![0x9A];
@@ -208,6 +210,7 @@ fn conforming_code(engine: &dyn Engine) -> Outcome {
 fn user_mode_entry_switches_stacks(engine: &dyn Engine) -> Outcome {
     let mut m = Machine::new(engine, Mode::Paged32, 1)?;
     m.program(|p| {
+        p.load_task()?;
         p.user(|p| p.ud(|a| a.ud2()))?;
         p.ud(|a| a.ud2())?;
         p.done()
@@ -339,6 +342,7 @@ fn virtual_8086_mode(engine: &dyn Engine) -> Outcome {
         p.put32(7, ecx)?;
         p.done()?;
         p.set_label(&mut start)?;
+        p.load_task()?;
         // GS, FS, DS, ES, SS, ESP, EFLAGS, CS, EIP.
         for value in [1, 2, 3, 4, 0x5000, 0x100, flag::VM as i32 | 2, 0x3000, 0] {
             p.push(value)?;

@@ -79,22 +79,40 @@ fn syscall_and_sysret(engine: &dyn Engine) -> Outcome {
     Ok(())
 }
 
+/// From 32-bit user code: in 64-bit code AMD's processors do not have it, and
+/// KVM, which emulates it there, leaves that so.
 fn sysenter_and_sysexit(engine: &dyn Engine) -> Outcome {
+    const ENTER: u64 = ALIAS + CODE2;
     let mut m = Machine::long(engine)?;
+    // SYSENTER.
+    m.ram.write(CODE2, &[0x0F, 0x34])?;
     m.program(|p| {
-        let (mut start, mut called) = (p.create_label(), p.create_label());
+        let (mut start, mut called, mut behind) =
+            (p.create_label(), p.create_label(), p.create_label());
         p.jmp(start)?;
         p.set_label(&mut called)?;
         p.put(0, rsp)?;
         p.mov(eax, cs)?;
         p.put(4, rax)?;
-        p.mov(rdx, r14)?;
+        p.mov(rdx, qword_ptr(SLOTS + 64))?;
         p.mov(rcx, USER_STACK - 0x80)?;
         p.sysexitq()?;
         p.set_label(&mut start)?;
         // No code segment, no SYSENTER.
         p.wrmsr_value(0x174, 0)?;
-        p.user(|p| p.gp(0, |a| a.sysenter()))?;
+        p.mov(qword_ptr(KERNEL_RSP), rsp)?;
+        p.fault_that_escapes(vector::GP, 0, ENTER, |a| {
+            for value in [
+                i32::from(USER_DS),
+                USER_STACK as i32,
+                flag::FIXED as i32,
+                i32::from(USER_CS32),
+                ENTER as i32,
+            ] {
+                a.push(value)?;
+            }
+            a.iretq()
+        })?;
         p.wrmsr_value(0x174, u64::from(KERNEL_CS))?;
         p.wrmsr_value(0x175, RSP0)?;
         p.lea(rax, ptr(called))?;
@@ -102,10 +120,12 @@ fn sysenter_and_sysexit(engine: &dyn Engine) -> Outcome {
         p.mov(ecx, 0x176)?;
         p.wrmsr()?;
         p.user(|p| {
-            let mut behind = p.create_label();
-            p.lea(r14, ptr(behind))?;
-            p.sysenter()?;
-            p.ud2()?;
+            p.lea(rax, ptr(behind))?;
+            p.put_user(8, rax)?;
+            p.push(i32::from(USER_CS32))?;
+            p.push(ENTER as i32)?;
+            // A far return with 64-bit operands.
+            p.db(&[0x48, 0xCB])?;
             p.set_label(&mut behind)?;
             p.put_user(5, rsp)?;
             p.mov(eax, cs)?;

@@ -1,4 +1,4 @@
-//! `croft run`: a machine in the foreground.
+//! `croft run` and `croft restore`: a machine in the foreground.
 //!
 //! ```text
 //! checking ──► waiting for the monitor ──► running ──► ending ──► exit code
@@ -13,26 +13,42 @@ mod output;
 mod session;
 mod terminal;
 
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
-use croft_api::monitor::RunRequest;
+use croft_api::monitor::{RestoreRequest, RunRequest};
 use croft_api::{CpuModel, EngineChoice, MachineSpec};
+use rustix::fs::OFlags;
 
-use crate::args::{Cpu, Engine, RunOptions};
+use crate::args::{Cpu, Engine, RestoreOptions, RunOptions};
 use crate::exit::Exit;
 use crate::say;
+use monitor::Start;
 
 /// Runs a machine until it ends.
 pub fn run(options: RunOptions) -> Exit {
     let auto = options.engine == Engine::Auto;
-    let request = match check(options) {
-        Ok(request) => request,
+    let start = Start::Run(request(options));
+    session(start, auto)
+}
+
+/// Lets a saved machine go on until it ends.
+pub fn restore(options: RestoreOptions) -> Exit {
+    let auto = options.engine == Engine::Auto;
+    let file = match open(options.file.as_ref()) {
+        Ok(file) => file,
         Err(message) => {
             say::line(&format!("croft: {message}"));
             return Exit::Usage;
         }
     };
-    match session::run(request, auto) {
+    session(Start::Restore(restore_request(options), file), auto)
+}
+
+fn session(start: Start, auto: bool) -> Exit {
+    match session::run(start, auto) {
         Ok(exit) => exit,
         Err(error) => {
             say::line(&format!("croft: {error}"));
@@ -41,16 +57,57 @@ pub fn run(options: RunOptions) -> Exit {
     }
 }
 
-fn check(options: RunOptions) -> Result<RunRequest, String> {
-    let engine = match options.engine {
+/// A path for messages: what could upset a terminal is escaped.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.to_string_lossy().escape_debug())
+}
+
+/// Opens a file that `croft save` wrote.
+fn open(path: &Path) -> Result<File, String> {
+    let name = quoted(path);
+    // Without O_NONBLOCK, opening a pipe would wait for its writer.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(|error| format!("{name}: {error}; name a file that 'croft save' wrote"))?;
+    match file.metadata() {
+        Ok(about) if about.is_file() => Ok(file),
+        Ok(_) => Err(format!(
+            "{name} is not a regular file; name one that 'croft save' wrote"
+        )),
+        Err(error) => Err(format!("{name}: {error}")),
+    }
+}
+
+fn engine(engine: Engine) -> EngineChoice {
+    match engine {
         Engine::Auto => EngineChoice::Auto,
         Engine::Software => EngineChoice::Software,
         Engine::Kvm => EngineChoice::Kvm,
-    };
-    Ok(RunRequest {
+    }
+}
+
+fn restore_request(options: RestoreOptions) -> RestoreRequest {
+    RestoreRequest {
+        file: quoted(options.file.as_ref()),
+        name: options.name,
+        engine: engine(options.engine),
+        kernel: options.kernel,
+        initrd: options.initrd,
+        disks: Some(options.disks).filter(|disks| !disks.is_empty()),
+        log: options.place.log,
+        gdb: options.place.gdb,
+        control: options.place.control,
+        terminal: false,
+    }
+}
+
+fn request(options: RunOptions) -> RunRequest {
+    RunRequest {
         machine: MachineSpec {
             name: options.name,
-            engine,
+            engine: engine(options.engine),
             cpu: options.cpu.map(|cpu| match cpu {
                 Cpu::Host => CpuModel::Host,
                 Cpu::PortableV1 => CpuModel::PortableV1,
@@ -65,10 +122,11 @@ fn check(options: RunOptions) -> Result<RunRequest, String> {
         kernel: options.kernel,
         initrd: options.initrd,
         disks: options.disks,
-        log: options.log,
-        gdb: options.gdb,
+        log: options.place.log,
+        gdb: options.place.gdb,
+        control: options.place.control,
         terminal: false,
-    })
+    }
 }
 
 /// What a failure of the host's is called.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use croft_api::monitor::{Event, GdbAddress, Request, RunRequest};
+use croft_api::monitor::{Event, Request};
 use croft_api::{Outcome, WireError};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -15,7 +15,7 @@ use rustix::termios::isatty;
 
 use super::host;
 use super::input::{Heard, Input};
-use super::monitor::Monitor;
+use super::monitor::{Monitor, Start};
 use super::output::Output;
 use super::terminal::Terminal;
 use crate::exit::Exit;
@@ -28,15 +28,12 @@ const GRACE: Duration = Duration::from_secs(6);
 const STALLED: Duration = Duration::from_secs(1);
 
 /// Runs a machine until it ends.
-pub fn run(request: RunRequest, auto: bool) -> Result<Exit, String> {
+pub fn run(start: Start, auto: bool) -> Result<Exit, String> {
     // Before any thread is made, so that all of them leave the signals to us.
     let signals = Signals::new().map_err(host("cannot wait for signals"))?;
     let terminal = Terminal::open();
-    let socket = match &request.gdb {
-        Some(GdbAddress::Socket(path)) => Some(path.clone()),
-        _ => None,
-    };
-    let monitor = Monitor::start(request, terminal.as_ref())?;
+    let sockets = start.sockets();
+    let monitor = Monitor::start(start, terminal.as_ref())?;
     let console = monitor
         .console
         .try_clone()
@@ -83,7 +80,7 @@ pub fn run(request: RunRequest, auto: bool) -> Result<Exit, String> {
         }
         None => {
             let message = monitor.reap();
-            if let Some(path) = socket.filter(|_| running) {
+            for path in sockets.into_iter().filter(|_| running) {
                 // The monitor made it and had no chance to remove it.
                 let _ = std::fs::remove_file(path);
             }
@@ -111,6 +108,10 @@ fn report(outcome: &Outcome) -> Exit {
         Outcome::Requested => {
             say::line("croft: the machine was ended on request");
             Exit::Failed
+        }
+        Outcome::Saved => {
+            say::line("croft: the machine was saved");
+            Exit::Saved
         }
         Outcome::Invalid { message } => {
             say::line(&format!("croft: {message}"));

@@ -147,14 +147,17 @@ impl PciHandle {
         lock(&self.0).plug(slot, name, device, false)
     }
 
-    /// As [`plug`](Self::plug), into a running machine: the guest is told,
-    /// and the device can be unplugged again.
+    /// As [`plug`](Self::plug), into a running machine (not a paused one): the
+    /// device is started, the guest is told, and the device can be unplugged
+    /// again.
     pub fn hot_plug(
         &self,
         slot: u8,
         name: &str,
-        device: Box<dyn Device>,
+        mut device: Box<dyn Device>,
     ) -> Result<DeviceId, PciError> {
+        // Nothing can reach it yet; once it is plugged the guest may.
+        device.start();
         lock(&self.0).plug(slot, name, device, true)
     }
 

@@ -10,7 +10,7 @@
 //!   vendors, only Intel's makes a guest guard against Meltdown and its
 //!   relatives. SPEC_CTRL and MD_CLEAR are not in it, because not all hosts
 //!   have them: Linux says in its log what stays open between its processes.
-//!   No PCID, since nested KVM refuses CR4.PCIDE where the outer processor
+//!   It has 39 physical address bits wherever it runs. No PCID, since nested KVM refuses CR4.PCIDE where the outer processor
 //!   lacks it; nothing that QEMU's TCG lacks as an EPYC.
 //! * `software-fast` says in IA32_ARCH_CAPABILITIES that it needs none of
 //!   them, which is true where every guest access is checked in software. An
@@ -165,6 +165,10 @@ const LAST_BASIC: u32 = 0x16;
 const LAST_EXTENDED: u32 = 0x8000_0008;
 const LAST_HYPERVISOR: u32 = 0x4000_0010;
 
+/// Guest-physical address bits of `portable-v1`: what the smallest processors
+/// of its level have, so that a machine's address space fits everywhere.
+const PORTABLE_PHYSICAL_BITS: u8 = 39;
+
 /// Linear address bits: four levels of page tables.
 const LINEAR_BITS: u32 = 48;
 
@@ -214,6 +218,16 @@ pub fn build(
             },
         });
     }
+    let physical_bits = match model {
+        CpuModel::PortableV1 => PORTABLE_PHYSICAL_BITS,
+        CpuModel::Host | CpuModel::SoftwareFast => offer.physical_bits,
+    };
+    if physical_bits > offer.physical_bits {
+        missing.push(Missing {
+            feature: "39 physical address bits",
+            lacking: offer.name,
+        });
+    }
     if !missing.is_empty() {
         return Err(missing);
     }
@@ -232,11 +246,11 @@ pub fn build(
     let fast = model == CpuModel::SoftwareFast;
     Ok(CpuProfile {
         model,
-        leaves: leaves(model, topology, &features, offer),
+        leaves: leaves(model, topology, &features, offer, physical_bits),
         xcr0: XCR0_AVX,
         arch_capabilities: if fast { NEEDS_NO_MITIGATION } else { 0 },
         tsc_khz: offer.tsc_khz,
-        physical_bits: offer.physical_bits,
+        physical_bits,
     })
 }
 
@@ -296,6 +310,7 @@ fn leaves(
     topology: Topology,
     features: &Features,
     offer: &EngineOffer,
+    physical_bits: u8,
 ) -> Vec<CpuidLeaf> {
     let vcpus = topology.vcpus.max(1);
     let id_space = 1 << id_bits(vcpus);
@@ -350,7 +365,7 @@ fn leaves(
         leaf(0x8000_0007, [0; 4]),
         leaf(
             0x8000_0008,
-            [u32::from(offer.physical_bits) | LINEAR_BITS << 8, 0, 0, 0],
+            [u32::from(physical_bits) | LINEAR_BITS << 8, 0, 0, 0],
         ),
     ]);
     for (word, function, index, register) in PLACES {

@@ -111,8 +111,8 @@ pub struct VirtioPci<D> {
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
-    /// A function of `device`. For a machine that runs already, call
-    /// [`Device::start`] before it is plugged.
+    /// A function of `device`, which serves nothing before
+    /// [`Device::start`].
     pub fn new(device: D, host: VirtioHost) -> io::Result<Self> {
         let count = device.queues().clamp(1, layout::QUEUES_MAX);
         let vectors = count + 1;
