@@ -11,6 +11,7 @@
 //! still that one, so stores by any vCPU and DMA by any device invalidate it
 //! without having to find it.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -46,6 +47,11 @@ impl Origin {
 
 /// Decoded instructions.
 pub struct Block {
+    /// Guest-physical address of the first byte.
+    pub gpa: u64,
+    /// Translated code by [`AccessMode`](crate::tlb::AccessMode); 0 where
+    /// there is none.
+    pub native: [Cell<usize>; 3],
     /// The instructions, in order; never empty.
     pub ops: Box<[Op]>,
     /// The second page's guest-physical address, when the one instruction
@@ -58,12 +64,13 @@ pub struct Block {
 }
 
 impl Block {
-    /// A block decoded from page `first` (and `second`): guest-physical
-    /// addresses with the generation seen there. Without a generation the
+    /// A block at `gpa`, decoded from page `first` (and `second`):
+    /// guest-physical addresses with the generation seen there. Without a generation the
     /// block is never found current: it runs once.
     pub fn new(
         ram: &Arc<GuestRam>,
-        ops: Vec<Op>,
+        gpa: u64,
+        mut ops: Vec<Op>,
         sides: Box<[Side]>,
         first: Option<(u64, u32)>,
         second: Option<(u64, u32)>,
@@ -75,7 +82,13 @@ impl Block {
                 _ram: ram.clone(),
             })
         };
+        for (left, op) in ops.iter_mut().rev().enumerate() {
+            op.left = left as u8;
+            op.start = (gpa & 0xFFF) as u16;
+        }
         Block {
+            gpa,
+            native: Default::default(),
             ops: ops.into_boxed_slice(),
             second: second.map(|(gpa, _)| gpa),
             _sides: sides,

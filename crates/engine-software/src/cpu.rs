@@ -9,6 +9,7 @@ use crate::fault::Raised;
 use crate::msr::Msrs;
 use crate::shared::{Shared, VcpuShared};
 use crate::tlb::{AccessMode, Tlb};
+use crate::translate::{Home, Hot, Translator};
 use crate::vector::VectorState;
 
 /// Index in [`Cpu::regs`] of a register that always reads zero: the base or
@@ -298,12 +299,19 @@ pub struct Cpu {
     /// The running instruction delivered an event or entered the kernel: no
     /// single-step trap follows it.
     pub step_cancelled: bool,
+    /// What translated code keeps here.
+    pub hot: Hot,
+    /// Makes translated code, unless everything is interpreted.
+    pub translator: Option<Box<Translator>>,
+    /// The next block must be interpreted, once.
+    pub interpret_next: bool,
 }
 
 impl Cpu {
     /// vCPU `index` of a partition at power-on.
-    pub fn new(shared: Arc<Shared>, index: u32, own: Arc<VcpuShared>) -> Box<Self> {
-        let mut cpu = Box::new(Cpu {
+    pub fn power_up(shared: Arc<Shared>, index: u32, own: Arc<VcpuShared>) -> Home {
+        let region = own.clone();
+        let cpu = Cpu {
             regs: [0; 18],
             rflags: flag::FIXED,
             tlb_key: 0,
@@ -357,7 +365,11 @@ impl Cpu {
             debug: DebugControl::default(),
             debug_resume: None,
             step_cancelled: false,
-        });
+            hot: Hot::default(),
+            translator: None,
+            interpret_next: false,
+        };
+        let mut cpu = Home::new(cpu, region);
         cpu.power_on();
         cpu
     }

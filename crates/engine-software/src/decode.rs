@@ -1,6 +1,8 @@
 //! From guest bytes to blocks.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 use crate::block::{Block, MAX_OPS};
 use crate::cpu::{CodeSize, Cpu, RIP, ZERO, seg};
@@ -9,6 +11,8 @@ use crate::op::{Flow, Op, Side, op_flag, reg_index};
 use crate::tlb::{AccessMode, Entry, Tlb};
 use crate::walk::Want;
 use crate::{integer, stub, system};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Bytes looked at for one block.
 const WINDOW: usize = 256;
@@ -47,7 +51,8 @@ impl Cpu {
             cs.base.wrapping_add(rip) & 0xFFFF_FFFF
         };
         let entry = &self.tlb.fetch[Tlb::fetch_index(linear)];
-        if entry.tag == (linear & !0xFFF | self.fetch_key) {
+        let tag = linear & !0xFFF | self.fetch_key;
+        if entry.tag == tag || entry.tag == Tlb::global(tag) {
             let gpa = entry.gpa | linear & 0xFFF;
             if let Some(block) = self.blocks.find(gpa, self.code_size) {
                 // SAFETY: `find` returned it and nothing was inserted since.
@@ -88,7 +93,7 @@ impl Cpu {
         let index = Tlb::fetch_index(linear);
         let entry = &self.tlb.fetch[index];
         let tag = linear & !0xFFF | self.fetch_key;
-        if entry.tag == tag {
+        if entry.tag == tag || entry.tag == Tlb::global(tag) {
             return Ok(Fetched {
                 gpa: entry.gpa | linear & 0xFFF,
                 host: Some(linear.wrapping_add(entry.addend) as *const u8),
@@ -111,7 +116,11 @@ impl Cpu {
         };
         self.tlb.note_large(linear, mapping.shift);
         self.tlb.fetch[index] = Entry {
-            tag,
+            tag: if mapping.global {
+                Tlb::global(tag)
+            } else {
+                tag
+            },
             addend: (page.host as u64).wrapping_sub(linear & !0xFFF),
             watch: page.watch,
             gpa: mapping.gpa & !0xFFF,
@@ -139,12 +148,26 @@ impl Cpu {
 
     /// Declares the code to `croft-memory`; returns the generation to
     /// remember.
-    fn watch_code(&self, from: Fetched, len: usize) -> Option<(u64, u32)> {
-        let (table, offset) = self.shared.ram.table(from.gpa)?;
+    fn watch_code(&mut self, from: Fetched, len: usize) -> Option<(u64, u32)> {
+        let page = self.shared.ram.page(from.gpa & !0xFFF)?;
+        // SAFETY: watch bytes live as long as guest RAM.
+        let unwatched = unsafe { (*page.watch).load(Ordering::Acquire) } == 0;
+        let (host, gpa) = (page.host as u64, from.gpa);
+        let shared = self.shared.clone();
+        let (table, offset) = shared.ram.table(gpa)?;
         let within = offset & 0xFFF;
         let last = (within + len as u64 - 1).min(0xFFF);
         let seen = table.watch_code((offset >> 12) as usize, within, last);
-        Some((from.gpa, seen))
+        if unwatched {
+            self.tables().revoke(host);
+            for vcpu in &shared.vcpus {
+                if !Arc::ptr_eq(vcpu, &self.own) {
+                    // The other may want the same of this vCPU.
+                    vcpu.revoke(|| self.give_revoked());
+                }
+            }
+        }
+        Some((gpa, seen))
     }
 
     /// Decodes the block at `linear`.
@@ -167,7 +190,7 @@ impl Cpu {
             Self::copy_code(first, again);
             if again == &window[..len] {
                 let ram = self.shared.ram.clone();
-                return Ok(Block::new(&ram, ops, sides, origin, None));
+                return Ok(Block::new(&ram, first.gpa, ops, sides, origin, None));
             }
         }
     }
@@ -190,7 +213,14 @@ impl Cpu {
         let (ops, sides) = lowering.finish();
         let ram = self.shared.ram.clone();
         let second_origin = second_origin.or(Some((second.gpa, 0)));
-        Ok(Block::new(&ram, ops, sides, first_origin, second_origin))
+        Ok(Block::new(
+            &ram,
+            first.gpa,
+            ops,
+            sides,
+            first_origin,
+            second_origin,
+        ))
     }
 }
 
@@ -268,6 +298,8 @@ impl<'a> Lowering<'a> {
             flags: 0,
             off: off as u16,
             len: insn.len().clamp(1, LONGEST) as u8,
+            left: 0,
+            start: 0,
         };
         if self.size == CodeSize::Bits64 {
             op.flags |= op_flag::CODE64;
@@ -310,6 +342,11 @@ impl<'a> Lowering<'a> {
             self.sides.push(side);
             self.ops.push(op);
             return !known;
+        }
+        // Behind these other rules hold for data, which translated code has
+        // built in.
+        if matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac) {
+            return true;
         }
         // A conditional branch that is not taken goes on in the block.
         !matches!(

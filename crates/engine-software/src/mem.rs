@@ -232,7 +232,7 @@ impl Cpu {
             Want::Read => &self.tlb.read[index],
             _ => &self.tlb.write[index],
         };
-        if entry.tag == page | key {
+        if entry.tag == page | key || entry.tag == Tlb::global(page | key) {
             return Ok(Target::Ram(Direct {
                 host: linear.wrapping_add(entry.addend) as *mut u8,
                 watch: entry.watch,
@@ -246,8 +246,13 @@ impl Cpu {
         let Some(ram) = self.shared.ram.page(mapping.gpa) else {
             return Ok(Target::Mmio(mapping.gpa));
         };
+        let tag = page | key;
         let entry = Entry {
-            tag: page | key,
+            tag: if mapping.global {
+                Tlb::global(tag)
+            } else {
+                tag
+            },
             addend: (ram.host as u64).wrapping_sub(page),
             watch: ram.watch,
             gpa: mapping.gpa & !OFFSET,
@@ -462,19 +467,40 @@ impl Cpu {
     pub fn flush_tlb(&mut self) {
         self.tlb.flush_all();
         self.tlb.renew(self.pcid());
+        self.tables_follow(u64::MAX);
         self.update_mode();
+    }
+
+    /// Lets the tables of translated code follow a change of the address
+    /// space, before which everything had been flushed `flushes` times.
+    fn tables_follow(&mut self, flushes: u64) {
+        let (space, all) = (self.tlb.space(), self.tlb.flushes != flushes);
+        let tables = self.tables();
+        tables.switch(space);
+        if all {
+            tables.clear_pages();
+            tables.clear_jumps();
+        }
     }
 
     /// Forgets the translations of the current address space that are not
     /// global.
     pub fn flush_tlb_non_global(&mut self) {
+        let flushes = self.tlb.flushes;
         self.tlb.renew(self.pcid());
+        self.tables_follow(flushes);
         self.update_mode();
     }
 
     /// Forgets the translations of the page at `linear`.
     pub fn flush_tlb_page(&mut self, linear: u64) {
+        let flushes = self.tlb.flushes;
         self.tlb.flush_page(linear);
+        if self.tlb.flushes == flushes {
+            self.tables().flush_page(linear);
+        } else {
+            self.tables_follow(flushes);
+        }
     }
 
     /// Forgets the translations of `pcid` that are not global.
@@ -490,11 +516,13 @@ impl Cpu {
     /// keeping what is cached for it where `keep` says so.
     pub fn switch_address_space(&mut self, keep: bool) {
         let pcid = self.pcid();
+        let flushes = self.tlb.flushes;
         if keep {
             self.tlb.switch(pcid);
         } else {
             self.tlb.renew(pcid);
         }
+        self.tables_follow(flushes);
         self.update_mode();
     }
 

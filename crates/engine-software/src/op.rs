@@ -81,6 +81,10 @@ pub struct Op {
     pub off: u16,
     /// Length in bytes, 1–15.
     pub len: u8,
+    /// Instructions behind this one in its block.
+    pub left: u8,
+    /// Offset in its page of the block's start.
+    pub start: u16,
 }
 
 /// What an [`Op`] may need beyond its own fields.
@@ -105,6 +109,11 @@ impl Op {
     pub fn next_rip(&self, cpu: &Cpu) -> u64 {
         cpu.rip()
             .wrapping_add(u64::from(self.off) + u64::from(self.len))
+    }
+
+    /// The instruction's own address, where its page is mapped at `page`.
+    pub fn linear(&self, page: u64) -> u64 {
+        page.wrapping_add(u64::from(self.start) + u64::from(self.off))
     }
 
     /// Tests a bit of [`op_flag`].

@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::cpu::Cpu;
 use crate::irqfd::IrqFds;
 use crate::shared::{Shared, VcpuShared, lock};
+use crate::translate::{Home, Translator};
 
 /// Most vCPUs: APIC ids of one byte, 0xFF being the broadcast.
 const MAX_VCPUS: u32 = 254;
@@ -23,13 +24,36 @@ pub const PHYSICAL_BITS: u8 = 46;
 
 /// Runs x86-64 machines in an ordinary process, without any help of the
 /// hardware's.
-#[derive(Debug, Default)]
-pub struct SoftwareEngine;
+#[derive(Clone, Debug)]
+pub struct SoftwareEngine {
+    translates: bool,
+    code_size: usize,
+}
+
+/// Bytes of translated code of a partition, unless told otherwise.
+const CODE_SIZE: usize = 64 << 20;
+
+impl Default for SoftwareEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl SoftwareEngine {
-    /// The engine.
+    /// The engine as it runs best.
     pub fn new() -> Self {
-        SoftwareEngine
+        SoftwareEngine {
+            translates: true,
+            code_size: CODE_SIZE,
+        }
+    }
+
+    /// The engine that interprets everything.
+    pub fn interpreter() -> Self {
+        SoftwareEngine {
+            translates: false,
+            ..Self::new()
+        }
     }
 }
 
@@ -69,10 +93,13 @@ impl Engine for SoftwareEngine {
             });
         }
         crate::stub::init().map_err(host("cannot prepare host stubs"))?;
-        let shared = Arc::new(Shared::new(config.ram, config.profile, config.vcpus));
+        let shared = Shared::new(config.ram, config.profile, config.vcpus)
+            .map_err(host("cannot make room for the vCPUs"))?;
         Ok(Arc::new(SoftwarePartition {
             taken: (0..config.vcpus).map(|_| AtomicBool::new(false)).collect(),
             irqfds: Mutex::new(IrqFds::new(shared.clone())),
+            translates: self.translates,
+            code_size: self.code_size,
             shared,
         }))
     }
@@ -86,6 +113,9 @@ struct SoftwarePartition {
     shared: Arc<Shared>,
     taken: Vec<AtomicBool>,
     irqfds: Mutex<IrqFds>,
+    translates: bool,
+    /// Bytes of translated code, for all vCPUs together.
+    code_size: usize,
 }
 
 impl Partition for SoftwarePartition {
@@ -99,8 +129,14 @@ impl Partition for SoftwarePartition {
         if taken.swap(true, Ordering::AcqRel) {
             return Err(EngineError::NoSuchVcpu(index));
         }
+        let mut cpu = Cpu::power_up(self.shared.clone(), index, own.clone());
+        if self.translates {
+            let size = self.code_size / self.taken.len();
+            let translator = Translator::new(size, false).map_err(host("cannot translate"))?;
+            cpu.translator = Some(Box::new(translator));
+        }
         Ok(Box::new(SoftwareVcpu {
-            cpu: Cpu::new(self.shared.clone(), index, own.clone()),
+            cpu,
             own: own.clone(),
         }))
     }
@@ -196,7 +232,7 @@ impl Partition for SoftwarePartition {
 }
 
 struct SoftwareVcpu {
-    cpu: Box<Cpu>,
+    cpu: Home,
     own: Arc<VcpuShared>,
 }
 
@@ -220,7 +256,7 @@ impl Vcpu for SoftwareVcpu {
 
     fn restore(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.cpu.restore_state(state)?;
-        self.cpu.blocks.clear();
+        self.cpu.flush_code();
         self.cpu.lapic_changed();
         Ok(())
     }
@@ -229,6 +265,7 @@ impl Vcpu for SoftwareVcpu {
         lock(&self.own.lapic).reset();
         self.cpu.power_on();
         self.cpu.flush_tlb();
+        self.cpu.retranslate();
         self.cpu.lapic_changed();
     }
 

@@ -42,7 +42,7 @@ enum Look {
 }
 
 /// How a block ended.
-enum Ended {
+pub enum Ended {
     /// RIP stands at the next instruction.
     Done,
     /// The instruction at RIP raised what stands in `raised`.
@@ -60,28 +60,36 @@ impl Cpu {
         self.io = Some(io);
         self.recheck = true;
         self.look = true;
+        self.own.set_awake(true);
         let stop = self.run_loop();
+        self.own.set_awake(false);
         self.io = None;
         stop
     }
 
     fn run_loop(&mut self) -> Stop {
         loop {
+            if self.translator.as_ref().is_some_and(|t| t.is_full()) {
+                self.flush_code();
+            }
             self.poll_in = self.poll_in.wrapping_sub(1);
-            if (self.recheck
+            if self.recheck
                 || self.poll_in == 0
-                || self.own.attention.load(Ordering::Relaxed) != 0)
-                && let Look::Stop(stop) = self.look_at_events()
+                || self.own.attention().load(Ordering::Relaxed) != 0
             {
-                return stop;
+                if let Some(translator) = &mut self.translator {
+                    translator.forget_pending();
+                }
+                if let Look::Stop(stop) = self.look_at_events() {
+                    return stop;
+                }
             }
             let ended = match self.lookup() {
                 // SAFETY: the block stays in the cache until the next lookup,
                 // which only this loop makes.
-                Ok(block) => match self.prepare(unsafe { &*block }) {
-                    Ok(count) => self.execute(ops_of(block, count)),
-                    Err(Some(stop)) => return stop,
-                    Err(None) => Ended::Fault,
+                Ok(block) => match self.run_block(unsafe { &*block }) {
+                    Ok(ended) => ended,
+                    Err(stop) => return stop,
                 },
                 Err(_) => Ended::Fault,
             };
@@ -94,6 +102,21 @@ impl Cpu {
             {
                 return stop;
             }
+        }
+    }
+
+    /// Runs a block, translated if possible.
+    #[inline(always)]
+    fn run_block(&mut self, block: &Block) -> Result<Ended, Stop> {
+        if let Some(mode) = self.native_mode()
+            && let Some(ended) = self.run_native(block, mode)
+        {
+            return Ok(ended);
+        }
+        match self.prepare(block) {
+            Ok(count) => Ok(self.execute(ops_of(block, count))),
+            Err(Some(stop)) => Err(stop),
+            Err(None) => Ok(Ended::Fault),
         }
     }
 
@@ -227,7 +250,7 @@ impl Cpu {
 
     /// Puts RIP where the exception's frame shall point.
     #[cold]
-    fn fault_at(&mut self, op: &Op) {
+    pub fn fault_at(&mut self, op: &Op) {
         let rip = if self.raised.trap {
             op.next_rip(self)
         } else {
@@ -305,12 +328,18 @@ impl Cpu {
             if self.poll_in == 0 || self.poll_in > POLL_EVERY {
                 self.poll_in = POLL_EVERY;
             }
-            let bits = self.own.attention.swap(0, Ordering::SeqCst);
+            let bits = self.own.attention().swap(0, Ordering::SeqCst);
             if bits & attention::KICK != 0 {
                 self.own
-                    .attention
+                    .attention()
                     .fetch_or(bits & !attention::KICK, Ordering::SeqCst);
                 return Look::Stop(Stop::Kicked);
+            }
+            if bits & attention::REVOKE != 0 {
+                self.give_revoked();
+            }
+            if bits & attention::CODE != 0 {
+                self.tables().clear_jumps();
             }
             if bits & attention::INTERRUPT != 0 || self.tsc() >= self.timer_due {
                 self.look = true;
@@ -346,6 +375,13 @@ impl Cpu {
         Look::Run
     }
 
+    /// Gives the right to store unseen back, if somebody asks.
+    pub fn give_revoked(&mut self) {
+        let wanted = self.own.revokes_wanted();
+        self.tables().revoke_all();
+        self.own.revoked(wanted);
+    }
+
     /// Sleeps in HLT or before start-up, until there may be an event.
     fn sleep(&mut self) {
         let now = self.tsc();
@@ -353,7 +389,9 @@ impl Cpu {
             let ticks = self.timer_due.saturating_sub(now);
             Duration::from_nanos(self.shared.clock.ticks_to_ns(ticks))
         });
+        self.own.set_awake(false);
         self.own.sleep(timeout);
+        self.own.set_awake(true);
         self.look = true;
     }
 
@@ -376,7 +414,14 @@ impl Cpu {
             });
             due = due.min(next.map_or(u64::MAX, |ns| self.own_ticks(ns)));
         }
-        self.timer_due = due;
+        if due != self.timer_due {
+            self.timer_due = due;
+            let after = (due != u64::MAX).then(|| {
+                let ticks = due.saturating_sub(tsc);
+                Duration::from_nanos(self.shared.clock.ticks_to_ns(ticks))
+            });
+            self.shared.ticker.set(self.index, after);
+        }
     }
 
     /// This vCPU's TSC at guest time `ns`.

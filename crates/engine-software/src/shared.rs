@@ -1,17 +1,20 @@
 //! What the vCPUs of a partition share, and what others may touch of a vCPU.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use croft_engine::{CpuProfile, Doorbell, DoorbellAddress, Kick};
 use croft_irqchip::{Action, Chips, Delivery, Lapic, Message, Outlet};
-use croft_memory::GuestRam;
+use croft_memory::{CodeLog, GuestRam, StoreLog};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::Clock;
 use crate::cpuid::FeatureSet;
+use crate::ticker::Ticker;
+use crate::translate::Region;
 
 /// Locks a mutex; a poisoned one is as good as any here, because the data
 /// behind each is valid between any two statements.
@@ -25,14 +28,22 @@ pub mod attention {
     pub const KICK: u32 = 1 << 0;
     /// The local APIC or the PIC may have something.
     pub const INTERRUPT: u32 = 1 << 1;
+    /// Instructions were overwritten.
+    pub const CODE: u32 = 1 << 2;
+    /// Somebody begins to watch pages for stores.
+    pub const REVOKE: u32 = 1 << 3;
 }
 
 /// One vCPU as other threads see it.
 pub struct VcpuShared {
     /// Its local APIC.
     pub lapic: Mutex<Lapic>,
-    /// Why the run loop should look up; see [`attention`].
-    pub attention: AtomicU32,
+    /// Where the vCPU lives; has the attention word.
+    pub region: Region,
+    /// Translated code may run: false outside `run` and in HLT.
+    awake: AtomicBool,
+    /// How often the right to store unseen was asked back, and given.
+    revokes: [AtomicU64; 2],
     sleeping: AtomicBool,
     bed: Mutex<()>,
     alarm: Condvar,
@@ -40,21 +51,66 @@ pub struct VcpuShared {
 
 impl VcpuShared {
     /// The shared part of vCPU `index`.
-    pub fn new(index: u32, physical_bits: u8) -> Self {
+    ///
+    /// # Errors
+    /// The host has no memory for it.
+    pub fn new(index: u32, physical_bits: u8) -> io::Result<Self> {
         let mut lapic = Lapic::new(index, index == 0);
         lapic.set_physical_bits(physical_bits);
-        VcpuShared {
+        Ok(VcpuShared {
             lapic: Mutex::new(lapic),
-            attention: AtomicU32::new(0),
+            region: Region::new()?,
+            awake: AtomicBool::new(false),
+            revokes: Default::default(),
             sleeping: AtomicBool::new(false),
             bed: Mutex::new(()),
             alarm: Condvar::new(),
+        })
+    }
+
+    /// Why the run loop should look up; see [`attention`].
+    #[inline(always)]
+    pub fn attention(&self) -> &AtomicU32 {
+        self.region.attention()
+    }
+
+    /// Says whether translated code may run from here on. Who wakes up looks
+    /// at the attention word before it runs any.
+    pub fn set_awake(&self, awake: bool) {
+        self.awake.store(awake, Ordering::SeqCst);
+    }
+
+    /// How often the right to store unseen was asked back so far.
+    pub fn revokes_wanted(&self) -> u64 {
+        self.revokes[0].load(Ordering::SeqCst)
+    }
+
+    /// All that was asked for up to `wanted` is done.
+    pub fn revoked(&self, wanted: u64) {
+        self.revokes[1].store(wanted, Ordering::SeqCst);
+    }
+
+    /// Takes back the vCPU's right to store to pages unseen, and waits until
+    /// it has given it; `meanwhile` is called again and again. Whatever it
+    /// stored unseen is visible then.
+    pub fn revoke(&self, mut meanwhile: impl FnMut()) {
+        let wanted = self.revokes[0].fetch_add(1, Ordering::SeqCst) + 1;
+        self.notify(attention::REVOKE);
+        let mut rounds = 0;
+        while self.awake.load(Ordering::SeqCst) && self.revokes[1].load(Ordering::SeqCst) < wanted {
+            meanwhile();
+            rounds += 1;
+            if rounds < 100 {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
         }
     }
 
     /// Sets attention bits and wakes the vCPU if it sleeps.
     pub fn notify(&self, bits: u32) {
-        self.attention.fetch_or(bits, Ordering::SeqCst);
+        self.attention().fetch_or(bits, Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst) {
             let _bed = lock(&self.bed);
             self.alarm.notify_all();
@@ -67,14 +123,29 @@ impl VcpuShared {
         self.sleeping.store(true, Ordering::SeqCst);
         // Either this load sees a bit set before `sleeping`, or the notifier
         // sees `sleeping` and then waits for the lock until we wait.
-        if self.attention.load(Ordering::SeqCst) == 0 {
-            let awake = |_: &mut ()| self.attention.load(Ordering::SeqCst) == 0;
+        if self.attention().load(Ordering::SeqCst) == 0 {
+            let awake = |_: &mut ()| self.attention().load(Ordering::SeqCst) == 0;
             match timeout {
                 Some(timeout) => drop(self.alarm.wait_timeout_while(bed, timeout, awake)),
                 None => drop(self.alarm.wait_while(bed, awake)),
             }
         }
         self.sleeping.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Translated code stores without looking at a page once the page was found
+/// unwatched. The dirty log learns of a page when it is found so, and has it
+/// found again after each reading.
+impl StoreLog for VcpuShared {
+    fn start(&self) {
+        self.revoke(|| ());
+    }
+
+    fn stop(&self) {}
+
+    fn take(&self, _: &mut [u64]) {
+        self.revoke(|| ());
     }
 }
 
@@ -107,6 +178,14 @@ impl Outlet for Wires<'_> {
     }
 }
 
+impl CodeLog for Shared {
+    fn overwritten(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.notify(attention::CODE);
+        }
+    }
+}
+
 /// What all vCPUs of a partition share.
 pub struct Shared {
     /// Guest RAM.
@@ -124,6 +203,8 @@ pub struct Shared {
     /// Held while a locked access that no host instruction can make (across
     /// pages, to MMIO) is under way.
     pub bus_lock: Mutex<()>,
+    /// Wakes vCPUs whose timers are due.
+    pub ticker: Ticker,
     doorbells: RwLock<HashMap<DoorbellAddress, Vec<(Doorbell, EventFd)>>>,
     resample: RwLock<HashMap<u32, Vec<EventFd>>>,
     low_ram: (usize, u64),
@@ -131,27 +212,42 @@ pub struct Shared {
 
 impl Shared {
     /// The shared state of a partition at power-on.
-    pub fn new(ram: GuestRam, profile: CpuProfile, vcpus: u32) -> Self {
+    ///
+    /// # Errors
+    /// The host has no memory for its vCPUs.
+    pub fn new(ram: GuestRam, profile: CpuProfile, vcpus: u32) -> io::Result<Arc<Self>> {
         let low_ram = ram
             .ranges()
             .first()
             .filter(|range| range.start == 0)
             .and_then(|range| Some((ram.page(0)?.host as usize, range.len)))
             .unwrap_or((0, 0));
-        Shared {
+        let vcpus = (0..vcpus)
+            .map(|n| Ok(Arc::new(VcpuShared::new(n, profile.physical_bits)?)))
+            .collect::<io::Result<Vec<_>>>()?;
+        let shared = Arc::new(Shared {
+            ticker: Ticker::start(vcpus.clone())?,
             features: FeatureSet::from_profile(&profile),
             clock: Clock::new(profile.tsc_khz),
             chips: Mutex::new(Chips::new()),
-            vcpus: (0..vcpus)
-                .map(|n| Arc::new(VcpuShared::new(n, profile.physical_bits)))
-                .collect(),
+            vcpus,
             bus_lock: Mutex::new(()),
             doorbells: RwLock::default(),
             resample: RwLock::default(),
             low_ram,
             ram: Arc::new(ram),
             profile,
+        });
+        let log: Weak<dyn CodeLog> = Arc::downgrade(&shared) as Weak<dyn CodeLog>;
+        for range in shared.ram.ranges() {
+            if let Some((table, _)) = shared.ram.table(range.start) {
+                table.watch_overwritten(log.clone());
+                for vcpu in &shared.vcpus {
+                    table.attach(Arc::downgrade(vcpu) as Weak<dyn StoreLog>);
+                }
+            }
         }
+        Ok(shared)
     }
 
     /// Host address of guest-physical `gpa`, where there is RAM. The rest of

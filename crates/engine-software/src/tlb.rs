@@ -15,6 +15,7 @@
 //! Address spaces are numbers of our own: one for each PCID in use, a fresh
 //! one whenever the guest asks to forget a whole space. Dropping a space is
 //! therefore one increment; the arrays are cleared when numbers run out.
+//! Number 0 has the global pages, which every space shares.
 
 use std::sync::atomic::AtomicU8;
 
@@ -107,6 +108,18 @@ impl Tlb {
     #[inline(always)]
     pub fn key(&self, mode: AccessMode) -> u64 {
         u64::from(self.space) << 2 | mode as u64
+    }
+
+    /// The tag of a page that is the same in every address space, from one in
+    /// the current space: number 0.
+    #[inline(always)]
+    pub fn global(tag: u64) -> u64 {
+        tag & !0xFFC
+    }
+
+    /// The number of the current address space.
+    pub fn space(&self) -> u16 {
+        self.space
     }
 
     /// Array index of `linear` in the data arrays.

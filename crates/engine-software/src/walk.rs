@@ -31,6 +31,8 @@ pub struct Mapping {
     pub user: bool,
     /// XD in some level.
     pub no_execute: bool,
+    /// The same in every address space (G, and CR4.PGE is set).
+    pub global: bool,
 }
 
 const P: u64 = 1 << 0;
@@ -39,6 +41,7 @@ const US: u64 = 1 << 2;
 const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
+const G: u64 = 1 << 8;
 const NX: u64 = 1 << 63;
 
 /// Page-fault error code bits (SDM vol. 3, 4.7).
@@ -181,6 +184,7 @@ impl Cpu {
                 writable: true,
                 user: true,
                 no_execute: false,
+                global: false,
             });
         }
         if self.long_mode {
@@ -251,6 +255,7 @@ impl Cpu {
                     writable,
                     user,
                     no_execute,
+                    global: entry & G != 0 && self.cr4 & cr4::PGE != 0,
                 });
             }
             table = entry & address_bits;
@@ -292,6 +297,7 @@ impl Cpu {
                     writable,
                     user,
                     no_execute: false,
+                    global: entry & G != 0 && self.cr4 & cr4::PGE != 0,
                 });
             }
             table = entry & 0xFFFF_F000;

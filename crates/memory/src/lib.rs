@@ -29,5 +29,5 @@
 mod pages;
 mod ram;
 
-pub use pages::{PAGE_SHIFT, PAGE_SIZE, PageTable, StoreLog};
+pub use pages::{CodeLog, PAGE_SHIFT, PAGE_SIZE, PageTable, StoreLog};
 pub use ram::{GuestRam, MemoryError, PageRef, Range};

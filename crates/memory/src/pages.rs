@@ -31,6 +31,13 @@ pub trait StoreLog: Send + Sync {
     fn take(&self, dirty: &mut [u64]);
 }
 
+/// Somebody who runs decoded instructions without comparing generations: an
+/// engine that translates.
+pub trait CodeLog: Send + Sync {
+    /// The generation of some page has moved.
+    fn overwritten(&self);
+}
+
 #[derive(Default)]
 struct Logs {
     on: bool,
@@ -48,9 +55,30 @@ struct Pages {
     dirty: Box<[AtomicU64]>,
     /// Who else knows of stores.
     logs: Mutex<Logs>,
+    /// Who wants to know of overwritten instructions.
+    code_logs: Mutex<Vec<Weak<dyn CodeLog>>>,
 }
 
 impl Pages {
+    /// Instructions of page `index` were overwritten. Nothing decoded from it
+    /// is valid any more, so nobody needs to watch it until somebody decodes
+    /// again: who does so meanwhile sees a generation that is about to move,
+    /// or sees its marks gone and starts again.
+    fn forget_code(&self, index: usize) {
+        let generation = &self.generation[index];
+        generation.fetch_add(1, Ordering::AcqRel);
+        self.code_lines[index].store(0, Ordering::SeqCst);
+        self.watch[index].fetch_and(!WATCH_CODE, Ordering::SeqCst);
+        generation.fetch_add(1, Ordering::SeqCst);
+        let logs = self
+            .code_logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for log in logs.iter().filter_map(Weak::upgrade) {
+            log.overwritten();
+        }
+    }
+
     /// Calls `visit` for every store log that still lives.
     fn each_log(&self, on: Option<bool>, mut visit: impl FnMut(&dyn StoreLog)) {
         let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,7 +161,7 @@ impl PageTable {
                 let from = offset.max(start) - start;
                 let to = last.min(start + PAGE_SIZE - 1) - start;
                 if pages.code_lines[index as usize].load(Ordering::Acquire) & lines(from, to) != 0 {
-                    pages.generation[index as usize].fetch_add(1, Ordering::AcqRel);
+                    pages.forget_code(index as usize);
                 }
             }
         }
@@ -146,12 +174,31 @@ impl PageTable {
     pub fn watch_code(&self, index: usize, from: u64, to: u64) -> u32 {
         let Some(pages) = &self.0 else { return 0 };
         let mask = lines(from & (PAGE_SIZE - 1), to & (PAGE_SIZE - 1));
-        let had = pages.code_lines[index].fetch_or(mask, Ordering::AcqRel);
-        let watched = pages.watch[index].fetch_or(WATCH_CODE, Ordering::AcqRel);
-        if had & mask != mask || watched & WATCH_CODE == 0 {
-            other_threads_barrier();
+        loop {
+            let had = pages.code_lines[index].fetch_or(mask, Ordering::SeqCst);
+            let watched = pages.watch[index].fetch_or(WATCH_CODE, Ordering::SeqCst);
+            if had & mask != mask || watched & WATCH_CODE == 0 {
+                other_threads_barrier();
+            }
+            let generation = pages.generation[index].load(Ordering::SeqCst);
+            // Somebody may have forgotten the page's code between the two.
+            if pages.code_lines[index].load(Ordering::SeqCst) & mask == mask
+                && pages.watch[index].load(Ordering::SeqCst) & WATCH_CODE != 0
+            {
+                return generation;
+            }
         }
-        pages.generation[index].load(Ordering::Acquire)
+    }
+
+    /// Tells `log`, for as long as it lives, whenever instructions were
+    /// overwritten.
+    pub fn watch_overwritten(&self, log: Weak<dyn CodeLog>) {
+        let Some(pages) = &self.0 else { return };
+        let mut logs = pages
+            .code_logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        logs.push(log);
     }
 
     /// Lets `log` contribute to the dirty log for as long as it lives.
@@ -293,6 +340,7 @@ impl NewBitmap for PageTable {
                 generation: zeroed(count),
                 dirty: zeroed(count.div_ceil(64)),
                 logs: Mutex::default(),
+                code_logs: Mutex::default(),
             }
         };
         PageTable(Some(Arc::new(pages)))
@@ -318,10 +366,13 @@ mod tests {
         table.mark_dirty(PAGE_SIZE as usize + 128, 8);
         assert_eq!(table.watch_code(1, 64, 127), 0);
         table.mark_dirty(PAGE_SIZE as usize + 127, 1);
-        assert_eq!(table.watch_code(1, 64, 127), 1);
+        // Nothing is left to watch until somebody decodes again.
+        assert_eq!(table.watch(1).unwrap().load(Ordering::SeqCst), 0);
+        let second = table.watch_code(1, 64, 127);
+        assert_ne!(second, 0);
         // A store that only ends on the line counts too.
         table.mark_dirty(PAGE_SIZE as usize - 4, 4 + 65);
-        assert_eq!(table.watch_code(1, 64, 127), 2);
+        assert_ne!(table.watch_code(1, 64, 127), second);
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Memory for stubs: process-wide, bounded, never writable and executable
 //! through one mapping.
 //!
-//! One memory file is mapped twice, once to write and once to execute. Slots
-//! have a fixed size; equal code shares a slot, and a slot nobody refers to
+//! Slots of a [`DualMapping`] have a fixed size; equal code shares a slot, and a slot nobody refers to
 //! is kept for the next block that wants the same code until room is needed.
 //! A slot is rewritten only after every stub in it was dropped, under the lock
 //! through which the new code's users get it: no processor can still have the
@@ -11,13 +10,11 @@
 //! reserved slot each time it runs, behind a lock, which is slow but exact.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::signal;
+use crate::dual::DualMapping;
 
 /// Bytes of a slot: more than any stub has.
 pub const SLOT: usize = 512;
@@ -44,8 +41,7 @@ struct Inner {
 
 /// The arena.
 pub struct Arena {
-    writable: usize,
-    executable: usize,
+    memory: DualMapping,
     inner: Mutex<Inner>,
     /// Guards slot 0, for code without a slot of its own.
     one_shot: Mutex<()>,
@@ -64,7 +60,7 @@ pub fn arena() -> io::Result<&'static Arena> {
     ARENA
         .get_or_init(|| {
             let arena = Arena::new(SIZE).map_err(|e| e.raw_os_error().unwrap_or(libc::ENOMEM))?;
-            let start = arena.executable as u64;
+            let start = arena.memory.executable(0) as u64;
             signal::install(start, start + SIZE as u64)
                 .map_err(|e| e.raw_os_error().unwrap_or(libc::EINVAL))?;
             Ok(arena)
@@ -75,41 +71,8 @@ pub fn arena() -> io::Result<&'static Arena> {
 
 impl Arena {
     fn new(size: usize) -> io::Result<Self> {
-        // SAFETY: a plain system call with a valid name; the descriptor is
-        // owned by the `File`.
-        let file = unsafe {
-            let name = c"croft-stubs".as_ptr();
-            let mut fd = libc::memfd_create(name, libc::MFD_CLOEXEC | libc::MFD_EXEC);
-            if fd < 0 {
-                // Kernels before 6.3 know no MFD_EXEC, and need none.
-                fd = libc::memfd_create(name, libc::MFD_CLOEXEC);
-            }
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            File::from_raw_fd(fd)
-        };
-        file.set_len(size as u64)?;
-        let map = |protection| {
-            // SAFETY: a new mapping of our own file where the kernel likes.
-            let at = unsafe {
-                libc::mmap(
-                    ptr::null_mut(),
-                    size,
-                    protection,
-                    libc::MAP_SHARED,
-                    file.as_raw_fd(),
-                    0,
-                )
-            };
-            if at == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(at as usize)
-        };
         Ok(Arena {
-            writable: map(libc::PROT_READ | libc::PROT_WRITE)?,
-            executable: map(libc::PROT_READ | libc::PROT_EXEC)?,
+            memory: DualMapping::new(size)?,
             inner: Mutex::new(Inner {
                 known: HashMap::new(),
                 free: Vec::new(),
@@ -138,15 +101,13 @@ impl Arena {
     }
 
     fn write(&self, number: usize, code: &[u8]) {
-        let at = (self.writable + number * SLOT) as *mut u8;
-        // SAFETY: slots lie inside the writable mapping, `code` fits one, and
-        // this one is not in use (`take`), or is slot 0 under its lock.
-        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), at, code.len()) };
+        // SAFETY: the slot is not in use (`take`), or is slot 0 under its lock.
+        unsafe { self.memory.write(number * SLOT, code) };
     }
 
     /// Where the code of `slot` starts.
     pub fn entry(&self, slot: &Slot) -> usize {
-        self.executable + slot.number * SLOT
+        self.memory.executable(slot.number * SLOT)
     }
 
     /// Runs `code`, which has no slot, through slot 0.
@@ -157,7 +118,7 @@ impl Arena {
         // mapping: only a serialising instruction orders that (SDM vol. 3,
         // 11.6). CPUID is one.
         std::arch::x86_64::__cpuid(0);
-        run(self.executable)
+        run(self.memory.executable(0))
     }
 }
 

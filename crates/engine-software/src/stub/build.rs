@@ -137,7 +137,7 @@ impl Assembler {
 
 /// Non-temporal stores as ordinary ones: the hint has no meaning for guest
 /// RAM, and ordinary stores keep their order.
-fn plain(code: Code) -> Code {
+pub(crate) fn plain(code: Code) -> Code {
     match code {
         Code::Movntps_m128_xmm => Code::Movaps_xmmm128_xmm,
         Code::Movntpd_m128_xmm => Code::Movapd_xmmm128_xmm,
@@ -159,7 +159,7 @@ fn plain(code: Code) -> Code {
 }
 
 /// Required alignment of a memory operand, less one (SDM vol. 2A, 2.6).
-fn alignment(insn: &Instruction, unit: Unit) -> u8 {
+pub(crate) fn alignment(insn: &Instruction, unit: Unit) -> u8 {
     let size = insn.memory_size().size();
     let unaligned = matches!(
         insn.mnemonic(),

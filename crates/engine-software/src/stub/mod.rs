@@ -33,6 +33,7 @@ use crate::cpu::{CodeSize, Cpu};
 use crate::op::{Op, Side};
 use crate::vector::VectorState;
 
+pub(crate) use build::{alignment, plain};
 #[cfg(any(test, feature = "planted"))]
 pub use planted::{Planted, plant};
 pub use unit::Unit;
@@ -117,7 +118,7 @@ pub fn init() -> std::io::Result<()> {
 
 /// Features whose instructions run on registers and at most one plain memory
 /// operand: safe to run on the host.
-fn is_data_processing(feature: CpuidFeature) -> bool {
+pub(crate) fn is_data_processing(feature: CpuidFeature) -> bool {
     use CpuidFeature as F;
     matches!(
         feature,

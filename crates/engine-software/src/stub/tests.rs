@@ -10,19 +10,20 @@ use crate::cpu::{cr0, cr4, flag, gpr};
 use crate::fault::{Exec, vector};
 use crate::op::{Flow, reg_index};
 use crate::shared::Shared;
+use crate::translate::Home;
 use crate::vector::component;
 use croft_memory::{GuestRam, Range};
 
 /// A CPU in 64-bit code that may use everything.
-pub(crate) fn cpu() -> Box<Cpu> {
+pub(crate) fn cpu() -> Home {
     let ram = GuestRam::new(&[Range {
         start: 0,
         len: 1 << 16,
     }])
     .unwrap();
-    let shared = Arc::new(Shared::new(ram, profile(), 1));
+    let shared = Shared::new(ram, profile(), 1).unwrap();
     let own = shared.vcpus[0].clone();
-    let mut cpu = Cpu::new(shared, 0, own);
+    let mut cpu = Cpu::power_up(shared, 0, own);
     cpu.cr0 = cr0::PE | cr0::NE | cr0::ET | cr0::MP;
     cpu.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
     cpu.xcr0 = component::ALL;
@@ -63,6 +64,8 @@ pub(crate) fn lowered(bytes: &[u8]) -> Option<(Op, Box<Side>)> {
         flags: crate::op::op_flag::FLAT | crate::op::op_flag::CODE64,
         off: 0,
         len: insn.len() as u8,
+        left: 0,
+        start: 0,
     };
     let mut raw = [0; 15];
     raw[..insn.len()].copy_from_slice(&bytes[..insn.len()]);

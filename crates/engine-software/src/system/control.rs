@@ -191,6 +191,9 @@ impl Cpu {
         if changed & CR4_TLB != 0 {
             self.flush_tlb();
         }
+        if changed & cr4::SMAP != 0 {
+            self.retranslate();
+        }
         self.update_mode();
         Ok(())
     }

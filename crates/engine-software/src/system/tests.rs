@@ -6,14 +6,13 @@ use croft_engine::{CpuModel, Topology};
 use croft_memory::{GuestRam, Range};
 use iced_x86::Decoder;
 
-use std::sync::Arc;
-
 use crate::cpu::{Cpu, Segment, Table, attr, cr0, cr4, efer, flag, gpr, seg};
 use crate::fault::{Raised, vector};
 use crate::interrupt::{Delivery, Event, Software};
 use crate::msr::index;
 use crate::segment::TaskSwitch;
 use crate::shared::Shared;
+use crate::translate::Home;
 
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -31,7 +30,7 @@ const DATA3: u16 = 0x23;
 const TASK: u16 = 0x28;
 const TASK_NEW: u16 = 0x38;
 
-fn vcpu() -> Box<Cpu> {
+fn vcpu() -> Home {
     let ram = GuestRam::new(&[Range {
         start: 0,
         len: 0x2_0000,
@@ -53,9 +52,9 @@ fn vcpu() -> Box<Cpu> {
     };
     let topology = Topology { vcpus: 1 };
     let profile = build(CpuModel::SoftwareFast, topology, &host, &offer).unwrap();
-    let shared = Arc::new(Shared::new(ram, profile, 1));
+    let shared = Shared::new(ram, profile, 1).unwrap();
     let own = shared.vcpus[0].clone();
-    Cpu::new(shared, 0, own)
+    Cpu::power_up(shared, 0, own)
 }
 
 fn put(cpu: &Cpu, at: u64, words: &[u64]) {
@@ -86,7 +85,7 @@ fn flat(selector: u16, attr: u32) -> Segment {
 
 /// Tables for 64-bit (`long`) or 32-bit code at CPL `cpl`; paging is off, so
 /// that linear is physical.
-fn protected(long: bool, cpl: u8) -> Box<Cpu> {
+fn protected(long: bool, cpl: u8) -> Home {
     let mut cpu = vcpu();
     let size: u64 = if long { 0x0020 } else { 0x0040 };
     let code = 0x008F_9B00_0000_FFFF | size << 48;

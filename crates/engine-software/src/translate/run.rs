@@ -1,0 +1,447 @@
+//! Translating blocks, and running what was translated.
+
+use std::io;
+
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+
+use super::classify::{Class, classify};
+use super::emit::{Emit, Guest, Options};
+use super::tables::JOURNAL;
+use super::thunks::{self, Reason, Thunks};
+use super::{Exit, liveness};
+use crate::block::Block;
+use crate::cpu::{Cpu, cr0, cr4, flag, gpr};
+use crate::dual::DualMapping;
+use crate::op::{Flow, Op};
+use crate::run::Ended;
+use crate::tlb::{AccessMode, Tlb};
+use crate::vector::component;
+use std::sync::atomic::Ordering;
+
+/// Most bytes of code for one block: beyond this translating gives up.
+const MAX_BLOCK: usize = 64 << 10;
+
+/// One vCPU's translated code.
+pub struct Translator {
+    memory: DualMapping,
+    thunks: Thunks,
+    /// Offset behind the routines.
+    first: usize,
+    /// Offset of the next block.
+    next: usize,
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+    /// What translated code refers to.
+    exits: Vec<Box<[Exit]>>,
+    /// The exit through which the last block was left, if it may be linked.
+    pending: Option<*const Exit>,
+    /// The last block was left by a jump that the tables did not know.
+    pending_jump: bool,
+    count: bool,
+    bmi2: bool,
+    /// There is no room for another block.
+    full: bool,
+    /// Blocks translated.
+    pub translated: u64,
+    /// Times all code was thrown away.
+    pub flushes: u64,
+}
+
+impl Translator {
+    /// A translator with room for `size` bytes of code.
+    ///
+    /// # Errors
+    /// The host refuses executable memory.
+    pub fn new(size: usize, count: bool) -> io::Result<Self> {
+        let size = size.max(1 << 20).next_multiple_of(4096);
+        let memory = DualMapping::new(size)?;
+        let helper: unsafe extern "sysv64" fn(*mut Cpu, *const Op) -> u32 = interpret;
+        let (code, thunks) = thunks::generate(memory.executable(0), helper as usize);
+        // SAFETY: nothing runs there yet.
+        unsafe { memory.write(0, &code) };
+        let first = code.len().next_multiple_of(64);
+        Ok(Translator {
+            memory,
+            thunks,
+            first,
+            next: first,
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            exits: Vec::new(),
+            pending: None,
+            pending_jump: false,
+            count,
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            full: false,
+            translated: 0,
+            flushes: 0,
+        })
+    }
+
+    /// Forgets how the last block was left.
+    pub fn forget_pending(&mut self) {
+        self.pending = None;
+        self.pending_jump = false;
+    }
+
+    /// All code should be thrown away.
+    #[inline(always)]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Makes an exit's jump lead to `code`.
+    fn link(&mut self, exit: &Exit, code: usize) {
+        let site = exit.site - self.memory.executable(0);
+        let disp = code.wrapping_sub(exit.site + 4) as i32;
+        // SAFETY: the four bytes are a jump's displacement; this vCPU alone
+        // runs the code, and not now.
+        unsafe { self.memory.write(site, &disp.to_le_bytes()) };
+    }
+}
+
+impl Cpu {
+    /// The mode of code that can be translated now.
+    #[inline(always)]
+    pub fn native_mode(&self) -> Option<AccessMode> {
+        let plain = self.code64()
+            && !self.single
+            && self.debug.breakpoints.is_empty()
+            && self.dr7 & 0xFF == 0
+            && self.translator.is_some();
+        if !plain {
+            return None;
+        }
+        match (self.tlb_key & 3, self.cpl) {
+            (0, 0) => Some(AccessMode::Supervisor),
+            (1, 3) => Some(AccessMode::User),
+            (2, 0) => Some(AccessMode::SupervisorSmap),
+            _ => None,
+        }
+    }
+
+    /// Runs from `block` on, as translated code. `None`: the block has to be
+    /// interpreted.
+    #[inline(always)]
+    pub fn run_native(&mut self, block: &Block, mode: AccessMode) -> Option<Ended> {
+        if std::mem::take(&mut self.interpret_next) {
+            return None;
+        }
+        let mut code = block.native[mode as usize].get();
+        if code == 0 {
+            code = self.translate(block, mode)?;
+        }
+        let translator = self.translator.as_mut()?;
+        if let Some(exit) = translator.pending.take() {
+            // SAFETY: exits live until the code is thrown away, which forgets
+            // this one.
+            let exit = unsafe { &*exit };
+            if exit.page == block.gpa & !0xFFF && exit.target == block.gpa & 0xFFF {
+                translator.link(exit, code);
+            }
+        }
+        let enter = translator.thunks.enter;
+        if std::mem::take(&mut translator.pending_jump) {
+            let linear = self.rip();
+            let entry = &self.tlb.fetch[Tlb::fetch_index(linear)];
+            let global = entry.tag == linear & !0xFFF | self.fetch_key & 3;
+            self.tables().add_jump(mode, linear, code as u64, global);
+        }
+        Some(self.enter(enter, code))
+    }
+
+    /// Runs translated code until it comes back.
+    fn enter(&mut self, enter: usize, code: usize) -> Ended {
+        self.hot.page = self.rip() & !0xFFF;
+        self.hot.vector_ok = self.vector_ok();
+        self.split_flags();
+        let enter: unsafe extern "sysv64" fn(*mut Cpu, usize) -> u32 =
+            // SAFETY: the routine has this signature.
+            unsafe { std::mem::transmute(enter) };
+        // SAFETY: `code` was translated for this vCPU in its present mode,
+        // and the vCPU stands in its region.
+        let reason = unsafe { enter(self, code) };
+        let page = self.hot.page;
+        match Reason::from_code(reason) {
+            // The interpreter has merged the flags.
+            Reason::Done => Ended::Done,
+            Reason::Fault => Ended::Fault,
+            reason => {
+                self.merge_flags();
+                match reason {
+                    Reason::Link => {
+                        let exit = self.hot.exit as *const Exit;
+                        // SAFETY: translated code holds pointers to exits
+                        // that live as long as it.
+                        self.set_rip(page.wrapping_add(unsafe { (*exit).target }));
+                        if let Some(translator) = &mut self.translator {
+                            translator.pending = Some(exit);
+                        }
+                        Ended::Done
+                    }
+                    Reason::Jump => self.jumped(),
+                    Reason::At => {
+                        self.set_rip(page.wrapping_add(self.hot.exit));
+                        self.recheck = true;
+                        Ended::Done
+                    }
+                    _ => {
+                        // SAFETY: as for exits: ops of a block that is kept.
+                        let op = unsafe { &*(self.hot.exit as *const Op) };
+                        self.set_rip(op.linear(page));
+                        self.uncount(op, 1);
+                        self.interpret_next = true;
+                        Ended::Done
+                    }
+                }
+            }
+        }
+    }
+
+    /// A jump whose target the tables do not know, or that must wait for an
+    /// event.
+    fn jumped(&mut self) -> Ended {
+        // SAFETY: exits live as long as the code that refers to them.
+        let exit = unsafe { &*(self.hot.exit as *const Exit) };
+        let target = self.hot.target;
+        if self.canonical(target) || exit.op.is_null() {
+            self.set_rip(target);
+            if let Some(translator) = &mut self.translator {
+                translator.pending_jump = true;
+            }
+            return Ended::Done;
+        }
+        // The instruction faults, having done nothing.
+        let rsp = self.regs[gpr::RSP];
+        self.regs[gpr::RSP] = rsp.wrapping_sub_signed(exit.rsp_delta);
+        // SAFETY: ops live as long as their block, whose code just ran.
+        let op = unsafe { &*exit.op };
+        self.set_rip(self.hot.page.wrapping_add(u64::from(op.start)));
+        self.uncount(op, 1);
+        match (op.run)(self, op) {
+            Ok(_) => Ended::Done,
+            Err(_) => {
+                self.fault_at(op);
+                Ended::Fault
+            }
+        }
+    }
+
+    /// What translated code counted at the block's start and did not do:
+    /// everything behind `op`, and `more`.
+    fn uncount(&mut self, op: &Op, more: u64) {
+        if self.translator.as_ref().is_some_and(|t| t.count) {
+            let left = u64::from(op.left) + more;
+            self.hot.retired = self.hot.retired.wrapping_sub(left);
+        }
+    }
+
+    /// From RFLAGS to what LAHF and SETO would leave; RFLAGS keeps the rest.
+    fn split_flags(&mut self) {
+        let flags = self.rflags;
+        self.hot.flags = (flags & 0xFF) << 8 | flags >> 11 & 1;
+        self.rflags = flags & !flag::ARITH;
+    }
+
+    fn merge_flags(&mut self) {
+        const LOW: u64 = flag::ARITH & 0xFF;
+        let split = self.hot.flags;
+        self.rflags = self.rflags & !flag::ARITH | split >> 8 & LOW | (split & 1) << 11;
+    }
+
+    /// Which vector registers translated code may use: as the control
+    /// registers have it, and only while no SIMD exception can be raised.
+    fn vector_ok(&self) -> u8 {
+        const MASKS: u32 = 0x1F80;
+        let sse = self.cr0 & (cr0::EM | cr0::TS) == 0
+            && self.cr4 & cr4::OSFXSR != 0
+            && self.vector.mxcsr & MASKS == MASKS;
+        let wanted = component::SSE | component::AVX;
+        let avx = sse && self.cr4 & cr4::OSXSAVE != 0 && self.xcr0 & wanted == wanted;
+        u8::from(sse) | u8::from(avx) << 1
+    }
+
+    /// Translates a block for `mode`; the code's address.
+    #[inline(never)]
+    fn translate(&mut self, block: &Block, mode: AccessMode) -> Option<usize> {
+        // An instruction across pages is the interpreter's.
+        if block.second.is_some() || !block.current() {
+            return None;
+        }
+        let start = block.gpa & 0xFFF;
+        let host = self.shared.host(block.gpa)?;
+        let last = block.ops.last()?;
+        let len = (usize::from(last.off) + usize::from(last.len)).min(0x1000 - start as usize);
+        let mut bytes = vec![0; len];
+        for (n, byte) in bytes.iter_mut().enumerate() {
+            use crate::word::Word;
+            // SAFETY: the block's bytes lie in one page of guest RAM.
+            *byte = unsafe { u8::load(host.add(n)) };
+        }
+        let decoded = self.decode_again(block, &bytes, start)?;
+        let flags = liveness::analyse(&decoded);
+        let options = Options {
+            mode,
+            count: self.translator.as_ref()?.count,
+            smap: self.cr4 & cr4::SMAP != 0,
+            bmi2: self.translator.as_ref()?.bmi2,
+        };
+        let room = self.translator.as_ref()?;
+        if room.next + MAX_BLOCK > room.memory.size() {
+            // Not here: the caller goes on with the block.
+            self.translator.as_mut()?.full = true;
+            return None;
+        }
+        let translator = self.translator.as_mut()?;
+        let base = translator.memory.executable(translator.next);
+        let mut emit = Emit::new(
+            base,
+            &translator.thunks,
+            options,
+            &mut translator.encoder,
+            &mut translator.info,
+            block.gpa & !0xFFF,
+            start,
+            decoded.len(),
+        );
+        let mut goes_on = true;
+        let mut next = start;
+        for (((insn, class), flags), op) in decoded.iter().zip(flags).zip(block.ops.iter()) {
+            let guest = Guest {
+                insn,
+                class: *class,
+                flags,
+                op,
+                at: start + u64::from(op.off),
+            };
+            next = guest.next();
+            goes_on = emit.guest(&guest);
+        }
+        if goes_on {
+            emit.fall_through(next);
+        }
+        let emitted = emit.finish();
+        if emitted.bytes.len() > MAX_BLOCK || !block.current() {
+            return None;
+        }
+        // SAFETY: nothing was ever put there since all code was thrown away.
+        unsafe { translator.memory.write(translator.next, &emitted.bytes) };
+        translator.next += emitted.bytes.len().next_multiple_of(16);
+        translator.exits.push(emitted.exits);
+        translator.translated += 1;
+        block.native[mode as usize].set(base);
+        Some(base)
+    }
+
+    /// The block's instructions as if its page stood at address 0, up to the
+    /// first that ends translated code.
+    fn decode_again(
+        &self,
+        block: &Block,
+        bytes: &[u8],
+        start: u64,
+    ) -> Option<Vec<(Instruction, Class)>> {
+        let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
+        let mut decoded = Vec::with_capacity(block.ops.len());
+        for op in &block.ops {
+            let insn = decoder.decode();
+            let same = insn.ip() == start + u64::from(op.off)
+                && (insn.is_invalid() || insn.len() == usize::from(op.len));
+            if !same {
+                return None;
+            }
+            let known = !insn.is_invalid() && self.shared.features.allows(&insn);
+            let class = if known {
+                classify(&insn, self.cpl == 0)
+            } else {
+                Class::Interpret
+            };
+            decoded.push((insn, class));
+            let ends = matches!(
+                class,
+                Class::AccessFlag(_)
+                    | Class::Jump
+                    | Class::JumpIndirect
+                    | Class::Call
+                    | Class::CallIndirect
+                    | Class::Return
+            );
+            if ends || !known {
+                break;
+            }
+        }
+        Some(decoded)
+    }
+
+    /// What translated code has built in has changed: it must be made anew.
+    pub fn retranslate(&mut self) {
+        if let Some(translator) = &mut self.translator {
+            // Not here: the running instruction belongs to a block.
+            translator.full = true;
+        }
+    }
+
+    /// Throws all translated code away, and the blocks that lead to it.
+    pub fn flush_code(&mut self) {
+        self.blocks.clear();
+        self.tables().clear_jumps();
+        if let Some(translator) = &mut self.translator {
+            translator.forget_pending();
+            translator.full = false;
+            translator.exits.clear();
+            translator.next = translator.first;
+            translator.flushes += 1;
+        }
+    }
+}
+
+/// Lets the interpreter do `op` for translated code. 0: go on behind it; else
+/// a [`Reason`], with RIP and RFLAGS set.
+///
+/// # Safety
+/// Called by translated code of `cpu`, with registers spilled.
+unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
+    // SAFETY: translated code passes its vCPU, which nobody else reaches
+    // while `run` is on the stack, and an op of the block that runs.
+    let (cpu, op) = unsafe { (&mut *cpu, &*op) };
+    cpu.set_rip(cpu.hot.page.wrapping_add(u64::from(op.start)));
+    cpu.merge_flags();
+    let reason = match (op.run)(cpu, op) {
+        Ok(Flow::Next) => {
+            if cpu.tables().journal_len as usize >= JOURNAL {
+                cpu.tables().clear_pages();
+            }
+            let loaded = cpu.hot.temp[0] as u8;
+            let ok = cpu.vector_ok();
+            cpu.hot.vector_ok = ok;
+            let lost = loaded == 1 && ok & 1 == 0 || loaded == 2 && ok & 2 == 0;
+            if !lost && !cpu.recheck && cpu.own.attention().load(Ordering::Relaxed) == 0 {
+                cpu.split_flags();
+                return 0;
+            }
+            cpu.uncount(op, 0);
+            cpu.set_rip(op.next_rip(cpu));
+            Reason::Done
+        }
+        Ok(Flow::Jump) => {
+            cpu.uncount(op, 0);
+            Reason::Done
+        }
+        Ok(Flow::End) => {
+            cpu.uncount(op, 0);
+            cpu.set_rip(op.next_rip(cpu));
+            Reason::Done
+        }
+        Ok(Flow::Again) => {
+            cpu.uncount(op, 1);
+            cpu.set_rip(op.rip(cpu));
+            Reason::Done
+        }
+        Err(_) => {
+            cpu.uncount(op, 1);
+            cpu.fault_at(op);
+            Reason::Fault
+        }
+    };
+    reason as u32
+}
