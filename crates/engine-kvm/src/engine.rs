@@ -1,5 +1,6 @@
 //! The KVM engine behind the seam.
 
+use std::ffi::CStr;
 use std::sync::{Arc, OnceLock};
 
 use croft_engine::{
@@ -32,8 +33,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn gather() -> Result<Self, String> {
-        let kvm = crate::host::open(DEVICE, Processor::detect())?;
+    fn gather(device: &CStr) -> Result<Self, String> {
+        let kvm = crate::host::open(device, Processor::detect())?;
         let told = |what: &str, error: kvm_ioctls::Error| {
             format!("/dev/kvm is there, but does not tell {what}: {error}")
         };
@@ -64,9 +65,18 @@ impl Facts {
 }
 
 /// Runs x86-64 machines by hardware virtualization.
-#[derive(Default)]
 pub struct KvmEngine {
+    device: &'static CStr,
     facts: OnceLock<Result<Arc<Facts>, String>>,
+}
+
+impl Default for KvmEngine {
+    fn default() -> Self {
+        KvmEngine {
+            device: DEVICE,
+            facts: OnceLock::new(),
+        }
+    }
 }
 
 impl KvmEngine {
@@ -77,7 +87,7 @@ impl KvmEngine {
 
     fn facts(&self) -> Result<&Arc<Facts>, &str> {
         self.facts
-            .get_or_init(|| Facts::gather().map(Arc::new))
+            .get_or_init(|| Facts::gather(self.device).map(Arc::new))
             .as_ref()
             .map_err(String::as_str)
     }
@@ -139,5 +149,66 @@ impl Engine for KvmEngine {
             .facts()
             .map_err(|text| EngineError::Unsupported(text.to_owned()))?;
         Ok(Arc::new(KvmPartition::new(facts, config)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use croft_engine_software::SoftwareEngine;
+    use croft_memory::{GuestRam, Range};
+
+    const TOPOLOGY: Topology = Topology { vcpus: 1 };
+
+    /// An engine on a host without KVM.
+    fn without() -> KvmEngine {
+        KvmEngine {
+            device: c"/nowhere/kvm",
+            ..KvmEngine::default()
+        }
+    }
+
+    fn config(vcpus: u32, model: CpuModel) -> PartitionConfig {
+        let range = Range {
+            start: 0,
+            len: 0x1000,
+        };
+        PartitionConfig {
+            ram: GuestRam::new(&[range]).unwrap(),
+            profile: SoftwareEngine::new().profile(model, TOPOLOGY).unwrap(),
+            vcpus,
+        }
+    }
+
+    fn refusal(engine: &KvmEngine, config: PartitionConfig) -> String {
+        let made = engine.partition(config).map(drop);
+        made.expect_err("a machine was made").to_string()
+    }
+
+    #[test]
+    fn without_the_device_everything_says_so() {
+        let engine = without();
+        let Fitness::Unfit(text) = engine.probe() else {
+            panic!("fit");
+        };
+        assert!(text.starts_with("there is no /dev/kvm; "), "{text}");
+        let missing = engine.profile(CpuModel::PortableV1, TOPOLOGY).unwrap_err();
+        assert_eq!(missing[0].feature, "/dev/kvm");
+        assert_eq!(refusal(&engine, config(1, CpuModel::PortableV1)), text);
+        assert_eq!(engine.capabilities().max_vcpus, MAX_VCPUS);
+    }
+
+    #[test]
+    fn what_no_host_can_do_is_refused_on_any() {
+        let engine = without();
+        for vcpus in [0, 255, u32::MAX] {
+            let text = refusal(&engine, config(vcpus, CpuModel::PortableV1));
+            assert_eq!(
+                text,
+                format!("{vcpus} vCPUs asked for, the kvm engine runs at most 254; lower --cpus")
+            );
+        }
+        let text = refusal(&engine, config(1, CpuModel::SoftwareFast));
+        assert!(text.contains("use portable-v1"), "{text}");
     }
 }

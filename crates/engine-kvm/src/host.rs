@@ -145,6 +145,9 @@ pub fn open(path: &CStr, processor: Processor) -> Result<Kvm, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CString;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
 
     const BARE: Processor = Processor {
         virtualization: false,
@@ -188,6 +191,32 @@ mod tests {
         assert!(text.contains("usermod -aG kvm"), "{text}");
         let text = cannot_open(ErrorKind::Other, libc::ENODEV, BARE);
         assert!(text.contains("module"), "{text}");
+    }
+
+    #[test]
+    fn a_module_that_is_gone_is_told_from_a_missing_device() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kvm");
+        // Nobody listens: opening it is ENXIO, as for a device without driver.
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let path = CString::new(path.into_os_string().into_encoded_bytes()).unwrap();
+        let text = open(&path, BARE).err().unwrap();
+        assert!(text.contains("no module behind it; enable VT-x"), "{text}");
+    }
+
+    #[test]
+    fn missing_permission_is_told_with_the_group() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::set_permissions(file.path(), Permissions::from_mode(0o0)).unwrap();
+        let path = CString::new(file.path().as_os_str().as_encoded_bytes()).unwrap();
+        let text = std::thread::spawn(move || {
+            // SAFETY: takes this thread's rights to other users' files, and
+            // nothing else.
+            unsafe { libc::setfsuid(65534) };
+            open(&path, BARE).err().unwrap()
+        });
+        let text = text.join().unwrap();
+        assert!(text.contains("usermod -aG kvm"), "{text}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::error::host;
+use crate::error::{answer, host};
 use crate::kick::{KvmKick, Running};
 use crate::partition::Shared;
 use crate::{cpuid, debug, exits, msr, sys, walk};
@@ -171,8 +171,9 @@ impl KvmVcpu {
                     libc::EAGAIN => {}
                     _ => {
                         return Stop::Failed(format!(
-                            "KVM cannot run vCPU {}: {error}",
-                            self.index
+                            "KVM cannot run vCPU {}: {}",
+                            self.index,
+                            answer(error.errno())
                         ));
                     }
                 }
