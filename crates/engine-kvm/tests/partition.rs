@@ -185,7 +185,7 @@ fn a_sleeping_vcpu_wakes_for_a_kick() {
         let stop = guest.vcpu.run(&Io::default());
         (stop, guest.vcpu.save().unwrap())
     });
-    std::thread::sleep(Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(300));
     kicker.kick();
     let (stop, state) = runner.join().unwrap();
     assert_eq!(stop, Stop::Kicked);
@@ -451,7 +451,7 @@ fn time_stands_still_while_paused() {
     let first = read(&mut guest);
     guest.partition.pause_clock();
     let at = guest.partition.clock_ns();
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_secs(1));
     assert_eq!(guest.partition.clock_ns(), at);
     guest.partition.resume_clock();
     let second = read(&mut guest);
@@ -462,7 +462,7 @@ fn time_stands_still_while_paused() {
         return;
     }
     assert!(
-        second - first < 250 * ticks,
+        second - first < 900 * ticks,
         "{} ms",
         (second - first) / ticks
     );

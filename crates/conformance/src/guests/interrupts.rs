@@ -436,7 +436,7 @@ fn interrupts_off_in_halt_do_not_wake(engine: &dyn Engine) -> Outcome {
     let stop = m.run_while(|m| {
         until_ready(m, 1);
         m.partition.msi(message(0x51));
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::thread::sleep(std::time::Duration::from_millis(300));
         m.io.kick();
         Ok(())
     })?;
