@@ -9,7 +9,7 @@ use crate::fault::Raised;
 use crate::msr::Msrs;
 use crate::shared::{Shared, VcpuShared};
 use crate::tlb::{AccessMode, Tlb};
-use crate::translate::{Home, Hot, Translator};
+use crate::translate::{Home, Hot, Lockstep, Translator};
 use crate::vector::VectorState;
 
 /// Index in [`Cpu::regs`] of a register that always reads zero: the base or
@@ -305,6 +305,11 @@ pub struct Cpu {
     pub translator: Option<Box<Translator>>,
     /// The next block must be interpreted, once.
     pub interpret_next: bool,
+    /// Runs every block twice and compares, where that is wanted.
+    pub lockstep: Option<Box<Lockstep>>,
+    /// What the interpreter does is taken back: it takes note of its stores,
+    /// and nobody else is told of them.
+    pub recording: bool,
 }
 
 impl Cpu {
@@ -368,6 +373,8 @@ impl Cpu {
             hot: Hot::default(),
             translator: None,
             interpret_next: false,
+            lockstep: None,
+            recording: false,
         };
         let mut cpu = Home::new(cpu, region);
         cpu.power_on();
@@ -460,7 +467,7 @@ impl Cpu {
     fn data_mode(&self) -> AccessMode {
         let user = self.cpl == 3;
         let alignment = user && self.cr0 & cr0::AM != 0 && self.rflags & flag::AC != 0;
-        if alignment || self.data_breakpoints() {
+        if alignment || self.recording || self.data_breakpoints() {
             AccessMode::Slow
         } else if user {
             AccessMode::User

@@ -9,6 +9,7 @@ use crate::cpu::{CodeSize, Cpu, RIP, ZERO, seg};
 use crate::fault::Exec;
 use crate::op::{Flow, Op, Side, op_flag, reg_index};
 use crate::tlb::{AccessMode, Entry, Tlb};
+use crate::translate::is_outside;
 use crate::walk::Want;
 use crate::{integer, stub, system};
 use std::sync::Arc;
@@ -318,6 +319,9 @@ impl<'a> Lowering<'a> {
         }
         take_memory(insn, &mut op, self.size);
         take_prefixes(insn, &mut op);
+        if is_outside(insn) {
+            op.flags |= op_flag::OUTSIDE;
+        }
         if integer::lower(insn, &mut op, self.size) {
             if op_needs_side(insn) {
                 self.add_side(insn, bytes, None);

@@ -43,3 +43,4 @@ mod word;
 pub use partition::SoftwareEngine;
 #[cfg(feature = "planted")]
 pub use stub::{Planted, plant};
+pub use translate::LockstepCounts;

@@ -149,6 +149,7 @@ impl Cpu {
         if linear & OFFSET <= PAGE - T::SIZE {
             match self.target(linear, Want::Write, mode)? {
                 Target::Ram(direct) => {
+                    self.will_store(&direct, T::SIZE);
                     // SAFETY: the bytes lie in one page of guest RAM.
                     unsafe { T::store(direct.host, value) };
                     self.stored(&direct, T::SIZE);
@@ -233,19 +234,24 @@ impl Cpu {
             _ => &self.tlb.write[index],
         };
         if entry.tag == page | key || entry.tag == Tlb::global(page | key) {
-            return Ok(Target::Ram(Direct {
+            let direct = Direct {
                 host: linear.wrapping_add(entry.addend) as *mut u8,
                 watch: entry.watch,
                 gpa: entry.gpa | linear & OFFSET,
-            }));
+            };
+            self.may_write(want, direct.gpa);
+            return Ok(Target::Ram(direct));
         }
         if !self.canonical(linear) {
             return Err(self.non_canonical());
         }
         let mapping = self.walk(linear, want, mode)?;
         let Some(ram) = self.shared.ram.page(mapping.gpa) else {
+            self.reaches_outside()?;
             return Ok(Target::Mmio(mapping.gpa));
         };
+        self.may_write(want, mapping.gpa);
+        self.will_fill(want == Want::Write, index);
         let tag = page | key;
         let entry = Entry {
             tag: if mapping.global {
@@ -300,7 +306,12 @@ impl Cpu {
         self.watch_data(linear, len, write);
         let want = if write { Want::Write } else { Want::Read };
         Ok(match self.target(linear, want, mode)? {
-            Target::Ram(direct) => Some(direct),
+            Target::Ram(direct) => {
+                if write {
+                    self.will_store(&direct, len);
+                }
+                Some(direct)
+            }
             Target::Mmio(_) => None,
         })
     }
@@ -310,7 +321,7 @@ impl Cpu {
     pub fn stored(&self, direct: &Direct, len: u64) {
         // SAFETY: the watch byte lives as long as guest RAM, which `shared`
         // holds.
-        if unsafe { (*direct.watch).load(Ordering::Relaxed) } != 0 {
+        if unsafe { (*direct.watch).load(Ordering::Relaxed) } != 0 && !self.recording {
             self.shared.stored(direct.gpa, len);
         }
     }
@@ -378,6 +389,7 @@ impl Cpu {
     fn write_target(&mut self, target: &Target, data: &[u8]) {
         match target {
             Target::Ram(direct) => {
+                self.will_store(direct, data.len() as u64);
                 for (n, byte) in data.iter().enumerate() {
                     // SAFETY: callers split at the page's end.
                     unsafe { u8::store(direct.host.add(n), *byte) };

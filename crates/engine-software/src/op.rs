@@ -43,6 +43,8 @@ pub mod op_flag {
     pub const REP: u8 = 1 << 4;
     /// REPNE prefix.
     pub const REPNE: u8 = 1 << 5;
+    /// Lockstep must not run it twice.
+    pub const OUTSIDE: u8 = 1 << 6;
     /// Decoded as 64-bit code.
     pub const CODE64: u8 = 1 << 7;
 }

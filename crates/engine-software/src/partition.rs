@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::cpu::Cpu;
 use crate::irqfd::IrqFds;
 use crate::shared::{Shared, VcpuShared, lock};
-use crate::translate::{Home, Translator};
+use crate::translate::{Home, Lockstep, LockstepCounts, Translator};
 
 /// Most vCPUs: APIC ids of one byte, 0xFF being the broadcast.
 const MAX_VCPUS: u32 = 254;
@@ -28,6 +28,7 @@ pub const PHYSICAL_BITS: u8 = 46;
 pub struct SoftwareEngine {
     translates: bool,
     code_size: usize,
+    lockstep: Option<Arc<LockstepCounts>>,
 }
 
 /// Bytes of translated code of a partition, unless told otherwise.
@@ -45,7 +46,23 @@ impl SoftwareEngine {
         SoftwareEngine {
             translates: true,
             code_size: CODE_SIZE,
+            lockstep: None,
         }
+    }
+
+    /// The engine, checking itself: each block is run by the interpreter and
+    /// as translated code, and [`Vcpu::run`] ends with [`Stop::Failed`] at
+    /// the first difference. For machines of one vCPU, and slow.
+    pub fn lockstep() -> Self {
+        SoftwareEngine {
+            lockstep: Some(Arc::default()),
+            ..Self::new()
+        }
+    }
+
+    /// What lockstep has compared so far.
+    pub fn lockstep_counts(&self) -> Option<&LockstepCounts> {
+        self.lockstep.as_deref()
     }
 
     /// The engine that interprets everything.
@@ -92,6 +109,11 @@ impl Engine for SoftwareEngine {
                 most: MAX_VCPUS,
             });
         }
+        if self.lockstep.is_some() && config.vcpus > 1 {
+            return Err(EngineError::Unsupported(
+                "lockstep takes stores back, which other vCPUs would see; use one vCPU".to_owned(),
+            ));
+        }
         crate::stub::init().map_err(host("cannot prepare host stubs"))?;
         let shared = Shared::new(config.ram, config.profile, config.vcpus)
             .map_err(host("cannot make room for the vCPUs"))?;
@@ -100,6 +122,7 @@ impl Engine for SoftwareEngine {
             irqfds: Mutex::new(IrqFds::new(shared.clone())),
             translates: self.translates,
             code_size: self.code_size,
+            lockstep: self.lockstep.clone(),
             shared,
         }))
     }
@@ -116,6 +139,7 @@ struct SoftwarePartition {
     translates: bool,
     /// Bytes of translated code, for all vCPUs together.
     code_size: usize,
+    lockstep: Option<Arc<LockstepCounts>>,
 }
 
 impl Partition for SoftwarePartition {
@@ -132,8 +156,12 @@ impl Partition for SoftwarePartition {
         let mut cpu = Cpu::power_up(self.shared.clone(), index, own.clone());
         if self.translates {
             let size = self.code_size / self.taken.len();
-            let translator = Translator::new(size, false).map_err(host("cannot translate"))?;
+            let lockstep = self.lockstep.is_some();
+            let translator =
+                Translator::new(size, lockstep, lockstep).map_err(host("cannot translate"))?;
             cpu.translator = Some(Box::new(translator));
+            let counts = self.lockstep.clone();
+            cpu.lockstep = counts.map(|counts| Box::new(Lockstep::new(counts)));
         }
         Ok(Box::new(SoftwareVcpu {
             cpu,

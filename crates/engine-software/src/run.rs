@@ -108,10 +108,14 @@ impl Cpu {
     /// Runs a block, translated if possible.
     #[inline(always)]
     fn run_block(&mut self, block: &Block) -> Result<Ended, Stop> {
-        if let Some(mode) = self.native_mode()
-            && let Some(ended) = self.run_native(block, mode)
-        {
-            return Ok(ended);
+        if let Some(mode) = self.native_mode() {
+            if self.lockstep.is_some() {
+                if let Some(ended) = self.run_lockstep(block, mode) {
+                    return ended;
+                }
+            } else if let Some(ended) = self.run_native(block, mode) {
+                return Ok(ended);
+            }
         }
         match self.prepare(block) {
             Ok(count) => Ok(self.execute(ops_of(block, count))),
@@ -200,7 +204,7 @@ impl Cpu {
 
     /// Executes instructions of one block.
     #[inline(always)]
-    fn execute(&mut self, ops: &[Op]) -> Ended {
+    pub fn execute(&mut self, ops: &[Op]) -> Ended {
         let mut done = 0;
         for op in ops {
             match (op.run)(self, op) {

@@ -187,6 +187,11 @@ impl Tlb {
         }
     }
 
+    /// Drops every translation for writes.
+    pub fn revoke(&mut self) {
+        self.write.fill(EMPTY);
+    }
+
     /// A number nobody used since the last complete flush.
     fn fresh(&mut self) -> u16 {
         if self.next_space >= LAST_SPACE {

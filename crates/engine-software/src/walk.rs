@@ -140,7 +140,7 @@ impl Cpu {
     }
 
     /// Sets A on every level and D on the last; false when an entry changed.
-    fn mark(&self, path: &Path, want: Want) -> bool {
+    fn mark(&mut self, path: &Path, want: Want) -> bool {
         for (level, (slot, gpa, seen)) in path.slots[..path.len].iter().enumerate() {
             let last = level + 1 == path.len;
             let bits = if last && want == Want::Write {
@@ -151,6 +151,10 @@ impl Cpu {
             if seen & bits == bits {
                 continue;
             }
+            self.will_mark(match *slot {
+                Slot::Wide(entry) => entry.cast(),
+                Slot::Narrow(entry) => entry.cast(),
+            });
             // SAFETY: the pointers come from `slot`, which checked that they
             // lie in guest RAM, aligned; RAM lives as long as `shared`.
             let swapped = unsafe {

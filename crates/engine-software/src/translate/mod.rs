@@ -28,6 +28,7 @@ mod control;
 mod emit;
 mod hot;
 mod liveness;
+mod lockstep;
 mod region;
 mod regs;
 mod run;
@@ -36,6 +37,7 @@ mod tables;
 mod thunks;
 
 pub use hot::Hot;
+pub use lockstep::{Lockstep, LockstepCounts, is_outside};
 pub use region::{Home, Region};
 pub use run::Translator;
 

@@ -8,11 +8,11 @@ use super::classify::{Class, classify};
 use super::emit::{Emit, Guest, Options};
 use super::tables::JOURNAL;
 use super::thunks::{self, Reason, Thunks};
-use super::{Exit, liveness};
+use super::{Exit, liveness, lockstep};
 use crate::block::Block;
 use crate::cpu::{Cpu, cr0, cr4, flag, gpr};
 use crate::dual::DualMapping;
-use crate::op::{Flow, Op};
+use crate::op::{Flow, Op, op_flag};
 use crate::run::Ended;
 use crate::tlb::{AccessMode, Tlb};
 use crate::vector::component;
@@ -33,6 +33,8 @@ pub struct Translator {
     info: InstructionInfoFactory,
     /// What translated code refers to.
     exits: Vec<Box<[Exit]>>,
+    /// Where blocks' code begins, in order.
+    starts: Vec<usize>,
     /// The exit through which the last block was left, if it may be linked.
     pending: Option<*const Exit>,
     /// The last block was left by a jump that the tables did not know.
@@ -52,10 +54,14 @@ impl Translator {
     ///
     /// # Errors
     /// The host refuses executable memory.
-    pub fn new(size: usize, count: bool) -> io::Result<Self> {
+    pub fn new(size: usize, count: bool, lockstep: bool) -> io::Result<Self> {
         let size = size.max(1 << 20).next_multiple_of(4096);
         let memory = DualMapping::new(size)?;
-        let helper: unsafe extern "sysv64" fn(*mut Cpu, *const Op) -> u32 = interpret;
+        let helper: unsafe extern "sysv64" fn(*mut Cpu, *const Op) -> u32 = if lockstep {
+            lockstep::interpret
+        } else {
+            interpret
+        };
         let (code, thunks) = thunks::generate(memory.executable(0), helper as usize);
         // SAFETY: nothing runs there yet.
         unsafe { memory.write(0, &code) };
@@ -68,6 +74,7 @@ impl Translator {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             exits: Vec::new(),
+            starts: Vec::new(),
             pending: None,
             pending_jump: false,
             count,
@@ -82,6 +89,16 @@ impl Translator {
     pub fn forget_pending(&mut self) {
         self.pending = None;
         self.pending_jump = false;
+    }
+
+    /// The code of the block whose code begins at `code`.
+    pub fn code_at(&self, code: usize) -> &[u8] {
+        let behind = self.starts.partition_point(|&start| start <= code);
+        let end = self.starts.get(behind).copied();
+        let end = end.unwrap_or(self.memory.executable(self.next));
+        // SAFETY: blocks lie in the mapping, which is readable and written
+        // by `&mut self` only.
+        unsafe { std::slice::from_raw_parts(code as *const u8, end.saturating_sub(code)) }
     }
 
     /// All code should be thrown away.
@@ -148,6 +165,19 @@ impl Cpu {
             self.tables().add_jump(mode, linear, code as u64, global);
         }
         Some(self.enter(enter, code))
+    }
+
+    /// Runs one block's code, of which no exit leads on.
+    pub(super) fn enter_alone(&mut self, code: usize) -> Ended {
+        let Some(translator) = &self.translator else {
+            return Ended::Done;
+        };
+        let ended = self.enter(translator.thunks.enter, code);
+        self.interpret_next = false;
+        if let Some(translator) = &mut self.translator {
+            translator.forget_pending();
+        }
+        ended
     }
 
     /// Runs translated code until it comes back.
@@ -263,7 +293,7 @@ impl Cpu {
 
     /// Translates a block for `mode`; the code's address.
     #[inline(never)]
-    fn translate(&mut self, block: &Block, mode: AccessMode) -> Option<usize> {
+    pub(super) fn translate(&mut self, block: &Block, mode: AccessMode) -> Option<usize> {
         // An instruction across pages is the interpreter's.
         if block.second.is_some() || !block.current() {
             return None;
@@ -328,6 +358,7 @@ impl Cpu {
         unsafe { translator.memory.write(translator.next, &emitted.bytes) };
         translator.next += emitted.bytes.len().next_multiple_of(16);
         translator.exits.push(emitted.exits);
+        translator.starts.push(base);
         translator.translated += 1;
         block.native[mode as usize].set(base);
         Some(base)
@@ -351,7 +382,8 @@ impl Cpu {
                 return None;
             }
             let known = !insn.is_invalid() && self.shared.features.allows(&insn);
-            let class = if known {
+            // Lockstep stops in front of what it must not run twice.
+            let class = if known && !(self.lockstep.is_some() && op.has(op_flag::OUTSIDE)) {
                 classify(&insn, self.cpl == 0)
             } else {
                 Class::Interpret
@@ -389,6 +421,7 @@ impl Cpu {
             translator.forget_pending();
             translator.full = false;
             translator.exits.clear();
+            translator.starts.clear();
             translator.next = translator.first;
             translator.flushes += 1;
         }
@@ -400,7 +433,7 @@ impl Cpu {
 ///
 /// # Safety
 /// Called by translated code of `cpu`, with registers spilled.
-unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
+pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
     // SAFETY: translated code passes its vCPU, which nobody else reaches
     // while `run` is on the stack, and an op of the block that runs.
     let (cpu, op) = unsafe { (&mut *cpu, &*op) };
@@ -444,4 +477,12 @@ unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
         }
     };
     reason as u32
+}
+
+/// Leaves translated code in front of `op`, which asked for the interpreter.
+pub(super) fn leave_before(cpu: &mut Cpu, op: &Op) -> u32 {
+    cpu.merge_flags();
+    cpu.uncount(op, 1);
+    cpu.set_rip(op.linear(cpu.hot.page));
+    Reason::Done as u32
 }
