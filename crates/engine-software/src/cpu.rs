@@ -137,6 +137,7 @@ pub mod attr {
 
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Segment {
     /// Visible selector.
     pub selector: u16,

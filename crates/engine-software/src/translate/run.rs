@@ -10,7 +10,7 @@ use super::tables::JOURNAL;
 use super::thunks::{self, Reason, Thunks};
 use super::{Exit, liveness, lockstep};
 use crate::block::Block;
-use crate::cpu::{Cpu, cr0, cr4, flag, gpr};
+use crate::cpu::{Cpu, cr0, cr4, efer, flag, gpr};
 use crate::dual::DualMapping;
 use crate::op::{Flow, Op, op_flag};
 use crate::run::Ended;
@@ -184,6 +184,7 @@ impl Cpu {
     fn enter(&mut self, enter: usize, code: usize) -> Ended {
         self.hot.page = self.rip() & !0xFFF;
         self.hot.vector_ok = self.vector_ok();
+        self.prepare_system_calls();
         self.split_flags();
         let enter: unsafe extern "sysv64" fn(*mut Cpu, usize) -> u32 =
             // SAFETY: the routine has this signature.
@@ -266,6 +267,23 @@ impl Cpu {
         }
     }
 
+    /// What SYSCALL and SYSRET need in translated code. They are left to the
+    /// interpreter unless they do what operating systems make them do:
+    /// SYSCALL clears every flag that would change more than the privilege
+    /// level.
+    #[inline(always)]
+    fn prepare_system_calls(&mut self) {
+        const MASKED: u64 = flag::ARITH | flag::TF | flag::IF | flag::AC;
+        let enabled = self.efer & efer::SCE != 0;
+        let masked = self.msrs.sfmask & MASKED == MASKED;
+        self.hot.fast = u8::from(enabled && masked) | u8::from(enabled) << 1;
+        if self.hot.star != self.msrs.star {
+            self.hot.star = self.msrs.star;
+            (self.hot.system_segments, self.hot.user_segments) =
+                crate::system::system_call_segments(self.msrs.star);
+        }
+    }
+
     /// From RFLAGS to what LAHF and SETO would leave; RFLAGS keeps the rest.
     fn split_flags(&mut self) {
         let flags = self.rflags;
@@ -314,6 +332,7 @@ impl Cpu {
             mode,
             count: self.translator.as_ref()?.count,
             smap: self.cr4 & cr4::SMAP != 0,
+            alone: self.shared.vcpus.len() == 1,
             bmi2: self.translator.as_ref()?.bmi2,
         };
         let room = self.translator.as_ref()?;
@@ -397,6 +416,8 @@ impl Cpu {
                     | Class::Call
                     | Class::CallIndirect
                     | Class::Return
+                    | Class::SystemCall
+                    | Class::SystemReturn
             );
             if ends || !known {
                 break;
