@@ -12,6 +12,9 @@ pub enum EngineChoice {
     Software,
     /// Hardware virtualization.
     Kvm,
+    /// The software engine, comparing each block that it translates with its
+    /// interpreter.
+    Lockstep,
 }
 
 /// The processor a machine is promised.

@@ -1,9 +1,11 @@
 //! Which engine runs the machine.
 
+use std::sync::Arc;
+
 use croft_api::{EngineChoice, EngineReport};
 use croft_engine::{CpuModel, Engine, Fitness, Topology};
 use croft_engine_kvm::KvmEngine;
-use croft_engine_software::SoftwareEngine;
+use croft_engine_software::{LockstepCounts, SoftwareEngine};
 
 /// An engine, and why it.
 pub struct Chosen {
@@ -13,6 +15,8 @@ pub struct Chosen {
     pub reason: String,
     /// The CPU model of machines that do not name one.
     pub default_model: CpuModel,
+    /// What lockstep compares, where it was asked for.
+    pub lockstep: Option<Arc<LockstepCounts>>,
 }
 
 /// An engine of this build.
@@ -51,7 +55,20 @@ pub struct Wanted {
 
 /// Chooses, or says why there is none.
 pub fn choose(wanted: Wanted) -> Result<Chosen, String> {
+    if wanted.choice == EngineChoice::Lockstep {
+        return Ok(lockstep());
+    }
     pick(candidates(), wanted)
+}
+
+fn lockstep() -> Chosen {
+    let engine = SoftwareEngine::lockstep();
+    Chosen {
+        lockstep: engine.lockstep_counts(),
+        engine: Box::new(engine),
+        reason: "each block is run twice and compared".to_owned(),
+        default_model: CpuModel::SoftwareFast,
+    }
 }
 
 /// Says which engines there are and which of them are of use here.
@@ -102,6 +119,7 @@ fn pick(candidates: Vec<Candidate>, wanted: Wanted) -> Result<Chosen, String> {
             engine: candidate.engine,
             reason,
             default_model: candidate.default_model,
+            lockstep: None,
         });
     }
     Err(refused.join("; "))

@@ -105,7 +105,12 @@ fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
         engine: chosen.engine.name().to_owned(),
         reason: chosen.reason,
     });
-    outcome(machine.run())
+    let ended = machine.run();
+    if let Some(counts) = &chosen.lockstep {
+        let text = format!("lockstep: {counts}");
+        reporter.report(&Event::Log { text });
+    }
+    outcome(ended)
 }
 
 /// Starts the threads that hear the monitor and the terminal.

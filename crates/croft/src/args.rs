@@ -232,6 +232,11 @@ pub struct RunOptions {
     #[command(flatten)]
     pub place: PlaceOptions,
 
+    /// Compare each block that the software engine translates with its interpreter, to find
+    /// errors in the engine; slow, and for one processor
+    #[arg(long, hide = true, conflicts_with = "engine")]
+    pub lockstep: bool,
+
     /// Offer the isa-debug-exit and test-device ports that outside test suites use
     #[arg(long)]
     pub test_devices: bool,

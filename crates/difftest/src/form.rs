@@ -61,7 +61,8 @@ pub struct Form {
     slots: Vec<Slot>,
 }
 
-fn has_memory(kind: Kind) -> bool {
+/// An operand that can, or must, be in memory.
+pub fn has_memory(kind: Kind) -> bool {
     use Kind::*;
     matches!(
         kind,
@@ -345,8 +346,35 @@ impl Form {
         }
     }
 
+    /// Which instruction it is a form of.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What the manual says of its encoding.
+    pub fn info(&self) -> &'static OpCodeInfo {
+        self.info
+    }
+
+    /// Bytes of its first memory operand.
+    pub fn size(&self) -> u64 {
+        self.slots.first().map_or(8, |slot| slot.size)
+    }
+
+    /// Whether RSI, RDI and RBX address operands that it does not name.
+    pub fn implicit(&self) -> [bool; 3] {
+        [By::Source, By::Destination, By::Table]
+            .map(|by| self.slots.iter().any(|slot| slot.by == by))
+    }
+
+    /// A string instruction that can be repeated.
+    pub fn is_string(&self) -> bool {
+        let [source, destination, _] = self.implicit();
+        (source || destination) && self.info.can_use_rep_prefix()
+    }
+
     /// Fills in operand `n`, other than memory.
-    fn operand(&self, rng: &mut SmallRng, draft: &mut Draft, n: u32, kind: Kind) -> Option<()> {
+    pub fn operand(&self, rng: &mut SmallRng, draft: &mut Draft, n: u32, kind: Kind) -> Option<()> {
         use Kind::*;
         let register = match kind {
             r8_or_mem | r8_reg | r8_opcode => {

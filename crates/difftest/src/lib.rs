@@ -13,6 +13,7 @@
 //! `CROFT_DIFF_SEED`, `CROFT_DIFF_COUNT` and `CROFT_DIFF_ONLY` (part of a
 //! form's name) choose other tests than the usual ones.
 
+pub mod blocks;
 pub mod campaign;
 pub mod compare;
 pub mod deviations;

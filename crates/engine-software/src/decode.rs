@@ -9,7 +9,7 @@ use crate::cpu::{CodeSize, Cpu, RIP, ZERO, seg};
 use crate::fault::Exec;
 use crate::op::{Flow, Op, Side, op_flag, reg_index};
 use crate::tlb::{AccessMode, Entry, Tlb};
-use crate::translate::is_outside;
+use crate::translate::{PlantedInCode, is_outside, is_planted};
 use crate::walk::Want;
 use crate::{integer, stub, system};
 use std::sync::Arc;
@@ -162,7 +162,7 @@ impl Cpu {
         let within = offset & 0xFFF;
         let last = (within + len as u64 - 1).min(0xFFF);
         let seen = table.watch_code((offset >> 12) as usize, within, last);
-        if unwatched {
+        if unwatched && !is_planted(PlantedInCode::MissedInvalidation) {
             self.tables().revoke(host);
             for vcpu in &shared.vcpus {
                 if !Arc::ptr_eq(vcpu, &self.own) {

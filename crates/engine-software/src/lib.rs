@@ -44,3 +44,5 @@ pub use partition::SoftwareEngine;
 #[cfg(feature = "planted")]
 pub use stub::{Planted, plant};
 pub use translate::LockstepCounts;
+#[cfg(feature = "planted")]
+pub use translate::{PlantedInCode, plant_in_code};

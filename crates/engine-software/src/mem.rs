@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use crate::cpu::{Cpu, seg};
 use crate::fault::{Exec, Fault, vector};
 use crate::tlb::{AccessMode, Entry, Tlb};
+use crate::translate::{PlantedInCode, is_planted};
 use crate::walk::Want;
 use crate::word::Word;
 
@@ -508,6 +509,9 @@ impl Cpu {
     pub fn flush_tlb_page(&mut self, linear: u64) {
         let flushes = self.tlb.flushes;
         self.tlb.flush_page(linear);
+        if is_planted(PlantedInCode::StaleTranslation) {
+            return;
+        }
         if self.tlb.flushes == flushes {
             self.tables().flush_page(linear);
         } else {

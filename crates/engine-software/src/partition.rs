@@ -61,8 +61,8 @@ impl SoftwareEngine {
     }
 
     /// What lockstep has compared so far.
-    pub fn lockstep_counts(&self) -> Option<&LockstepCounts> {
-        self.lockstep.as_deref()
+    pub fn lockstep_counts(&self) -> Option<Arc<LockstepCounts>> {
+        self.lockstep.clone()
     }
 
     /// The engine that interprets everything.

@@ -107,7 +107,11 @@ fn request(options: RunOptions) -> RunRequest {
     RunRequest {
         machine: MachineSpec {
             name: options.name,
-            engine: engine(options.engine),
+            engine: if options.lockstep {
+                EngineChoice::Lockstep
+            } else {
+                engine(options.engine)
+            },
             cpu: options.cpu.map(|cpu| match cpu {
                 Cpu::Host => CpuModel::Host,
                 Cpu::PortableV1 => CpuModel::PortableV1,

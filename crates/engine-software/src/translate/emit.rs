@@ -43,6 +43,7 @@ use super::asm::{Asm, Fixup, cc};
 use super::classify::{Access, Class, renamable};
 use super::hot;
 use super::liveness::Flags;
+use super::planted::{PlantedInCode, is_planted};
 use super::region::{ATTENTION, TABLES};
 use super::regs::{GUEST_RAX, GUEST_RSP, Place, place, sized};
 use super::tables::{JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, Mode, PAGE_SHIFT, PAGES, Tables};
@@ -233,7 +234,10 @@ impl<'a> Emit<'a> {
     pub(super) fn save_flags(&mut self) {
         if self.flags == FlagState::Host {
             // lahf; seto al
-            self.asm.raw(&[0x9F, 0x0F, 0x90, 0xC0]);
+            self.asm.raw(&[0x9F]);
+            if !is_planted(PlantedInCode::WrongFlag) {
+                self.asm.raw(&[0x0F, 0x90, 0xC0]);
+            }
             self.flags = FlagState::Both;
         }
     }
@@ -576,7 +580,7 @@ impl<'a> Emit<'a> {
             self.asm.raw(&[0x49, 0x91]);
         }
         for (number, register, written) in scratch.into_iter().flatten() {
-            if written {
+            if written && !is_planted(PlantedInCode::WriteBack) {
                 self.asm.state(true, MOV_STORE, register, slot(number));
             }
         }
@@ -713,7 +717,7 @@ impl<'a> Emit<'a> {
         if near >= 0x1000 {
             return self.leave_page(op, rsp_delta, target);
         }
-        if near <= from {
+        if near <= from && !is_planted(PlantedInCode::MissedInterrupt) {
             self.poll(near);
         }
         let jump = self.asm.jmp();

@@ -29,6 +29,7 @@ mod emit;
 mod hot;
 mod liveness;
 mod lockstep;
+mod planted;
 mod region;
 mod regs;
 mod run;
@@ -38,6 +39,10 @@ mod thunks;
 
 pub use hot::Hot;
 pub use lockstep::{Lockstep, LockstepCounts, is_outside};
+pub use planted::PlantedInCode;
+pub(crate) use planted::is_planted;
+#[cfg(feature = "planted")]
+pub use planted::plant_in_code;
 pub use region::{Home, Region};
 pub use run::Translator;
 

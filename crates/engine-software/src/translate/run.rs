@@ -12,6 +12,7 @@ use super::{Exit, liveness, lockstep};
 use crate::block::Block;
 use crate::cpu::{Cpu, cr0, cr4, efer, flag, gpr};
 use crate::dual::DualMapping;
+use crate::fault::Fault;
 use crate::op::{Flow, Op, op_flag};
 use crate::run::Ended;
 use crate::tlb::{AccessMode, Tlb};
@@ -249,13 +250,10 @@ impl Cpu {
         let op = unsafe { &*exit.op };
         self.set_rip(self.hot.page.wrapping_add(u64::from(op.start)));
         self.uncount(op, 1);
-        match (op.run)(self, op) {
-            Ok(_) => Ended::Done,
-            Err(_) => {
-                self.fault_at(op);
-                Ended::Fault
-            }
-        }
+        // It is not run again: a call may have pushed over its own operand.
+        let _: Fault = self.gp(0);
+        self.fault_at(op);
+        Ended::Fault
     }
 
     /// What translated code counted at the block's start and did not do:

@@ -9,6 +9,7 @@ pub fn is_outside(insn: &Instruction) -> bool {
     match insn.mnemonic() {
         // Privileged by the manual, or by iced; all of the state put back.
         M::Cli | M::Sti | M::Clac | M::Stac | M::Swapgs | M::Cld | M::Std => false,
+        M::Syscall | M::Sysretq => false,
         M::In
         | M::Out
         | M::Insb
@@ -29,9 +30,7 @@ pub fn is_outside(insn: &Instruction) -> bool {
         | M::Monitor
         | M::Vmcall
         | M::Vmmcall
-        | M::Syscall
         | M::Sysret
-        | M::Sysretq
         | M::Sysenter
         | M::Sysexit
         | M::Sysexitq

@@ -4,11 +4,10 @@ use std::fmt::Write;
 
 use iced_x86::{Decoder, DecoderOptions, FastFormatter};
 
-use super::Outcome;
 use super::snapshot::Snapshot;
+use super::{Outcome, guest_bytes};
 use crate::block::Block;
 use crate::cpu::Cpu;
-use crate::word::Word;
 
 /// The interpreter and translated code differ.
 pub fn differs(
@@ -38,20 +37,7 @@ pub fn stale(cpu: &Cpu, block: &Block, code: usize) -> String {
 }
 
 fn both_codes(cpu: &Cpu, block: &Block, rip: u64, code: usize) -> String {
-    let len = block
-        .ops
-        .last()
-        .map_or(0, |op| u64::from(op.off) + u64::from(op.len));
-    let len = len.min(0x1000 - (block.gpa & 0xFFF)) as usize;
-    let guest: Vec<u8> = match cpu.shared.host(block.gpa) {
-        Some(host) => (0..len)
-            .map(|n| {
-                // SAFETY: the block's bytes lie in one page of guest RAM.
-                unsafe { u8::load(host.add(n)) }
-            })
-            .collect(),
-        None => Vec::new(),
-    };
+    let guest = guest_bytes(cpu, block);
     let host = cpu.translator.as_ref().map_or(&[][..], |t| t.code_at(code));
     let mut text = format!("guest code at {:#x} physical:\n", block.gpa);
     text += &listing(&guest, rip);

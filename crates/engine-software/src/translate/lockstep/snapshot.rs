@@ -105,12 +105,14 @@ impl Snapshot {
         text + &format!("rflags {:x}", self.rflags)
     }
 
-    /// Adds to `list` what `other`, translated code's, has differently.
-    pub fn differences(&self, other: &Snapshot, list: &mut Vec<String>) {
+    /// Adds to `list` what `other`, translated code's, has differently, other
+    /// than `open` flags.
+    pub fn differences(&self, other: &Snapshot, open: u64, list: &mut Vec<String>) {
         for (name, (a, b)) in NAMES.iter().zip(self.regs.iter().zip(&other.regs)) {
             different(list, name, a, b);
         }
-        different(list, "rflags", &self.rflags, &other.rflags);
+        let flags = [self.rflags & !open, other.rflags & !open];
+        different(list, "rflags", &flags[0], &flags[1]);
         let names = ["cr0", "cr2", "cr3", "cr4", "efer", "xcr0", "dr6", "dr7"];
         for (name, (a, b)) in names.iter().zip(self.control.iter().zip(&other.control)) {
             different(list, name, a, b);

@@ -1,0 +1,34 @@
+//! Random code of many instructions, by the interpreter and as translated
+//! code, in lockstep.
+
+use std::env;
+
+use croft_difftest::blocks::Blocks;
+use croft_engine_software::SoftwareEngine;
+
+fn number(name: &str, usual: u64) -> u64 {
+    let text = env::var(name).unwrap_or_default();
+    text.parse().unwrap_or(usual)
+}
+
+/// `CROFT_BLOCKS` says how many are compared at least.
+#[test]
+fn random_blocks_agree() {
+    let engine = SoftwareEngine::lockstep();
+    let counts = engine.lockstep_counts().unwrap();
+    let wanted = number("CROFT_BLOCKS", 60_000);
+    let mut blocks = Blocks::new(&engine, number("CROFT_DIFF_SEED", 1)).unwrap();
+    let mut batches = 0u64;
+    while counts.blocks() < wanted {
+        if let Err(error) = blocks.batch() {
+            panic!("batch {batches}: {error}");
+        }
+        batches += 1;
+        if batches.is_multiple_of(1000) {
+            println!("{batches} batches, {counts}");
+        }
+    }
+    println!("{batches} batches, {counts}");
+    // Nothing else touches the guest's memory.
+    assert_eq!(counts.disturbed(), 0);
+}
