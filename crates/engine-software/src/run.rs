@@ -441,7 +441,13 @@ impl Cpu {
             if init {
                 lapic.init_reset();
             }
-            (init, lapic.take_startup(), lapic.take_nmi())
+            // Of two NMIs the second waits in the local APIC until the first
+            // is being handled; then any number is one.
+            let mut nmi = false;
+            while (self.nmi_blocked || !(self.nmi_pending || nmi)) && lapic.take_nmi() {
+                nmi = true;
+            }
+            (init, lapic.take_startup(), nmi)
         };
         if init {
             self.init_reset();
