@@ -345,6 +345,9 @@ impl<'a> Emit<'a> {
             offset_of!(Mode, read)
         };
         let tag = self.mode_table() + entries as i32;
+        if self.options.count {
+            self.asm.state(true, &[0xFF], 0, hot::CHECKS); // inc
+        }
         let retry = self.asm.here();
         if self.options.bmi2 {
             // rorx r11, r10, 12 - shift

@@ -24,6 +24,12 @@ pub struct Hot {
     pub target: u64,
     /// Instructions retired by translated code, when they are counted.
     pub retired: u64,
+    /// Checks of accesses, when they are counted.
+    pub checks: u64,
+    /// Checks that a refill made succeed, when they are counted.
+    pub refilled: u64,
+    /// Refills that found nothing, when they are counted.
+    pub missed: u64,
     /// Vector registers that are loaded: 0 none, 1 XMM0–15, 2 YMM0–15.
     pub vector: u8,
     /// What may be loaded: bit 0 XMM registers, bit 1 YMM registers.
@@ -48,6 +54,9 @@ offsets! {
     EXIT = exit;
     TARGET = target;
     RETIRED = retired;
+    CHECKS = checks;
+    REFILLED = refilled;
+    MISSED = missed;
     VECTOR = vector;
     VECTOR_OK = vector_ok;
 }

@@ -34,6 +34,7 @@ mod run;
 mod special;
 mod tables;
 mod thunks;
+mod verify;
 
 pub use hot::Hot;
 pub use region::{Home, Region};
