@@ -46,6 +46,17 @@ pub enum Reason {
     Fault = 6,
 }
 
+/// What the reasons are for people, by number.
+pub const REASONS: [&str; 7] = [
+    "",
+    "to a block that is not linked yet",
+    "to a target not in the table, or with an event waiting",
+    "before a jump back, with an event waiting",
+    "vector registers that may not be used now",
+    "after the interpreter's help",
+    "by an exception",
+];
+
 impl Reason {
     /// What `leave` returned.
     pub fn from_code(code: u32) -> Self {

@@ -8,7 +8,7 @@ use super::place::{self, Place, Table};
 use super::state::{State, Value};
 use super::{Proof, Verdict};
 use crate::translate::asm::reg::R11;
-use crate::translate::tables::{Jump, Page, PAGES};
+use crate::translate::tables::{Jump, PAGES, Page};
 
 impl Proof<'_> {
     /// Index of the instruction of this block that instruction `index` jumps
@@ -19,7 +19,9 @@ impl Proof<'_> {
             return None;
         }
         let target = insn.near_branch_target();
-        self.code.binary_search_by_key(&target, Instruction::ip).ok()
+        self.code
+            .binary_search_by_key(&target, Instruction::ip)
+            .ok()
     }
 
     /// A jump out of the block: to a routine that leaves.
@@ -47,7 +49,7 @@ impl Proof<'_> {
         let near = insn.code() == Code::Call_rel32_64;
         let target = insn.near_branch_target() as usize;
         if near && thunks.refill.as_flattened().contains(&target) {
-            let own = thunks.refill.get(self.rules.mode as usize);
+            let own = thunks.refill.get(self.rules.scope.mode as usize);
             return match state.general(R11) {
                 _ if !own.is_some_and(|own| own.contains(&target)) => {
                     Err("a refill of another mode's table".to_owned())
@@ -86,7 +88,7 @@ impl Proof<'_> {
         let [memory] = info.used_memory() else {
             return wrong();
         };
-        match place::resolve(memory, state, self.rules.mode) {
+        match place::resolve(memory, state, self.rules.scope) {
             Some(Place::Cell(cell))
                 if cell.table == Table::Jumps
                     && cell.field == offset_of!(Jump, code)
@@ -125,4 +127,3 @@ fn is_one_of<T>(pointer: u64, elements: &[T]) -> bool {
         .iter()
         .any(|element| std::ptr::from_ref(element) as u64 == pointer)
 }
-

@@ -40,15 +40,16 @@ mod tests;
 use std::fmt;
 
 use iced_x86::{
-    Decoder, DecoderOptions, FastFormatter, FlowControl, Instruction, InstructionInfo,
+    Code, Decoder, DecoderOptions, FastFormatter, FlowControl, Instruction, InstructionInfo,
     InstructionInfoFactory,
 };
 
 use super::Exit;
 use super::thunks::Thunks;
 use crate::op::Op;
-use crate::tlb::AccessMode;
 use state::State;
+
+pub use place::Scope;
 
 /// What a block's code may refer to.
 pub struct Rules<'a> {
@@ -56,8 +57,8 @@ pub struct Rules<'a> {
     pub base: usize,
     /// The routines.
     pub thunks: &'a Thunks,
-    /// The rules for data accesses that it was translated for.
-    pub mode: AccessMode,
+    /// What it is.
+    pub scope: Scope,
     /// Its ops: all that the interpreter may be called for.
     pub ops: &'a [Op],
     /// Its exits.
@@ -107,8 +108,9 @@ struct Proof<'a> {
 /// They are not, or not in a way that the proof understands.
 pub fn verify(bytes: &[u8], rules: &Rules<'_>) -> Result<(), Box<Refusal>> {
     let base = rules.base as u64;
-    let code: Vec<Instruction> =
-        Decoder::with_ip(64, bytes, base, DecoderOptions::NONE).into_iter().collect();
+    let code: Vec<Instruction> = Decoder::with_ip(64, bytes, base, DecoderOptions::NONE)
+        .into_iter()
+        .collect();
     let mut proof = Proof {
         rules,
         known: vec![None; code.len()],
@@ -124,6 +126,16 @@ pub fn verify(bytes: &[u8], rules: &Rules<'_>) -> Result<(), Box<Refusal>> {
             why,
             listing: list(&proof.code, at),
         })
+    })
+}
+
+/// The refusal to let the jump whose displacement is at `site` lead to
+/// `code`, which is no block of its page.
+pub fn refused_link(site: usize, code: usize) -> Box<Refusal> {
+    Box::new(Refusal {
+        at: site as u64,
+        why: format!("a jump that shall lead to {code:#x}, no block of its page,"),
+        listing: String::new(),
     })
 }
 
@@ -197,7 +209,7 @@ impl Proof<'_> {
             FlowControl::Next => {
                 allowed::check(&insn, info)?;
                 self.memory(&insn, info, state)?;
-                state.step(index, &insn, info, self.rules.mode)?;
+                state.step(index, &insn, info, self.rules.scope)?;
                 Ok(true)
             }
             FlowControl::Call => {
@@ -226,6 +238,7 @@ impl Proof<'_> {
                 *state = passed;
                 Ok(true)
             }
+            FlowControl::Exception if insn.code() == Code::Ud2 => Ok(false),
             _ => Err("a transfer of control of a kind that is never needed".to_owned()),
         }
     }
@@ -233,7 +246,7 @@ impl Proof<'_> {
     /// Checks what an instruction reads and writes in memory.
     fn memory(&self, insn: &Instruction, info: &InstructionInfo, state: &State) -> Verdict {
         for memory in info.used_memory() {
-            place::check(insn, memory, state, self.rules.mode)?;
+            place::check(insn, memory, state, self.rules.scope)?;
         }
         Ok(())
     }

@@ -57,54 +57,101 @@ pub enum Place {
     Guest { table: Table, low: i64, high: i64 },
 }
 
-/// Bytes of the vCPU that translated code may use.
+/// Which code a block is, for what it may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope {
+    /// The mode of its accesses.
+    pub mode: AccessMode,
+    /// It has an instruction that changes the privilege level.
+    pub switches: bool,
+}
+
+/// Who may store to a field.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stores {
+    Nobody,
+    All,
+    /// Blocks of a supervisor, and those that change the privilege level.
+    Supervisor,
+    /// Blocks that change the privilege level.
+    Switch,
+}
+
+/// Bytes of the vCPU that all translated code may load.
 struct Field {
     at: usize,
     size: usize,
-    write: bool,
+    stores: Stores,
 }
 
-const fn read(at: usize, size: usize) -> Field {
-    Field {
-        at,
-        size,
-        write: false,
-    }
+const fn field(at: usize, size: usize, stores: Stores) -> Field {
+    Field { at, size, stores }
 }
 
-const fn write(at: usize, size: usize) -> Field {
-    Field {
-        at,
-        size,
-        write: true,
-    }
+const fn segment(which: u8) -> usize {
+    offset_of!(Cpu, segs) + which as usize * size_of::<Segment>()
 }
 
-const fn base_of(segment: u8) -> usize {
-    offset_of!(Cpu, segs) + segment as usize * size_of::<Segment>() + offset_of!(Segment, base)
-}
+const BASE: usize = offset_of!(Segment, base);
+const MSRS: usize = offset_of!(Cpu, msrs);
 
 /// All of them. Neither pointers of the host's nor what says which vector
 /// registers are loaded can be written.
 const FIELDS: &[Field] = &[
-    write(offset_of!(Cpu, regs), 16 * 8),
-    write(offset_of!(Cpu, rflags), 8),
-    write(offset_of!(Cpu, tlb_key), 8),
-    read(offset_of!(Cpu, look), 1),
-    read(base_of(seg::FS), 8),
-    write(base_of(seg::GS), 8),
-    write(offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base), 8),
-    write(hot::PAGE as usize, 8),
-    write(hot::TEMP as usize, 32),
-    write(hot::RETIRED as usize, 8),
-    write(hot::CHECKS as usize, 8),
-    read(hot::VECTOR as usize, 2),
-    read(ATTENTION, 4),
-    read(TABLES + offset_of!(Tables, space), 8),
+    field(offset_of!(Cpu, regs), 16 * 8, Stores::All),
+    field(offset_of!(Cpu, rflags), 8, Stores::All),
+    field(offset_of!(Cpu, tlb_key), 8, Stores::Supervisor),
+    field(offset_of!(Cpu, fetch_key), 8, Stores::Switch),
+    field(offset_of!(Cpu, cpl), 1, Stores::Switch),
+    field(offset_of!(Cpu, look), 1, Stores::Nobody),
+    field(segment(seg::CS), 2 * size_of::<Segment>(), Stores::Switch),
+    field(segment(seg::FS) + BASE, 8, Stores::Nobody),
+    field(segment(seg::GS) + BASE, 8, Stores::Supervisor),
+    field(MSRS + offset_of!(Msrs, lstar), 8, Stores::Nobody),
+    field(MSRS + offset_of!(Msrs, sfmask), 8, Stores::Nobody),
+    field(
+        MSRS + offset_of!(Msrs, kernel_gs_base),
+        8,
+        Stores::Supervisor,
+    ),
+    field(hot::PAGE as usize, 8, Stores::All),
+    field(hot::TEMP as usize, 32, Stores::All),
+    field(hot::RETIRED as usize, 8, Stores::All),
+    field(hot::CHECKS as usize, 8, Stores::All),
+    field(
+        hot::SYSTEM_SEGMENTS as usize,
+        2 * size_of::<Segment>(),
+        Stores::Nobody,
+    ),
+    field(
+        hot::USER_SEGMENTS as usize,
+        2 * size_of::<Segment>(),
+        Stores::Nobody,
+    ),
+    field(hot::FAST as usize, 1, Stores::Nobody),
+    field(hot::VECTOR as usize, 1, Stores::Nobody),
+    field(hot::VECTOR_OK as usize, 1, Stores::Nobody),
+    field(ATTENTION, 4, Stores::Nobody),
+    field(TABLES + offset_of!(Tables, space), 8, Stores::Nobody),
 ];
 
+// SS follows CS.
+const _: () = assert!(seg::SS == seg::CS + 1);
+
+impl Field {
+    fn allows(&self, writes: bool, scope: Scope) -> bool {
+        !writes
+            || match self.stores {
+                Stores::Nobody => false,
+                Stores::All => true,
+                Stores::Supervisor => scope.switches || scope.mode != AccessMode::User,
+                Stores::Switch => scope.switches,
+            }
+    }
+}
+
 /// Where a memory operand leads, if that is anywhere.
-pub fn resolve(memory: &UsedMemory, state: &State, mode: AccessMode) -> Option<Place> {
+pub fn resolve(memory: &UsedMemory, state: &State, scope: Scope) -> Option<Place> {
     if memory.address_size() != CodeSize::Code64 {
         return None;
     }
@@ -113,7 +160,7 @@ pub fn resolve(memory: &UsedMemory, state: &State, mode: AccessMode) -> Option<P
         (Register::RSP, Register::None) => Some(Place::Field(displacement)),
         (Register::RSP, index) if memory.scale() == 1 && index != Register::RSP => {
             match state.get(index)? {
-                Value::Index(index) => cell(index, displacement, mode).map(Place::Cell),
+                Value::Index(index) => cell(index, displacement, scope).map(Place::Cell),
                 _ => None,
             }
         }
@@ -129,27 +176,29 @@ pub fn resolve(memory: &UsedMemory, state: &State, mode: AccessMode) -> Option<P
     }
 }
 
-/// The field of a table of `mode` at `displacement`, for every value of an
-/// index.
-fn cell(index: Index, displacement: i64, mode: AccessMode) -> Option<Cell> {
-    let start = TABLES + offset_of!(Tables, modes) + mode as usize * size_of::<Mode>();
-    let within = usize::try_from(displacement).ok()?.checked_sub(start)?;
-    let pages = PAGES * size_of::<Page>();
-    let (table, at, entry, size) = if (offset_of!(Mode, read)..offset_of!(Mode, read) + pages)
-        .contains(&within)
-    {
-        (Table::Read, offset_of!(Mode, read), size_of::<Page>(), pages)
-    } else if (offset_of!(Mode, write)..offset_of!(Mode, write) + pages).contains(&within) {
-        (Table::Write, offset_of!(Mode, write), size_of::<Page>(), pages)
-    } else {
-        let size = JUMPS * size_of::<Jump>();
-        (Table::Jumps, offset_of!(Mode, jumps), size_of::<Jump>(), size)
-    };
-    let field = within.checked_sub(at)?;
+/// The field of a table at `displacement`, for every value of an index. Pages
+/// are found by the tables of the block's mode only, jumps also by those of
+/// the mode it changes to.
+fn cell(index: Index, displacement: i64, scope: Scope) -> Option<Cell> {
+    let modes = TABLES + offset_of!(Tables, modes);
+    let within = usize::try_from(displacement).ok()?.checked_sub(modes)?;
+    let own = within / size_of::<Mode>() == scope.mode as usize;
+    let within = within % size_of::<Mode>();
+    let (page, jump) = (size_of::<Page>(), size_of::<Jump>());
+    let tables = [
+        (Table::Read, offset_of!(Mode, read), page, PAGES),
+        (Table::Write, offset_of!(Mode, write), page, PAGES),
+        (Table::Jumps, offset_of!(Mode, jumps), jump, JUMPS),
+    ];
+    let (table, at, entry, count) = tables
+        .into_iter()
+        .find(|&(_, at, entry, count)| (at..at + entry * count).contains(&within))?;
+    let field = within - at;
     // The index counts whole entries, and leads to none behind the last.
     let whole = index.mask & (entry as u64 - 1) == 0;
-    let inside = index.mask <= (size - entry) as u64;
-    (field < entry && whole && inside).then_some(Cell {
+    let inside = index.mask <= (entry * (count - 1)) as u64;
+    let allowed = own || table == Table::Jumps && scope.switches;
+    (field < entry && whole && inside && allowed).then_some(Cell {
         table,
         field,
         site: index.site,
@@ -157,7 +206,7 @@ fn cell(index: Index, displacement: i64, mode: AccessMode) -> Option<Cell> {
 }
 
 /// Accepts one access of `insn` to memory.
-pub fn check(insn: &Instruction, memory: &UsedMemory, state: &State, mode: AccessMode) -> Verdict {
+pub fn check(insn: &Instruction, memory: &UsedMemory, state: &State, scope: Scope) -> Verdict {
     let writes = match memory.access() {
         OpAccess::None | OpAccess::NoMemAccess => return Ok(()),
         OpAccess::Read | OpAccess::CondRead => false,
@@ -170,12 +219,12 @@ pub fn check(insn: &Instruction, memory: &UsedMemory, state: &State, mode: Acces
     if is_bit_string(insn) {
         return Err("an access whose place depends on a bit number".to_owned());
     }
-    match resolve(memory, state, mode) {
+    match resolve(memory, state, scope) {
         None => Err("an access to memory by an unchecked address".to_owned()),
         Some(Place::Field(at)) => {
             let known = FIELDS.iter().any(|field| {
                 let end = (field.at + field.size) as i64;
-                at >= field.at as i64 && at + size <= end && (field.write || !writes)
+                at >= field.at as i64 && at + size <= end && field.allows(writes, scope)
             });
             if known {
                 Ok(())

@@ -2,13 +2,10 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{
-    ConditionCode, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register,
-};
+use iced_x86::{ConditionCode, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register};
 
 use super::Verdict;
-use super::place::{self, Cell, Place, Table};
-use crate::tlb::AccessMode;
+use super::place::{self, Cell, Place, Scope, Table};
 use crate::translate::asm::reg::{R10, R11};
 use crate::translate::tables::{Jump, Page};
 
@@ -95,7 +92,9 @@ impl State {
 
     /// What is known of a whole register.
     pub fn get(&self, register: Register) -> Option<Value> {
-        register.is_gpr64().then(|| self.registers[register.number()])
+        register
+            .is_gpr64()
+            .then(|| self.registers[register.number()])
     }
 
     /// A routine was called. `keeps`: what is no secret stays none.
@@ -147,10 +146,10 @@ impl State {
         at: usize,
         insn: &Instruction,
         info: &InstructionInfo,
-        mode: AccessMode,
+        scope: Scope,
     ) -> Verdict {
         let cell = match info.used_memory() {
-            [memory] => match place::resolve(memory, self, mode) {
+            [memory] => match place::resolve(memory, self, scope) {
                 Some(Place::Cell(cell)) => Some(cell),
                 _ => None,
             },

@@ -6,12 +6,17 @@ use iced_x86::code_asm::*;
 
 use super::*;
 use crate::cpu::Cpu;
+use crate::tlb::AccessMode;
 use crate::translate::hot;
 use crate::translate::region::{ATTENTION, TABLES};
 use crate::translate::tables::{JUMPS, Jump, Mode, PAGES, Page, Tables};
 
 const BASE: u64 = 0x10_0000;
 const MODE: AccessMode = AccessMode::User;
+const SCOPE: Scope = Scope {
+    mode: MODE,
+    switches: false,
+};
 
 fn thunks() -> Thunks {
     Thunks {
@@ -46,17 +51,21 @@ fn refusal(build: impl FnOnce(&mut CodeAssembler)) -> Option<String> {
     build(&mut a);
     leave(&mut a);
     let bytes = a.assemble(BASE).unwrap();
-    let rules = Rules {
-        base: BASE as usize,
-        thunks: &thunks(),
-        mode: MODE,
-        ops: &[],
-        exits: &[],
-    };
-    verify(&bytes, &rules).err().map(|refusal| {
+    verify_in(&bytes, SCOPE).err().map(|refusal| {
         assert!(refusal.listing.contains("=>"), "{refusal}");
         refusal.why
     })
+}
+
+fn verify_in(bytes: &[u8], scope: Scope) -> Result<(), Box<Refusal>> {
+    let rules = Rules {
+        base: BASE as usize,
+        thunks: &thunks(),
+        scope,
+        ops: &[],
+        exits: &[],
+    };
+    verify(bytes, &rules)
 }
 
 fn leave(a: &mut CodeAssembler) {
@@ -342,6 +351,33 @@ fn fields_that_are_not_translated_code_s_are_caught() {
     });
 }
 
+/// What says who the guest is can be changed where it may.
+#[test]
+fn fields_of_privilege_are_caught_in_other_code() {
+    let run = |scope, field: usize, size: usize| {
+        let mut a = CodeAssembler::new(64).unwrap();
+        match size {
+            1 => a.mov(byte_ptr(rsp + field as i32), cl).unwrap(),
+            _ => a.mov(qword_ptr(rsp + field as i32), rcx).unwrap(),
+        }
+        leave(&mut a);
+        let bytes = a.assemble(BASE).unwrap();
+        verify_in(&bytes, scope).is_ok()
+    };
+    let supervisor = Scope {
+        mode: AccessMode::Supervisor,
+        switches: false,
+    };
+    let switches = Scope {
+        mode: MODE,
+        switches: true,
+    };
+    let cpl = offset_of!(Cpu, cpl);
+    assert!(!run(SCOPE, cpl, 1) && !run(supervisor, cpl, 1) && run(switches, cpl, 1));
+    let key = offset_of!(Cpu, tlb_key);
+    assert!(!run(SCOPE, key, 8) && run(supervisor, key, 8) && run(switches, key, 8));
+}
+
 /// The first field, and what lies across its end.
 #[test]
 fn an_access_across_the_end_of_a_field_is_caught() {
@@ -363,7 +399,6 @@ fn system_instructions_are_caught() {
         |a| a.syscall().unwrap(),
         |a| a.int(0x80).unwrap(),
         |a| a.int3().unwrap(),
-        |a| a.ud2().unwrap(),
         |a| a.hlt().unwrap(),
         |a| a.cli().unwrap(),
         |a| a.cpuid().unwrap(),
@@ -430,15 +465,8 @@ fn code_without_an_end_is_caught() {
     let mut a = CodeAssembler::new(64).unwrap();
     a.mov(rcx, rdx).unwrap();
     let bytes = a.assemble(BASE).unwrap();
-    let rules = Rules {
-        base: BASE as usize,
-        thunks: &thunks(),
-        mode: MODE,
-        ops: &[],
-        exits: &[],
-    };
-    assert!(verify(&bytes, &rules).is_err());
-    assert!(verify(&[], &rules).is_err());
+    assert!(verify_in(&bytes, SCOPE).is_err());
+    assert!(verify_in(&[], SCOPE).is_err());
 }
 
 #[test]
@@ -489,7 +517,7 @@ fn jump(a: &mut CodeAssembler, mask: i32, compares: bool, field: usize) {
     let mut miss = a.create_label();
     address(a);
     a.imul_3(r11d, r10d, 0x1234_5677).unwrap();
-    a.shr(r11d, 15).unwrap();
+    a.shr(r11d, 8).unwrap();
     a.and(r11d, mask).unwrap();
     a.cmp(r10, qword_ptr(rsp + r11 + entry)).unwrap();
     if compares {
