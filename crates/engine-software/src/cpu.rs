@@ -1,5 +1,6 @@
 //! One vCPU's architectural state, laid out for the interpreter.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use croft_engine::{CpuIo, DebugControl};
@@ -222,10 +223,14 @@ pub struct Cpu {
     pub timer_due: u64,
     /// Blocks until the timer is compared with the clock.
     pub poll_in: u32,
+    /// This vCPU stored to decoded code: the running block may be stale.
+    pub code_changed: Cell<bool>,
     /// Interrupts are held back until the next instruction is done.
     pub shadow: bool,
     /// As `shadow`, by MOV SS or POP SS: debug traps are held back too.
     pub shadow_ss: bool,
+    /// The next instruction stands behind such a MOV SS or POP SS.
+    pub after_ss: bool,
     /// Translations of linear pages.
     pub tlb: Box<Tlb>,
     /// Decoded blocks.
@@ -331,8 +336,10 @@ impl Cpu {
             look: true,
             timer_due: u64::MAX,
             poll_in: 0,
+            code_changed: Cell::new(false),
             shadow: false,
             shadow_ss: false,
+            after_ss: false,
             tlb: Tlb::new(),
             blocks: Blocks::default(),
             vector: Box::new(VectorState::new()),

@@ -35,6 +35,9 @@ use crate::shared::{attention, lock};
 /// Blocks between two looks at the clock: about 20 µs.
 const POLL_EVERY: u32 = 256;
 
+/// EBX of CPUID leaf 0 where the vendor is Intel: "Genu".
+const INTEL: u32 = u32::from_le_bytes(*b"Genu");
+
 /// What looking at events came to.
 enum Look {
     Run,
@@ -191,7 +194,10 @@ impl Cpu {
                 }
             }
         }
-        if hits != 0 && self.rflags & flag::RF == 0 {
+        // On Intel's processors MOV SS and POP SS hold these back, and lose
+        // them (SDM vol. 3, 7.8.3 and 18.3.1.1).
+        let held = self.after_ss && self.cpuid_leaf(0, 0).ebx == INTEL;
+        if hits != 0 && self.rflags & flag::RF == 0 && !held {
             self.raised = Raised {
                 vector: vector::DB,
                 dr6: hits,
@@ -208,7 +214,15 @@ impl Cpu {
         let mut done = 0;
         for op in ops {
             match (op.run)(self, op) {
-                Ok(Flow::Next) => done += 1,
+                Ok(Flow::Next) => {
+                    done += 1;
+                    if self.code_changed.get() {
+                        self.code_changed.set(false);
+                        self.retired += done;
+                        self.go_behind(op);
+                        return Ended::Done;
+                    }
+                }
                 Ok(Flow::Jump) => {
                     self.retired += done + 1;
                     return Ended::Done;
@@ -366,6 +380,7 @@ impl Cpu {
         // What is decided here holds for the next instruction only if it runs
         // alone.
         self.was_stepping = self.rflags & flag::TF != 0;
+        self.after_ss = self.shadow_ss;
         self.single = self.was_stepping
             || self.rflags & flag::RF != 0
             || self.shadow
@@ -448,7 +463,13 @@ impl Cpu {
             if init {
                 lapic.init_reset();
             }
-            (init, lapic.take_startup(), lapic.take_nmi())
+            // Of two NMIs the second waits in the local APIC until the first
+            // is being handled; then any number is one.
+            let mut nmi = false;
+            while (self.nmi_blocked || !(self.nmi_pending || nmi)) && lapic.take_nmi() {
+                nmi = true;
+            }
+            (init, lapic.take_startup(), nmi)
         };
         if init {
             self.init_reset();

@@ -33,7 +33,7 @@ impl Emit<'_> {
             Class::JumpIf => {
                 // iced counts conditions from 1.
                 let condition = insn.condition_code() as u8 - 1;
-                self.branch(condition, insn.near_branch_target() as i64, guest.at);
+                self.branch(guest, condition, insn.near_branch_target() as i64);
                 true
             }
             Class::Jump => {

@@ -95,6 +95,7 @@ enum Cold {
     /// A branch is taken.
     Taken {
         jump: Fixup,
+        op: *const Op,
         save: bool,
         index: usize,
         target: i64,
@@ -784,15 +785,16 @@ impl<'a> Emit<'a> {
     }
 
     /// Jcc: the taken side goes behind the block.
-    pub(super) fn branch(&mut self, condition: u8, target: i64, from: u64) {
+    pub(super) fn branch(&mut self, guest: &Guest<'_>, condition: u8, target: i64) {
         self.host_flags();
         let jump = self.asm.jcc(condition);
         self.cold.push(Cold::Taken {
             jump,
+            op: guest.op_pointer(),
             save: self.flags == FlagState::Host,
             index: self.done as usize + 1,
             target,
-            from,
+            from: guest.at,
         });
     }
 
@@ -808,6 +810,7 @@ impl<'a> Emit<'a> {
         while next < self.cold.len() {
             if let Cold::Taken {
                 jump,
+                op,
                 save,
                 index,
                 target,
@@ -822,7 +825,7 @@ impl<'a> Emit<'a> {
                 };
                 self.save_flags();
                 self.add_retired(index as i64 - i64::from(self.count));
-                self.leave_to(std::ptr::null(), 0, target, from);
+                self.leave_to(op, 0, target, from);
             }
             next += 1;
         }

@@ -507,7 +507,10 @@ unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
             let ok = cpu.vector_ok();
             cpu.hot.vector_ok = ok;
             let lost = loaded == 1 && ok & 1 == 0 || loaded == 2 && ok & 2 == 0;
-            if !lost && !cpu.recheck && cpu.own.attention().load(Ordering::Relaxed) == 0 {
+            // The code behind the instruction may be stale now.
+            let changed = cpu.code_changed.replace(false);
+            if !lost && !changed && !cpu.recheck && cpu.own.attention().load(Ordering::Relaxed) == 0
+            {
                 cpu.split_flags();
                 return 0;
             }
