@@ -9,6 +9,7 @@ use crate::block::Blocks;
 use crate::fault::Raised;
 use crate::msr::Msrs;
 use crate::shared::{Shared, VcpuShared};
+use crate::statistics::Counting;
 use crate::tlb::{AccessMode, Tlb};
 use crate::translate::{Home, Hot, Translator};
 use crate::vector::VectorState;
@@ -307,6 +308,8 @@ pub struct Cpu {
     pub step_cancelled: bool,
     /// What translated code keeps here.
     pub hot: Hot,
+    /// Counts, if somebody wants to know.
+    pub counting: Option<Box<Counting>>,
     /// Makes translated code, unless everything is interpreted.
     pub translator: Option<Box<Translator>>,
     /// The next block must be interpreted, once.
@@ -374,6 +377,7 @@ impl Cpu {
             debug_resume: None,
             step_cancelled: false,
             hot: Hot::default(),
+            counting: None,
             translator: None,
             interpret_next: false,
         };

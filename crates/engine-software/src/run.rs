@@ -65,6 +65,7 @@ impl Cpu {
         self.look = true;
         self.own.set_awake(true);
         let stop = self.run_loop();
+        self.publish_counts(true);
         self.own.set_awake(false);
         self.io = None;
         stop
@@ -73,6 +74,9 @@ impl Cpu {
     fn run_loop(&mut self) -> Stop {
         loop {
             if self.translator.as_ref().is_some_and(|t| t.is_full()) {
+                if let Some(refusal) = self.refused_code() {
+                    return Stop::Failed(refusal);
+                }
                 self.flush_code();
             }
             self.poll_in = self.poll_in.wrapping_sub(1);
@@ -337,6 +341,9 @@ impl Cpu {
     /// Looks at everything that can come between two instructions.
     #[inline(never)]
     fn look_at_events(&mut self) -> Look {
+        if self.counting.is_some() {
+            self.publish_counts(false);
+        }
         loop {
             self.recheck = false;
             if self.poll_in == 0 || self.poll_in > POLL_EVERY {
