@@ -5,7 +5,7 @@ CARGO ?= cargo
 TESTS ?= --workspace
 PROFILE ?= --release
 BENCH_ARGS ?=
-FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio
+FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio saved
 # Seconds for each target.
 FUZZ_TIME ?= 60
 

@@ -1,5 +1,6 @@
 //! One vCPU's architectural state, laid out for the interpreter.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use croft_engine::{CpuIo, DebugControl};
@@ -8,6 +9,7 @@ use crate::block::Blocks;
 use crate::fault::Raised;
 use crate::msr::Msrs;
 use crate::shared::{Shared, VcpuShared};
+use crate::statistics::Counting;
 use crate::tlb::{AccessMode, Tlb};
 use crate::translate::{Home, Hot, Lockstep, Translator};
 use crate::vector::VectorState;
@@ -221,10 +223,14 @@ pub struct Cpu {
     pub timer_due: u64,
     /// Blocks until the timer is compared with the clock.
     pub poll_in: u32,
+    /// This vCPU stored to decoded code: the running block may be stale.
+    pub code_changed: Cell<bool>,
     /// Interrupts are held back until the next instruction is done.
     pub shadow: bool,
     /// As `shadow`, by MOV SS or POP SS: debug traps are held back too.
     pub shadow_ss: bool,
+    /// The next instruction stands behind such a MOV SS or POP SS.
+    pub after_ss: bool,
     /// Translations of linear pages.
     pub tlb: Box<Tlb>,
     /// Decoded blocks.
@@ -302,6 +308,8 @@ pub struct Cpu {
     pub step_cancelled: bool,
     /// What translated code keeps here.
     pub hot: Hot,
+    /// Counts, if somebody wants to know.
+    pub counting: Option<Box<Counting>>,
     /// Makes translated code, unless everything is interpreted.
     pub translator: Option<Box<Translator>>,
     /// The next block must be interpreted, once.
@@ -333,8 +341,10 @@ impl Cpu {
             look: true,
             timer_due: u64::MAX,
             poll_in: 0,
+            code_changed: Cell::new(false),
             shadow: false,
             shadow_ss: false,
+            after_ss: false,
             tlb: Tlb::new(),
             blocks: Blocks::default(),
             vector: Box::new(VectorState::new()),
@@ -372,6 +382,7 @@ impl Cpu {
             debug_resume: None,
             step_cancelled: false,
             hot: Hot::default(),
+            counting: None,
             translator: None,
             interpret_next: false,
             lockstep: None,

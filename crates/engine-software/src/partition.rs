@@ -15,7 +15,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::cpu::Cpu;
 use crate::irqfd::IrqFds;
 use crate::shared::{Shared, VcpuShared, lock};
-use crate::translate::{Home, Lockstep, LockstepCounts, Translator};
+use crate::statistics::{Counting, Statistics};
+use crate::translate::{Home, Lockstep, LockstepCounts, Settings, Translator};
 
 /// Most vCPUs: APIC ids of one byte, 0xFF being the broadcast.
 const MAX_VCPUS: u32 = 254;
@@ -26,13 +27,42 @@ pub const PHYSICAL_BITS: u8 = 46;
 /// hardware's.
 #[derive(Clone, Debug)]
 pub struct SoftwareEngine {
-    translates: bool,
-    code_size: usize,
+    options: SoftwareOptions,
+    statistics: Option<Arc<Statistics>>,
     lockstep: Option<Arc<LockstepCounts>>,
 }
 
-/// Bytes of translated code of a partition, unless told otherwise.
-const CODE_SIZE: usize = 64 << 20;
+/// How the engine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftwareOptions {
+    /// Translate; else everything is interpreted.
+    pub translates: bool,
+    /// Room for translated code in bytes, for all vCPUs of a partition
+    /// together; a vCPU has 1 MiB at least.
+    pub code_size: usize,
+    /// Prove that code is isolated before it runs. Builds with debug
+    /// assertions always do.
+    pub verifies: bool,
+    /// Count what happens, see [`SoftwareEngine::statistics`]. Translated
+    /// code is slower then.
+    pub counts: bool,
+    /// Run each block by the interpreter and as translated code; [`Vcpu::run`]
+    /// ends with [`Stop::Failed`] at the first difference. For machines of one
+    /// vCPU, and slow.
+    pub lockstep: bool,
+}
+
+impl Default for SoftwareOptions {
+    fn default() -> Self {
+        SoftwareOptions {
+            translates: true,
+            code_size: 64 << 20,
+            verifies: cfg!(debug_assertions),
+            counts: false,
+            lockstep: false,
+        }
+    }
+}
 
 impl Default for SoftwareEngine {
     fn default() -> Self {
@@ -43,21 +73,30 @@ impl Default for SoftwareEngine {
 impl SoftwareEngine {
     /// The engine as it runs best.
     pub fn new() -> Self {
+        Self::with_options(SoftwareOptions::default())
+    }
+
+    /// The engine as `options` say.
+    pub fn with_options(options: SoftwareOptions) -> Self {
         SoftwareEngine {
-            translates: true,
-            code_size: CODE_SIZE,
-            lockstep: None,
+            options,
+            statistics: options.counts.then(Arc::default),
+            lockstep: options.lockstep.then(Arc::default),
         }
     }
 
-    /// The engine, checking itself: each block is run by the interpreter and
-    /// as translated code, and [`Vcpu::run`] ends with [`Stop::Failed`] at
-    /// the first difference. For machines of one vCPU, and slow.
+    /// What its machines counted, if they count. More is added while they
+    /// run.
+    pub fn statistics(&self) -> Option<Arc<Statistics>> {
+        self.statistics.clone()
+    }
+
+    /// The engine, checking itself, see [`SoftwareOptions::lockstep`].
     pub fn lockstep() -> Self {
-        SoftwareEngine {
-            lockstep: Some(Arc::default()),
-            ..Self::new()
-        }
+        Self::with_options(SoftwareOptions {
+            lockstep: true,
+            ..SoftwareOptions::default()
+        })
     }
 
     /// What lockstep has compared so far.
@@ -67,10 +106,10 @@ impl SoftwareEngine {
 
     /// The engine that interprets everything.
     pub fn interpreter() -> Self {
-        SoftwareEngine {
+        Self::with_options(SoftwareOptions {
             translates: false,
-            ..Self::new()
-        }
+            ..SoftwareOptions::default()
+        })
     }
 }
 
@@ -120,8 +159,8 @@ impl Engine for SoftwareEngine {
         Ok(Arc::new(SoftwarePartition {
             taken: (0..config.vcpus).map(|_| AtomicBool::new(false)).collect(),
             irqfds: Mutex::new(IrqFds::new(shared.clone())),
-            translates: self.translates,
-            code_size: self.code_size,
+            options: self.options,
+            statistics: self.statistics.clone(),
             lockstep: self.lockstep.clone(),
             shared,
         }))
@@ -136,9 +175,8 @@ struct SoftwarePartition {
     shared: Arc<Shared>,
     taken: Vec<AtomicBool>,
     irqfds: Mutex<IrqFds>,
-    translates: bool,
-    /// Bytes of translated code, for all vCPUs together.
-    code_size: usize,
+    options: SoftwareOptions,
+    statistics: Option<Arc<Statistics>>,
     lockstep: Option<Arc<LockstepCounts>>,
 }
 
@@ -154,11 +192,17 @@ impl Partition for SoftwarePartition {
             return Err(EngineError::NoSuchVcpu(index));
         }
         let mut cpu = Cpu::power_up(self.shared.clone(), index, own.clone());
-        if self.translates {
-            let size = self.code_size / self.taken.len();
-            let lockstep = self.lockstep.is_some();
-            let translator =
-                Translator::new(size, lockstep, lockstep).map_err(host("cannot translate"))?;
+        if let Some(statistics) = &self.statistics {
+            cpu.counting = Some(Box::new(Counting::new(statistics)));
+        }
+        if self.options.translates {
+            let settings = Settings {
+                size: self.options.code_size / self.taken.len(),
+                counts: self.options.counts || self.options.lockstep,
+                verifies: self.options.verifies || cfg!(debug_assertions),
+                lockstep: self.options.lockstep,
+            };
+            let translator = Translator::new(settings).map_err(host("cannot translate"))?;
             cpu.translator = Some(Box::new(translator));
             let counts = self.lockstep.clone();
             cpu.lockstep = counts.map(|counts| Box::new(Lockstep::new(counts)));

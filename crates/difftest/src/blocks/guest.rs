@@ -8,6 +8,9 @@
 //!        └──► OUT: the host puts the next batch in place
 //! ```
 //!
+//! A [`Program`](super::program::Program) stands where the loop is, and runs
+//! once.
+//!
 //! What a case leaves behind is of no interest here: the engine compares.
 
 use std::sync::Arc;
@@ -29,7 +32,7 @@ use iced_x86::code_asm::{
 
 use super::draw::Case;
 use super::layout::{
-    CODE, CODE_AT, CODE_PAGES, DATA, DATA_AT, KERNEL, KINDS, MMIO, PAGE, Page, RAM,
+    CODE, CODE_AT, CODE_PAGES, DATA, DATA_AT, KERNEL, KINDS, MMIO, PAGE, Page, RAM, SPARE_RAM,
 };
 use crate::layout::GS_BASE;
 use crate::machine::MachineError;
@@ -40,9 +43,12 @@ const TSS: u64 = 0x8800;
 const IDT: u64 = 0x9000;
 const ENTRY: u64 = 0xA000;
 const STACK: u64 = 0xF000;
-/// The next record's address and the last one's end.
+/// Has the next record's address and the last one's end.
 const CURSOR: u64 = 0xF800;
 const RECORDS: u64 = 0x10000;
+
+/// Guest-physical address of the spare page's table entry.
+pub const SPARE_ENTRY: u64 = TABLES + 5 * PAGE + 8 * CODE_PAGES;
 
 /// Bytes of a case's record: RAX … R15, RIP, CS, RFLAGS, RSP, SS, and from
 /// [`XSAVE`] on its vector state.
@@ -103,7 +109,7 @@ pub struct Guest {
     vcpu: Box<dyn Vcpu>,
     bus: Bus,
     profile: CpuProfile,
-    partition: Arc<dyn Partition>,
+    _partition: Arc<dyn Partition>,
 }
 
 fn put(ram: &GuestRam, address: u64, value: u64) -> Result<(), MemoryError> {
@@ -177,7 +183,7 @@ impl Guest {
             vcpu,
             bus,
             profile,
-            partition,
+            _partition: partition,
         })
     }
 
@@ -201,20 +207,19 @@ impl Guest {
         put(&self.ram, CURSOR, KERNEL + RECORDS)?;
         let end = KERNEL + RECORDS + records.len() as u64;
         put(&self.ram, CURSOR + 8, end)?;
-        self.bus.done.store(false, Ordering::Relaxed);
         let stop = thread::scope(|scope| {
-            let (kicker, started) = (self.vcpu.kicker(), Instant::now());
+            let (kicker, started) = (self.kicker(), Instant::now());
             let watch = scope.spawn(move || {
                 thread::park_timeout(PATIENCE);
                 if started.elapsed() >= PATIENCE {
                     kicker.kick();
                 }
             });
-            let stop = self.vcpu.run(&self.bus);
+            let stop = self.go();
             watch.thread().unpark();
             stop
         });
-        if stop == Stop::Kicked && self.bus.done.load(Ordering::Relaxed) {
+        if stop == Stop::Kicked && self.is_done() {
             return Ok(());
         }
         let text = match stop {
@@ -224,9 +229,33 @@ impl Guest {
         Err(EngineError::Unsupported(text).into())
     }
 
-    /// The guest's partition.
-    pub fn partition(&self) -> &dyn Partition {
-        &*self.partition
+    /// Where the first instruction is.
+    pub fn entry(&self) -> u64 {
+        KERNEL + ENTRY
+    }
+
+    /// Puts a program there.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub fn put_program(&self, code: &[u8]) -> Result<(), MachineError> {
+        Ok(self.ram.write(ENTRY, code)?)
+    }
+
+    /// Runs, until an OUT or somebody's kick.
+    pub fn go(&mut self) -> Stop {
+        self.bus.done.store(false, Ordering::Relaxed);
+        self.vcpu.run(&self.bus)
+    }
+
+    /// The last run came to an OUT.
+    pub fn is_done(&self) -> bool {
+        self.bus.done.load(Ordering::Relaxed)
+    }
+
+    /// Ends a run.
+    pub fn kicker(&self) -> Kicker {
+        self.vcpu.kicker()
     }
 }
 
@@ -299,6 +328,8 @@ fn write_tables(ram: &GuestRam) -> Result<(), MemoryError> {
     for n in 0..CODE_PAGES {
         put(ram, table(5) + 8 * n, (CODE_AT + n * PAGE) | PRESENT | USER)?;
     }
+    put(ram, SPARE_ENTRY, SPARE_RAM | PRESENT | WRITABLE)?;
+    put(ram, SPARE_RAM + PAGE, 1)?;
     for (n, kind) in KINDS.iter().enumerate() {
         let entry = match kind {
             Page::Absent => continue,

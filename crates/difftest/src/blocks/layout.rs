@@ -25,6 +25,10 @@ pub const DATA: u64 = 0x2100_0000;
 pub const DATA_AT: u64 = 0x18_0000;
 /// Bytes of it there.
 pub const DATA_RAM: u64 = 5 * PAGE;
+/// A page for programs, executable and writable, behind the code.
+pub const SPARE_AT: u64 = CODE + CODE_PAGES * PAGE;
+/// Where it is in RAM; the next page is its other.
+pub const SPARE_RAM: u64 = 0x1E_0000;
 /// What is no RAM.
 pub const MMIO: u64 = 0xD000_0000;
 /// RAM in all.

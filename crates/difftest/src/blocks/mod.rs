@@ -12,6 +12,7 @@
 mod draw;
 mod guest;
 mod layout;
+pub mod program;
 
 use croft_engine::{CpuModel, Engine};
 use rand::rngs::SmallRng;

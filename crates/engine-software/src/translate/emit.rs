@@ -114,6 +114,9 @@ enum Cold {
     Unlinked { jump: Fixup, exit: usize },
 }
 
+/// No place to go on at: behind an instruction that ends its block.
+const NOWHERE: usize = usize::MAX;
+
 /// A finished block.
 pub struct Emitted {
     /// The code.
@@ -352,6 +355,9 @@ impl<'a> Emit<'a> {
             offset_of!(Mode, read)
         };
         let tag = mode_table(self.options.mode) + entries as i32;
+        if self.options.count {
+            self.asm.state(true, &[0xFF], 0, hot::CHECKS); // inc
+        }
         let retry = self.asm.here();
         if self.options.bmi2 {
             // rorx r11, r10, 12 - shift
@@ -443,7 +449,7 @@ impl<'a> Emit<'a> {
             _ => self.special(guest),
         };
         self.done += 1;
-        let here = self.asm.here();
+        let here = if goes_on { self.asm.here() } else { NOWHERE };
         for cold in &mut self.cold[first_cold..] {
             if let Cold::Miss { resume, .. } | Cold::Interpret { resume, .. } = cold {
                 *resume = here;
@@ -612,7 +618,7 @@ impl<'a> Emit<'a> {
             return true;
         }
         let barrier = host.op_count() == 2
-            && !matches!(host.op1_kind(), OpKind::Register)
+            && !matches!(host.op1_kind(), OpKind::Register | OpKind::Memory)
             && host.immediate(1) == 0;
         if !barrier {
             host.set_has_lock_prefix(false);
@@ -892,6 +898,11 @@ impl<'a> Emit<'a> {
     fn interpreted(&mut self, op: *const Op, resume: usize) {
         self.asm.mov_imm64(R11, op as u64);
         self.asm.call_abs(self.thunks.interpret);
+        if resume == NOWHERE {
+            // The interpreter has gone elsewhere.
+            self.asm.raw(&[0x0F, 0x0B]); // ud2
+            return;
+        }
         self.asm.mov(R10, RAX);
         self.restore();
         self.asm.mov(RAX, R10);

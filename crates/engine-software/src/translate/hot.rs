@@ -24,6 +24,12 @@ pub struct Hot {
     pub target: u64,
     /// Instructions retired by translated code, when they are counted.
     pub retired: u64,
+    /// Checks of accesses, when they are counted.
+    pub checks: u64,
+    /// Checks that a refill made succeed, when they are counted.
+    pub refilled: u64,
+    /// Refills that found nothing, when they are counted.
+    pub missed: u64,
     /// CS and SS after SYSCALL and after SYSRET.
     pub system_segments: [Segment; 2],
     #[allow(missing_docs)]
@@ -56,6 +62,9 @@ offsets! {
     EXIT = exit;
     TARGET = target;
     RETIRED = retired;
+    CHECKS = checks;
+    REFILLED = refilled;
+    MISSED = missed;
     SYSTEM_SEGMENTS = system_segments;
     USER_SEGMENTS = user_segments;
     FAST = fast;

@@ -36,7 +36,9 @@ mod run;
 mod special;
 mod tables;
 mod thunks;
+mod verify;
 
+pub use classify::Class;
 pub use hot::Hot;
 pub use lockstep::{Lockstep, LockstepCounts, is_outside};
 pub use planted::PlantedInCode;
@@ -44,7 +46,8 @@ pub(crate) use planted::is_planted;
 #[cfg(feature = "planted")]
 pub use planted::plant_in_code;
 pub use region::{Home, Region};
-pub use run::Translator;
+pub use run::{Settings, Translator};
+pub use thunks::REASONS;
 
 use crate::op::Op;
 

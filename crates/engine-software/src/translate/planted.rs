@@ -2,8 +2,7 @@
 //! notice them.
 //!
 //! Code translated while an error is planted has it. Without the `planted`
-//! feature (or unit tests) nothing can be planted and the query is a
-//! constant.
+//! feature nothing can be planted and the query is a constant.
 
 /// Where the error sits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,7 +23,7 @@ pub enum PlantedInCode {
     MissedInvalidation,
 }
 
-#[cfg(any(test, feature = "planted"))]
+#[cfg(feature = "planted")]
 mod switch {
     use std::cell::Cell;
 
@@ -44,7 +43,7 @@ mod switch {
     }
 }
 
-#[cfg(not(any(test, feature = "planted")))]
+#[cfg(not(feature = "planted"))]
 mod switch {
     pub(crate) const fn is_planted(_: super::PlantedInCode) -> bool {
         false

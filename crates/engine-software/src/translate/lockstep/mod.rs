@@ -129,8 +129,9 @@ pub struct Lockstep {
     record: Record,
     /// Guest bytes by the address of the code that was made of them.
     code: HashMap<usize, Box<[u8]>>,
-    /// Times the translator had thrown its code away when `code` was begun.
-    flushes: u64,
+    /// The interpreter stops behind a store to a page that somebody watches:
+    /// it may have changed the block itself.
+    cautious: bool,
     counts: Arc<LockstepCounts>,
 }
 
@@ -142,9 +143,16 @@ impl Lockstep {
             outside: false,
             record: Record::default(),
             code: HashMap::new(),
-            flushes: 0,
+            cautious: true,
             counts,
         }
+    }
+}
+
+impl Lockstep {
+    /// All translated code was thrown away.
+    pub fn forget_code(&mut self) {
+        self.code.clear();
     }
 }
 
@@ -213,6 +221,12 @@ impl Cpu {
             self.put_back(&before, recheck);
             let translated = self.translated(block, start, code, &interpreted);
             self.recheck |= its_recheck;
+            if self.needs_no_caution(&interpreted, &translated) {
+                self.put_back(&before, recheck);
+                self.clear_record();
+                attempt -= 1;
+                continue;
+            }
             let mut differences = self.differences(&interpreted, &translated, 0);
             if differences.is_empty() {
                 break translated;
@@ -235,6 +249,9 @@ impl Cpu {
             self.clear_record();
         };
         self.count(attempt, outcome.done);
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.cautious = true;
+        }
         self.clear_record();
         match outcome.end {
             End::Done => Ok(Ended::Done),
@@ -248,6 +265,20 @@ impl Cpu {
                 Ok(self.alone(op.unwrap_or_default()))
             }
         }
+    }
+
+    /// The interpreter stopped behind a store where nothing had to stop: it
+    /// shall not next time.
+    fn needs_no_caution(&mut self, interpreted: &Outcome, translated: &Outcome) -> bool {
+        let Some(lockstep) = &mut self.lockstep else {
+            return false;
+        };
+        let stopped = lockstep.cautious && lockstep.record.has_watched();
+        if stopped && translated.done > interpreted.done {
+            lockstep.cautious = false;
+            return true;
+        }
+        false
     }
 
     fn clear_record(&mut self) {
@@ -297,6 +328,7 @@ impl Cpu {
             lockstep.record.undo(&mut self.tlb);
         }
         before.put(self);
+        self.code_changed.set(false);
         self.recheck = recheck;
     }
 
@@ -347,11 +379,19 @@ impl Cpu {
                 self.set_rip(op.rip(self));
                 return (End::Outside, done);
             }
+            let recheck = self.recheck;
             match (op.run)(self, op) {
+                Ok(Flow::Next) if self.changed_code() => {
+                    self.set_rip(op.next_rip(self));
+                    return (End::Done, done + 1);
+                }
                 Ok(Flow::Next) => {}
                 Ok(Flow::Jump) => return (End::Done, done + 1),
                 // Translated code goes on behind STI where nothing waits.
-                Ok(Flow::End) if op.left != 0 && self.only_sti() => self.shadow = false,
+                Ok(Flow::End) if op.left != 0 && self.only_sti() => {
+                    self.shadow = false;
+                    self.recheck = recheck;
+                }
                 Ok(Flow::End) => {
                     self.set_rip(op.next_rip(self));
                     return (End::Done, done + 1);
@@ -375,6 +415,17 @@ impl Cpu {
             self.set_rip(op.next_rip(self));
         }
         (End::Done, done)
+    }
+
+    /// The instruction may have overwritten what follows it.
+    fn changed_code(&mut self) -> bool {
+        let Some(lockstep) = &mut self.lockstep else {
+            return false;
+        };
+        match lockstep.phase {
+            Phase::Interpreted => lockstep.record.take_watched() && lockstep.cautious,
+            _ => self.code_changed.replace(false),
+        }
     }
 
     /// The instruction was STI, and there is nothing to deliver behind it.
@@ -448,15 +499,10 @@ impl Cpu {
 
     /// The guest's bytes are those that `code` was made of.
     fn is_fresh(&mut self, block: &Block, code: usize) -> bool {
-        let flushes = self.translator.as_ref().map_or(0, |t| t.flushes);
         let bytes = guest_bytes(self, block);
         let Some(lockstep) = &mut self.lockstep else {
             return true;
         };
-        if lockstep.flushes != flushes {
-            lockstep.flushes = flushes;
-            lockstep.code.clear();
-        }
         match lockstep.code.get(&code) {
             Some(known) => **known == *bytes,
             None => {

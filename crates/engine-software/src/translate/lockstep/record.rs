@@ -2,6 +2,7 @@
 //! translations that came into the TLB.
 
 use std::fmt::Write;
+use std::sync::atomic::Ordering;
 
 use crate::mem::Direct;
 use crate::tlb::{Entry, Tlb};
@@ -45,6 +46,8 @@ pub struct Record {
     /// translated code wants to.
     pages: Vec<u64>,
     stray: Option<u64>,
+    /// The last instruction, or any, stored to a page that is watched.
+    watched: [bool; 2],
 }
 
 impl Record {
@@ -57,6 +60,17 @@ impl Record {
         self.marks.clear();
         self.pages.clear();
         self.stray = None;
+        self.watched = [false; 2];
+    }
+
+    /// Whether the last instruction stored to a page that is watched.
+    pub fn take_watched(&mut self) -> bool {
+        std::mem::take(&mut self.watched[0])
+    }
+
+    /// Whether any did.
+    pub fn has_watched(&self) -> bool {
+        self.watched[1]
     }
 
     /// The interpreter may write to the page of `gpa`.
@@ -80,6 +94,10 @@ impl Record {
     /// # Safety
     /// The bytes lie in one page of guest RAM.
     pub unsafe fn store(&mut self, direct: &Direct, len: usize) {
+        // SAFETY: watch bytes live as long as guest RAM.
+        if unsafe { (*direct.watch).load(Ordering::Relaxed) } != 0 {
+            self.watched = [true; 2];
+        }
         let offset = direct.host as usize % PAGE;
         let before = MARGIN.min(offset);
         let after = MARGIN.min(PAGE - (offset + len).min(PAGE));
