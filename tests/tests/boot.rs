@@ -1,10 +1,14 @@
 //! Stock Debian kernels, from their first instruction to power-off.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use croft_tests::files::Kernel;
 use croft_tests::guest::{Act, PROMPT, UP};
 use croft_tests::{Ended, Stage};
+
+/// A boot in lockstep takes a hundred times as long as one without.
+const LOCKSTEP: Duration = Duration::from_secs(1800);
 
 /// A guest that reports and powers off; checks what every one of them says.
 fn report(stage: &Stage, kernel: Kernel, command: Command) -> Ended {
@@ -81,6 +85,24 @@ fn unprivileged_user_without_kvm() {
         "{ended:#?}"
     );
     assert_eq!(ended.stderr.lines().count(), 1, "{ended:#?}");
+}
+
+/// Each block by the interpreter and as translated code, with one outcome.
+#[test]
+fn cloud_kernel_in_lockstep() {
+    let stage = Stage::new();
+    let mut command = stage.linux(Kernel::Cloud, Act::Report);
+    command.arg("--lockstep");
+    let ended = stage.start(command).wait_at_most(LOCKSTEP);
+    let text = format!("{ended:#?}");
+    assert_eq!(ended.code, Some(0), "{text}");
+    assert!(ended.stdout.contains(UP), "{text}");
+    let counts = ended
+        .stderr
+        .lines()
+        .find(|line| line.contains("lockstep: "))
+        .unwrap_or_else(|| panic!("no counts: {text}"));
+    println!("{counts}");
 }
 
 #[test]

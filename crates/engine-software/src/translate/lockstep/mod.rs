@@ -358,7 +358,10 @@ impl Cpu {
             if !self.shadow_ss {
                 self.shadow = false;
             }
+            // What made it come back must not make the rest do so too.
+            let recheck = std::mem::take(&mut self.recheck);
             (end, done) = self.interpret_from(&block.ops, start, done);
+            self.recheck |= recheck;
         }
         let derived = self.end_phase();
         Outcome {
