@@ -84,7 +84,7 @@ fn planted_missed_invalidation_is_caught() {
     let overwrite = |a: &mut CodeAssembler| {
         let mut again = a.create_label();
         a.mov(rdi, SPARE.linear)?;
-        a.mov(r9, 0xC3_0000_0000_B8u64)?;
+        a.mov(r9, 0x0000_C300_0000_00B8_u64)?;
         a.mov(ecx, 6)?;
         a.set_label(&mut again)?;
         // mov eax, 0; ret

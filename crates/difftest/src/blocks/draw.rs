@@ -319,13 +319,14 @@ fn data(rng: &mut SmallRng, size: u64) -> u64 {
                 }
             };
             let align = [1, 4, 8, 16, 32, 32][rng.random_range(0..6)];
-            DATA + n * PAGE + rng.random_range(0..PAGE - size.min(PAGE - 1)) & !(align - 1)
+            let within = rng.random_range(0..PAGE - size.min(PAGE - 1));
+            DATA + n * PAGE + (within & !(align - 1))
         }
     }
 }
 
 fn stack(rng: &mut SmallRng) -> u64 {
-    DATA + 2 * PAGE + rng.random_range(0..PAGE) & !7
+    DATA + 2 * PAGE + (rng.random_range(0..PAGE) & !7)
 }
 
 /// A branch that wants a target.

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use croft_engine::state::{MpState, MsrState, SegmentState, TableState};
 use croft_engine::{
-    CpuIo, CpuModel, CpuProfile, Engine, EngineError, Kicker, Partition, PartitionConfig, Stop,
-    Topology, Vcpu,
+    CpuIo, CpuModel, CpuProfile, CpuState, Engine, EngineError, Kicker, Partition, PartitionConfig,
+    Stop, Topology, Vcpu,
 };
 use croft_memory::{GuestRam, MemoryError, Range};
 use iced_x86::IcedError;
@@ -75,8 +75,8 @@ const SYSTEM_CS: u64 = 0x10;
 const SYSTEM_SS: u64 = 0x18;
 const USER_SS: u64 = 0x23;
 const USER_CS: u64 = 0x2B;
-/// A batch is over long before.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A batch is over long before, unless a case runs in circles.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The machine's bus: a port that ends a batch, and memory that is none.
 struct Bus {
@@ -109,6 +109,8 @@ pub struct Guest {
     vcpu: Box<dyn Vcpu>,
     bus: Bus,
     profile: CpuProfile,
+    /// The state before the first batch.
+    initial: CpuState,
     _partition: Arc<dyn Partition>,
 }
 
@@ -183,6 +185,7 @@ impl Guest {
             vcpu,
             bus,
             profile,
+            initial: state,
             _partition: partition,
         })
     }
@@ -192,11 +195,12 @@ impl Guest {
         &self.profile
     }
 
-    /// Runs a batch, with this data to begin with.
+    /// Runs a batch, with this data to begin with. False: a case ran in
+    /// circles, and those behind it did not run.
     ///
     /// # Errors
-    /// The engine ended the run, or the batch does not end.
-    pub fn run(&mut self, cases: &[Case], data: &[u8]) -> Result<(), MachineError> {
+    /// The engine ended the run.
+    pub fn run(&mut self, cases: &[Case], data: &[u8]) -> Result<bool, MachineError> {
         self.ram.write(DATA_AT, data)?;
         let mut records = Vec::with_capacity(cases.len() * RECORD as usize);
         for case in cases {
@@ -219,10 +223,12 @@ impl Guest {
             watch.thread().unpark();
             stop
         });
-        if stop == Stop::Kicked && self.is_done() {
-            return Ok(());
-        }
         let text = match stop {
+            Stop::Kicked if self.is_done() => return Ok(true),
+            Stop::Kicked => {
+                self.vcpu.restore(&self.initial)?;
+                return Ok(false);
+            }
             Stop::Failed(text) => text,
             other => format!("the batch did not come to its end: {other:x?}"),
         };

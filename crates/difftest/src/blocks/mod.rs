@@ -47,11 +47,11 @@ impl Blocks {
         })
     }
 
-    /// Runs a batch.
+    /// Runs a batch. False: a case ran in circles, and ended it.
     ///
     /// # Errors
     /// The engine ended the run; the text has its reason.
-    pub fn batch(&mut self) -> Result<(), MachineError> {
+    pub fn batch(&mut self) -> Result<bool, MachineError> {
         let cases: Vec<Case> = (0..BATCH)
             .map(|slot| self.draw.case(&mut self.rng, slot))
             .collect();
