@@ -45,3 +45,5 @@ pub use partition::{SoftwareEngine, SoftwareOptions};
 pub use statistics::Statistics;
 #[cfg(feature = "planted")]
 pub use stub::{Planted, plant};
+#[cfg(feature = "planted")]
+pub use translate::{PlantedCode, plant_code};

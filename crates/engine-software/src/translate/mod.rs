@@ -28,6 +28,7 @@ mod control;
 mod emit;
 mod hot;
 mod liveness;
+mod planted;
 mod region;
 mod regs;
 mod run;
@@ -38,6 +39,8 @@ mod verify;
 
 pub use classify::Class;
 pub use hot::Hot;
+#[cfg(feature = "planted")]
+pub use planted::{PlantedCode, plant_code};
 pub use region::{Home, Region};
 pub use run::{Settings, Translator};
 pub use thunks::REASONS;
