@@ -1,7 +1,7 @@
 //! Errors that a test plants into translated code to prove that the proof of
 //! its isolation ([`super::verify`]) would notice them.
 //!
-//! Without the `planted` feature (or unit tests) nothing can be planted.
+//! Without the `planted` feature nothing can be planted.
 
 /// Where the error sits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum PlantedCode {
     Tag,
 }
 
-#[cfg(any(test, feature = "planted"))]
+#[cfg(feature = "planted")]
 mod switch {
     use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -53,13 +53,13 @@ mod switch {
     }
 }
 
-#[cfg(not(any(test, feature = "planted")))]
+#[cfg(not(feature = "planted"))]
 mod switch {
     pub(in crate::translate) const fn planted_code() -> super::PlantedCode {
         super::PlantedCode::None
     }
 }
 
-#[cfg(any(test, feature = "planted"))]
+#[cfg(feature = "planted")]
 pub use switch::plant_code;
 pub(in crate::translate) use switch::planted_code;

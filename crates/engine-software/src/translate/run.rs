@@ -47,6 +47,8 @@ pub struct Translator {
     info: InstructionInfoFactory,
     /// What translated code refers to.
     exits: Vec<Box<[Exit]>>,
+    /// What code that was thrown away referred to, to be dropped bit by bit.
+    old_exits: Vec<Box<[Exit]>>,
     /// The exit through which the last block was left, if it may be linked.
     pending: Option<*const Exit>,
     /// The last block was left by a jump that the tables did not know.
@@ -84,6 +86,7 @@ impl Translator {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             exits: Vec::new(),
+            old_exits: Vec::new(),
             pending: None,
             pending_jump: false,
             count: settings.counts,
@@ -407,6 +410,8 @@ impl Cpu {
         unsafe { translator.memory.write(translator.next, &emitted.bytes) };
         translator.next += emitted.bytes.len().next_multiple_of(16);
         translator.exits.push(emitted.exits);
+        let left = translator.old_exits.len().saturating_sub(4);
+        translator.old_exits.truncate(left);
         block.native[mode as usize].set(base);
         Some(base)
     }
@@ -469,7 +474,7 @@ impl Cpu {
         if let Some(translator) = &mut self.translator {
             translator.forget_pending();
             translator.full = false;
-            translator.exits.clear();
+            translator.old_exits = std::mem::take(&mut translator.exits);
             if let Some(verified) = &mut translator.verified {
                 verified.clear();
             }
