@@ -6,6 +6,10 @@
 /// Where the error sits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
+#[cfg_attr(
+    not(feature = "planted"),
+    allow(dead_code, reason = "nothing is planted then")
+)]
 pub enum PlantedCode {
     /// Nowhere.
     #[default]
