@@ -15,8 +15,8 @@
 //! process, `irqfd` reaches every line, and level-triggered lines are
 //! resampled in the kernel. The alternative, KVM's split mode with the chips
 //! of `croft-irqchip`, would make the chips' code the same on both engines at
-//! the cost of an exit for each access to them; a measurement of the two on
-//! hardware is still due. The saved forms are those of `croft-irqchip`.
+//! the cost of an exit for each access to them (`docs/architecture.md` has
+//! numbers). The saved forms are those of `croft-irqchip`.
 //!
 //! # What differs from the software engine
 //! * Timers of KVM (PIT, local APIC) go on while the machine is paused: one

@@ -172,11 +172,14 @@ impl Blocks {
         Some(block)
     }
 
-    /// Caches a block in place of what was there.
+    /// There are so many that all should be dropped. Translated code refers
+    /// to them: it goes first.
+    pub fn is_full(&self) -> bool {
+        self.cached >= MAX_CACHED
+    }
+
+    /// Caches a block in place of what was there, which was not current.
     pub fn insert(&mut self, gpa: u64, size: CodeSize, block: Block) -> *const Block {
-        if self.cached >= MAX_CACHED {
-            self.clear();
-        }
         let key = Key::new(gpa, size);
         self.decoded += 1;
         self.cached += block.ops.len();

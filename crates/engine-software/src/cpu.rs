@@ -1,5 +1,6 @@
 //! One vCPU's architectural state, laid out for the interpreter.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use croft_engine::{CpuIo, DebugControl};
@@ -8,6 +9,7 @@ use crate::block::Blocks;
 use crate::fault::Raised;
 use crate::msr::Msrs;
 use crate::shared::{Shared, VcpuShared};
+use crate::statistics::Counting;
 use crate::tlb::{AccessMode, Tlb};
 use crate::translate::{Home, Hot, Translator};
 use crate::vector::VectorState;
@@ -137,6 +139,7 @@ pub mod attr {
 
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Segment {
     /// Visible selector.
     pub selector: u16,
@@ -220,10 +223,14 @@ pub struct Cpu {
     pub timer_due: u64,
     /// Blocks until the timer is compared with the clock.
     pub poll_in: u32,
+    /// This vCPU stored to decoded code: the running block may be stale.
+    pub code_changed: Cell<bool>,
     /// Interrupts are held back until the next instruction is done.
     pub shadow: bool,
     /// As `shadow`, by MOV SS or POP SS: debug traps are held back too.
     pub shadow_ss: bool,
+    /// The next instruction stands behind such a MOV SS or POP SS.
+    pub after_ss: bool,
     /// Translations of linear pages.
     pub tlb: Box<Tlb>,
     /// Decoded blocks.
@@ -304,6 +311,8 @@ pub struct Cpu {
     pub between_iterations: bool,
     /// What translated code keeps here.
     pub hot: Hot,
+    /// Counts, if somebody wants to know.
+    pub counting: Option<Box<Counting>>,
     /// Makes translated code, unless everything is interpreted.
     pub translator: Option<Box<Translator>>,
     /// The next block must be interpreted, once.
@@ -330,8 +339,10 @@ impl Cpu {
             look: true,
             timer_due: u64::MAX,
             poll_in: 0,
+            code_changed: Cell::new(false),
             shadow: false,
             shadow_ss: false,
+            after_ss: false,
             tlb: Tlb::new(),
             blocks: Blocks::default(),
             vector: Box::new(VectorState::new()),
@@ -370,6 +381,7 @@ impl Cpu {
             step_cancelled: false,
             between_iterations: false,
             hot: Hot::default(),
+            counting: None,
             translator: None,
             interpret_next: false,
         };

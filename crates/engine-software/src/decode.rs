@@ -79,6 +79,9 @@ impl Cpu {
                 return Ok(block);
             }
         }
+        if self.blocks.is_full() {
+            self.flush_code();
+        }
         let block = self.decode(linear, first)?;
         Ok(self.blocks.insert(first.gpa, self.code_size, block))
     }

@@ -31,6 +31,7 @@ mod pv;
 mod run;
 mod segment;
 mod shared;
+mod statistics;
 mod stub;
 mod system;
 mod ticker;
@@ -40,6 +41,7 @@ mod vector;
 mod walk;
 mod word;
 
-pub use partition::SoftwareEngine;
+pub use partition::{SoftwareEngine, SoftwareOptions};
+pub use statistics::Statistics;
 #[cfg(feature = "planted")]
 pub use stub::{Planted, plant};

@@ -87,7 +87,7 @@ impl Cpu {
                 T::store(linear.wrapping_add(entry.addend) as *mut u8, value);
                 if (*entry.watch).load(Ordering::Relaxed) != 0 {
                     let gpa = entry.gpa | linear & OFFSET;
-                    self.shared.stored(gpa, T::SIZE);
+                    self.stored_watched(gpa, T::SIZE);
                 }
             }
             return Ok(());
@@ -311,7 +311,16 @@ impl Cpu {
         // SAFETY: the watch byte lives as long as guest RAM, which `shared`
         // holds.
         if unsafe { (*direct.watch).load(Ordering::Relaxed) } != 0 {
-            self.shared.stored(direct.gpa, len);
+            self.stored_watched(direct.gpa, len);
+        }
+    }
+
+    /// A store to a page that is watched. One to decoded code ends the running
+    /// block: what it changed may be the block's next instruction.
+    #[cold]
+    fn stored_watched(&self, gpa: u64, len: u64) {
+        if self.shared.stored(gpa, len) {
+            self.code_changed.set(true);
         }
     }
 

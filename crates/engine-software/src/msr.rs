@@ -329,7 +329,10 @@ impl Cpu {
                 return self.write_x2apic(msr, value);
             }
             index::EFER => return self.set_efer(value),
-            index::STAR => self.msrs.star = value,
+            index::STAR => {
+                self.msrs.star = value;
+                self.recheck = true;
+            }
             index::LSTAR | index::CSTAR => {
                 allow(is_canonical(value))?;
                 match msr {
@@ -337,7 +340,10 @@ impl Cpu {
                     _ => self.msrs.cstar = value,
                 }
             }
-            index::SFMASK => self.msrs.sfmask = value & 0xFFFF_FFFF,
+            index::SFMASK => {
+                self.msrs.sfmask = value & 0xFFFF_FFFF;
+                self.recheck = true;
+            }
             index::FS_BASE | index::GS_BASE => {
                 allow(is_canonical(value))?;
                 let which = if msr == index::FS_BASE {

@@ -15,7 +15,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::cpu::Cpu;
 use crate::irqfd::IrqFds;
 use crate::shared::{Shared, VcpuShared, lock};
-use crate::translate::{Home, Translator};
+use crate::statistics::{Counting, Statistics};
+use crate::translate::{Home, Settings, Translator};
 
 /// Most vCPUs: APIC ids of one byte, 0xFF being the broadcast.
 const MAX_VCPUS: u32 = 254;
@@ -26,12 +27,36 @@ pub const PHYSICAL_BITS: u8 = 46;
 /// hardware's.
 #[derive(Clone, Debug)]
 pub struct SoftwareEngine {
-    translates: bool,
-    code_size: usize,
+    options: SoftwareOptions,
+    statistics: Option<Arc<Statistics>>,
 }
 
-/// Bytes of translated code of a partition, unless told otherwise.
-const CODE_SIZE: usize = 64 << 20;
+/// How the engine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftwareOptions {
+    /// Translate; else everything is interpreted.
+    pub translates: bool,
+    /// Room for translated code in bytes, for all vCPUs of a partition
+    /// together; a vCPU has 1 MiB at least.
+    pub code_size: usize,
+    /// Prove that code is isolated before it runs. Builds with debug
+    /// assertions always do.
+    pub verifies: bool,
+    /// Count what happens, see [`SoftwareEngine::statistics`]. Translated
+    /// code is slower then.
+    pub counts: bool,
+}
+
+impl Default for SoftwareOptions {
+    fn default() -> Self {
+        SoftwareOptions {
+            translates: true,
+            code_size: 64 << 20,
+            verifies: cfg!(debug_assertions),
+            counts: false,
+        }
+    }
+}
 
 impl Default for SoftwareEngine {
     fn default() -> Self {
@@ -42,18 +67,29 @@ impl Default for SoftwareEngine {
 impl SoftwareEngine {
     /// The engine as it runs best.
     pub fn new() -> Self {
+        Self::with_options(SoftwareOptions::default())
+    }
+
+    /// The engine as `options` say.
+    pub fn with_options(options: SoftwareOptions) -> Self {
         SoftwareEngine {
-            translates: true,
-            code_size: CODE_SIZE,
+            options,
+            statistics: options.counts.then(Arc::default),
         }
+    }
+
+    /// What its machines counted, if they count. More is added while they
+    /// run.
+    pub fn statistics(&self) -> Option<Arc<Statistics>> {
+        self.statistics.clone()
     }
 
     /// The engine that interprets everything.
     pub fn interpreter() -> Self {
-        SoftwareEngine {
+        Self::with_options(SoftwareOptions {
             translates: false,
-            ..Self::new()
-        }
+            ..SoftwareOptions::default()
+        })
     }
 }
 
@@ -98,8 +134,8 @@ impl Engine for SoftwareEngine {
         Ok(Arc::new(SoftwarePartition {
             taken: (0..config.vcpus).map(|_| AtomicBool::new(false)).collect(),
             irqfds: Mutex::new(IrqFds::new(shared.clone())),
-            translates: self.translates,
-            code_size: self.code_size,
+            options: self.options,
+            statistics: self.statistics.clone(),
             shared,
         }))
     }
@@ -113,9 +149,8 @@ struct SoftwarePartition {
     shared: Arc<Shared>,
     taken: Vec<AtomicBool>,
     irqfds: Mutex<IrqFds>,
-    translates: bool,
-    /// Bytes of translated code, for all vCPUs together.
-    code_size: usize,
+    options: SoftwareOptions,
+    statistics: Option<Arc<Statistics>>,
 }
 
 impl Partition for SoftwarePartition {
@@ -130,9 +165,16 @@ impl Partition for SoftwarePartition {
             return Err(EngineError::NoSuchVcpu(index));
         }
         let mut cpu = Cpu::power_up(self.shared.clone(), index, own.clone());
-        if self.translates {
-            let size = self.code_size / self.taken.len();
-            let translator = Translator::new(size, false).map_err(host("cannot translate"))?;
+        if let Some(statistics) = &self.statistics {
+            cpu.counting = Some(Box::new(Counting::new(statistics)));
+        }
+        if self.options.translates {
+            let settings = Settings {
+                size: self.options.code_size / self.taken.len(),
+                counts: self.options.counts,
+                verifies: self.options.verifies || cfg!(debug_assertions),
+            };
+            let translator = Translator::new(settings).map_err(host("cannot translate"))?;
             cpu.translator = Some(Box::new(translator));
         }
         Ok(Box::new(SoftwareVcpu {

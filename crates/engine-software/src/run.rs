@@ -35,6 +35,9 @@ use crate::shared::{attention, lock};
 /// Blocks between two looks at the clock: about 20 µs.
 const POLL_EVERY: u32 = 256;
 
+/// EBX of CPUID leaf 0 where the vendor is Intel: "Genu".
+const INTEL: u32 = u32::from_le_bytes(*b"Genu");
+
 /// What looking at events came to.
 enum Look {
     Run,
@@ -62,6 +65,7 @@ impl Cpu {
         self.look = true;
         self.own.set_awake(true);
         let stop = self.run_loop();
+        self.publish_counts(true);
         self.own.set_awake(false);
         self.io = None;
         stop
@@ -70,6 +74,9 @@ impl Cpu {
     fn run_loop(&mut self) -> Stop {
         loop {
             if self.translator.as_ref().is_some_and(|t| t.is_full()) {
+                if let Some(refusal) = self.refused_code() {
+                    return Stop::Failed(refusal);
+                }
                 self.flush_code();
             }
             self.poll_in = self.poll_in.wrapping_sub(1);
@@ -189,7 +196,10 @@ impl Cpu {
                 }
             }
         }
-        if hits != 0 && self.rflags & flag::RF == 0 && !goes_on {
+        // On Intel's processors MOV SS and POP SS hold these back, and lose
+        // them (SDM vol. 3, 7.8.3 and 18.3.1.1).
+        let held = self.after_ss && self.cpuid_leaf(0, 0).ebx == INTEL;
+        if hits != 0 && self.rflags & flag::RF == 0 && !held && !goes_on {
             self.raised = Raised {
                 vector: vector::DB,
                 dr6: hits,
@@ -206,7 +216,15 @@ impl Cpu {
         let mut done = 0;
         for op in ops {
             match (op.run)(self, op) {
-                Ok(Flow::Next) => done += 1,
+                Ok(Flow::Next) => {
+                    done += 1;
+                    if self.code_changed.get() {
+                        self.code_changed.set(false);
+                        self.retired += done;
+                        self.go_behind(op);
+                        return Ended::Done;
+                    }
+                }
                 Ok(Flow::Jump) => {
                     self.retired += done + 1;
                     return Ended::Done;
@@ -326,6 +344,9 @@ impl Cpu {
     /// Looks at everything that can come between two instructions.
     #[inline(never)]
     fn look_at_events(&mut self) -> Look {
+        if self.counting.is_some() {
+            self.publish_counts(false);
+        }
         loop {
             self.recheck = false;
             if self.poll_in == 0 || self.poll_in > POLL_EVERY {
@@ -362,6 +383,7 @@ impl Cpu {
         // What is decided here holds for the next instruction only if it runs
         // alone.
         self.was_stepping = self.rflags & flag::TF != 0;
+        self.after_ss = self.shadow_ss;
         self.single = self.was_stepping
             || self.rflags & flag::RF != 0
             || self.shadow
@@ -444,7 +466,13 @@ impl Cpu {
             if init {
                 lapic.init_reset();
             }
-            (init, lapic.take_startup(), lapic.take_nmi())
+            // Of two NMIs the second waits in the local APIC until the first
+            // is being handled; then any number is one.
+            let mut nmi = false;
+            while (self.nmi_blocked || !(self.nmi_pending || nmi)) && lapic.take_nmi() {
+                nmi = true;
+            }
+            (init, lapic.take_startup(), nmi)
         };
         if init {
             self.init_reset();

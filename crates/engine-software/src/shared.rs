@@ -263,12 +263,13 @@ impl Shared {
     }
 
     /// Leaves the traces of a store of `len` bytes at `gpa` that was made
-    /// through a host pointer. Call it when the page's watch byte says so.
+    /// through a host pointer; whether it hit decoded code. Call it when the
+    /// page's watch byte says so.
     #[cold]
-    pub fn stored(&self, gpa: u64, len: u64) {
-        if let Some((table, offset)) = self.ram.table(gpa) {
-            table.written(offset, len);
-        }
+    pub fn stored(&self, gpa: u64, len: u64) -> bool {
+        self.ram
+            .table(gpa)
+            .is_some_and(|(table, offset)| table.written(offset, len))
     }
 
     /// Guest time in nanoseconds.

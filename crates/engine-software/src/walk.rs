@@ -77,6 +77,9 @@ impl Path {
 impl Cpu {
     /// Walks for an access and sets A and D bits, or raises #PF.
     pub fn walk(&mut self, linear: u64, want: Want, mode: AccessMode) -> Exec<Mapping> {
+        if let Some(counting) = &mut self.counting {
+            counting.walked();
+        }
         let user = mode == AccessMode::User;
         loop {
             let mut path = Path {

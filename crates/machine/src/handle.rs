@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 
 use croft_devices::pm::PmHandle;
+use croft_disk::DiskError;
 use croft_engine::EngineError;
 use thiserror::Error;
 
@@ -25,6 +26,15 @@ pub enum SaveError {
     /// The engine could not tell the state.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// What the guest wrote to a disk may not be there any more after a
+    /// failure of the host's.
+    #[error("disk {index} cannot be flushed: {source}")]
+    Disk {
+        /// Its place in the configuration.
+        index: usize,
+        /// What the host answered.
+        source: DiskError,
+    },
     /// The host could not write it.
     #[error("cannot write the machine's state: {0}")]
     Write(#[from] io::Error),

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
+use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
@@ -21,7 +22,7 @@ use crate::loader::Payload;
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
-use crate::saved::{Description, SavedError, SavedMachine, fit};
+use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -42,6 +43,7 @@ pub struct Machine {
     pub(crate) gdb: Option<GdbListener>,
     /// For who saves it.
     pub(crate) description: Description,
+    pub(crate) disks: Vec<Arc<RawDisk>>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -117,7 +119,7 @@ impl Machine {
             vcpu.restore(state)?;
         }
         let devices = machine.chipset.bus.restore(&state.devices);
-        devices.map_err(|error| SavedError::Damaged(error.to_string()))?;
+        devices.map_err(SavedError::from)?;
         Ok(machine)
     }
 
@@ -168,8 +170,9 @@ impl Machine {
                 config.vcpus,
                 config.memory,
                 config.test_devices,
-                disks,
+                disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
             ),
+            disks,
             ram,
             partition,
             vcpus,

@@ -14,7 +14,7 @@ use croft_devices::virtio::blk::VirtioBlk;
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
 use croft_devices::{SharedLine, platform};
-use croft_disk::{Disk, RawDisk};
+use croft_disk::RawDisk;
 use croft_engine::{Doorbell, DoorbellAddress};
 use croft_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
@@ -22,7 +22,6 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::chipset::{Chipset, PartitionSide};
 use crate::console::ConsoleBackend;
 use crate::error::MachineError;
-use crate::saved::SavedDisk;
 
 /// Slot of the entropy device.
 const RNG_SLOT: u8 = 1;
@@ -93,9 +92,13 @@ impl<'a> Plugger<'a> {
         }
     }
 
-    /// The entropy device, and `disks` for a machine of `vcpus`. Says what
-    /// the disks are.
-    pub fn plug(&self, disks: Vec<DiskConfig>, vcpus: u32) -> Result<Vec<SavedDisk>, MachineError> {
+    /// The entropy device, and `disks` for a machine of `vcpus`. Returns what
+    /// is behind the disks.
+    pub fn plug(
+        &self,
+        disks: Vec<DiskConfig>,
+        vcpus: u32,
+    ) -> Result<Vec<Arc<RawDisk>>, MachineError> {
         if disks.len() > DISKS_MAX {
             return Err(MachineError::Disks(disks.len()));
         }
@@ -110,12 +113,10 @@ impl<'a> Plugger<'a> {
                     source,
                 }
             })?;
-            plugged.push(SavedDisk {
-                bytes: disk.size(),
-                read_only: disk.is_read_only(),
-            });
+            let disk = Arc::new(disk);
+            plugged.push(disk.clone());
             let log = self.log.clone();
-            let device = VirtioBlk::new(Arc::new(disk), queues, &name, &name, log);
+            let device = VirtioBlk::new(disk, queues, &name, &name, log);
             self.add(DISK_SLOT + index, &name, device)?;
         }
         Ok(plugged)

@@ -138,18 +138,20 @@ impl PageTable {
         self.0.as_ref()?.generation.get(index)
     }
 
-    /// Reports a finished store of `len` bytes at byte `offset` of the range.
-    /// Out-of-range parts are ignored: the store itself was bounds-checked.
+    /// Reports a finished store of `len` bytes at byte `offset` of the range;
+    /// whether it hit decoded code. Out-of-range parts are ignored: the store
+    /// itself was bounds-checked.
     #[cold]
-    pub fn written(&self, offset: u64, len: u64) {
-        let Some(pages) = &self.0 else { return };
+    pub fn written(&self, offset: u64, len: u64) -> bool {
+        let Some(pages) = &self.0 else { return false };
         if len == 0 {
-            return;
+            return false;
         }
+        let mut hit = false;
         let last = offset.saturating_add(len - 1);
         for index in (offset >> PAGE_SHIFT)..=(last >> PAGE_SHIFT) {
             let Some(watch) = pages.watch.get(index as usize) else {
-                return;
+                break;
             };
             let bits = watch.load(Ordering::Acquire);
             if bits & WATCH_CLEAN != 0 {
@@ -162,9 +164,11 @@ impl PageTable {
                 let to = last.min(start + PAGE_SIZE - 1) - start;
                 if pages.code_lines[index as usize].load(Ordering::Acquire) & lines(from, to) != 0 {
                     pages.forget_code(index as usize);
+                    hit = true;
                 }
             }
         }
+        hit
     }
 
     /// Declares that bytes `from..=to` (within page `index`) are about to be

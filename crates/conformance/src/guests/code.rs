@@ -22,7 +22,7 @@ guests! { "code":
     data_beside_code [],
 }
 
-/// Emits `MOV EAX, 1` whose immediate a store replaces before it executes;
+/// Emits `MOV EAX, 9` whose immediate a store replaces before it executes;
 /// `far` is added to the address of the store.
 fn patch_ahead(m: &mut Machine, far: u64) -> Outcome {
     m.program(|p| {
@@ -35,7 +35,7 @@ fn patch_ahead(m: &mut Machine, far: u64) -> Outcome {
         p.set_label(&mut again)?;
         p.mov(dword_ptr(rbx + 1), ecx)?;
         p.set_label(&mut target)?;
-        p.mov(eax, 1)?;
+        p.mov(eax, 9)?;
         p.add(rdx, rax)?;
         p.dec(ecx)?;
         p.jne(again)?;

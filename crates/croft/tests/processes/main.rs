@@ -3,6 +3,7 @@
 
 mod deaths;
 mod input_output;
+mod save;
 mod stage;
 mod terminal;
 mod usage;

@@ -186,6 +186,10 @@ impl Cpu {
         })?;
         // A pending single step is taken over by the pushed TF.
         self.step_cancelled = self.was_stepping;
+        if kind == Software::Icebp {
+            // Debug traps that MOV SS held back join this one.
+            self.dr6 |= std::mem::take(&mut self.debug_hits);
+        }
         Ok(())
     }
 

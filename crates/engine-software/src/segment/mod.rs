@@ -274,7 +274,8 @@ impl Cpu {
     }
 
     /// Makes data segments unusable that the new, lower privilege may not
-    /// use (returns to an outer level).
+    /// use (returns to an outer level). Bases stay: in 64-bit mode those of FS
+    /// and GS count with any selector.
     pub fn drop_privileged_segments(&mut self) {
         for which in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let segment = &mut self.segs[usize::from(which)];
@@ -285,7 +286,10 @@ impl Cpu {
                 continue;
             }
             if ((segment.attr >> attr::DPL_SHIFT & 3) as u8) < self.cpl {
-                *segment = null_segment(0, 0);
+                *segment = Segment {
+                    base: segment.base,
+                    ..null_segment(0, 0)
+                };
             }
         }
     }

@@ -18,6 +18,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 mod transfer;
+pub use transfer::system_call_segments;
 
 use iced_x86::{Instruction, OpKind, Register};
 

@@ -348,6 +348,19 @@ fn segment_loads_are_checked() {
 }
 
 #[test]
+fn segments_lost_to_lower_privilege_keep_their_bases() {
+    let mut cpu = protected(true, 3);
+    cpu.segs[usize::from(seg::GS)] = Segment {
+        base: 0x5000,
+        ..flat(DATA0, 0xC093)
+    };
+    cpu.drop_privileged_segments();
+    let gs = cpu.segs[usize::from(seg::GS)];
+    assert_eq!((gs.selector, gs.base), (0, 0x5000));
+    assert_ne!(gs.attr & attr::UNUSABLE, 0);
+}
+
+#[test]
 fn control_registers_refuse_what_contradicts_itself() {
     let mut cpu = vcpu();
     assert!(cpu.write_cr0(cr0::PG).is_err());

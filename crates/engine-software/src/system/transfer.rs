@@ -64,6 +64,18 @@ fn enter(cpu: &mut Cpu, code: Segment, stack: Segment, rip: u64) -> Exec<Flow> {
     Ok(Flow::Jump)
 }
 
+/// CS and SS as SYSCALL loads them, and as SYSRET to 64-bit code does.
+pub fn system_call_segments(star: u64) -> ([Segment; 2], [Segment; 2]) {
+    let (system, user) = (star >> 32 & 0xFFFC, star >> 48);
+    (
+        [flat(system, CODE64), flat(system.wrapping_add(8), DATA)],
+        [
+            flat(user.wrapping_add(16) | 3, CODE64 | USER),
+            flat(user.wrapping_add(8) | 3, DATA | USER),
+        ],
+    )
+}
+
 /// SDM vol. 2, SYSCALL: as Intel does it, in 64-bit mode only.
 fn syscall(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     if !cpu.code64() || cpu.efer & efer::SCE == 0 {
@@ -72,17 +84,11 @@ fn syscall(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     cpu.regs[gpr::RCX] = op.next_rip(cpu);
     cpu.regs[gpr::R11] = cpu.rflags;
     cpu.rflags = cpu.rflags & !(cpu.msrs.sfmask | flag::RF) | flag::FIXED;
-    cpu.step_cancelled = cpu.was_stepping && cpu.rflags & flag::TF == 0;
     // With TF masked there is no trap after SYSCALL itself.
     cpu.step_cancelled = cpu.was_stepping && cpu.rflags & flag::TF == 0;
-    let selector = cpu.msrs.star >> 32 & 0xFFFC;
+    let ([code, stack], _) = system_call_segments(cpu.msrs.star);
     let entry = cpu.msrs.lstar;
-    enter(
-        cpu,
-        flat(selector, CODE64),
-        flat(selector.wrapping_add(8), DATA),
-        entry,
-    )
+    enter(cpu, code, stack, entry)
 }
 
 fn sysret(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
@@ -97,13 +103,11 @@ fn sysret(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
     }
     // RF and VM are cleared, reserved bits stay fixed.
     cpu.rflags = cpu.regs[gpr::R11] & 0x3C_7FD7 | flag::FIXED;
-    let selector = cpu.msrs.star >> 48;
-    let stack = flat(selector.wrapping_add(8) | 3, DATA | USER);
+    let (_, [code, stack]) = system_call_segments(cpu.msrs.star);
     if wide {
-        let code = flat(selector.wrapping_add(16) | 3, CODE64 | USER);
         enter(cpu, code, stack, target)
     } else {
-        let code = flat(selector | 3, CODE32 | USER);
+        let code = flat(cpu.msrs.star >> 48 | 3, CODE32 | USER);
         enter(cpu, code, stack, target & 0xFFFF_FFFF)
     }
 }

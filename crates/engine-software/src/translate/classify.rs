@@ -65,6 +65,10 @@ pub enum Class {
     SwapGs,
     /// CLD.
     Cld,
+    /// SYSCALL in user mode.
+    SystemCall,
+    /// SYSRET to 64-bit code.
+    SystemReturn,
     /// Left to the interpreter.
     Interpret,
 }
@@ -241,6 +245,8 @@ pub fn classify(insn: &Instruction, supervisor: bool) -> Class {
         M::Clac if supervisor => Class::AccessFlag(false),
         M::Swapgs if supervisor => Class::SwapGs,
         M::Cld => Class::Cld,
+        M::Syscall if !supervisor => Class::SystemCall,
+        M::Sysretq if supervisor && insn.code() == Code::Sysretq => Class::SystemReturn,
         _ if insn.is_jcc_short_or_near() && insn.op0_kind() == OpKind::NearBranch64 => {
             Class::JumpIf
         }

@@ -33,7 +33,7 @@ impl Emit<'_> {
             Class::JumpIf => {
                 // iced counts conditions from 1.
                 let condition = insn.condition_code() as u8 - 1;
-                self.branch(condition, insn.near_branch_target() as i64, guest.at);
+                self.branch(guest, condition, insn.near_branch_target() as i64);
                 true
             }
             Class::Jump => {
@@ -53,7 +53,7 @@ impl Emit<'_> {
                     self.interpret(op);
                     return true;
                 }
-                self.leave_to_r10(op, 0);
+                self.leave_to_r10(op, 0, self.options().mode);
                 false
             }
             Class::CallIndirect => {
@@ -70,7 +70,7 @@ impl Emit<'_> {
                     self.push_return(guest);
                     self.target(guest);
                 }
-                self.leave_to_r10(op, -8);
+                self.leave_to_r10(op, -8, self.options().mode);
                 false
             }
             _ => {
@@ -84,7 +84,7 @@ impl Emit<'_> {
                     i32::from(insn.immediate16())
                 };
                 self.add_rsp(8 + drop);
-                self.leave_to_r10(op, i64::from(8 + drop));
+                self.leave_to_r10(op, i64::from(8 + drop), self.options().mode);
                 false
             }
         }

@@ -69,6 +69,8 @@ pub struct Options {
     pub count: bool,
     /// CR4.SMAP is set.
     pub smap: bool,
+    /// The guest has one vCPU.
+    pub alone: bool,
     /// The host has BMI2.
     pub bmi2: bool,
 }
@@ -93,6 +95,7 @@ enum Cold {
     /// A branch is taken.
     Taken {
         jump: Fixup,
+        op: *const Op,
         save: bool,
         index: usize,
         target: i64,
@@ -101,10 +104,17 @@ enum Cold {
     /// An event waits before a jump within the page.
     Event { jump: Fixup, target: u64 },
     /// A jump out of the page found nothing.
-    Lost { jumps: [Fixup; 2], exit: usize },
+    Lost {
+        jumps: [Fixup; 2],
+        exit: usize,
+        mode: AccessMode,
+    },
     /// A jump within the page that leads nowhere yet.
     Unlinked { jump: Fixup, exit: usize },
 }
+
+/// No place to go on at: behind an instruction that ends its block.
+const NOWHERE: usize = usize::MAX;
 
 /// A finished block.
 pub struct Emitted {
@@ -199,12 +209,8 @@ impl<'a> Emit<'a> {
         emit
     }
 
-    fn mode_table(&self) -> i32 {
-        (TABLES + offset_of!(Tables, modes) + self.options.mode as usize * size_of::<Mode>()) as i32
-    }
-
-    pub(super) fn smap(&self) -> bool {
-        self.options.smap
+    pub(super) fn options(&self) -> Options {
+        self.options
     }
 
     /// An instruction of which the interpreter does what cannot be done here.
@@ -344,7 +350,10 @@ impl<'a> Emit<'a> {
         } else {
             offset_of!(Mode, read)
         };
-        let tag = self.mode_table() + entries as i32;
+        let tag = mode_table(self.options.mode) + entries as i32;
+        if self.options.count {
+            self.asm.state(true, &[0xFF], 0, hot::CHECKS); // inc
+        }
         let retry = self.asm.here();
         if self.options.bmi2 {
             // rorx r11, r10, 12 - shift
@@ -436,7 +445,7 @@ impl<'a> Emit<'a> {
             _ => self.special(guest),
         };
         self.done += 1;
-        let here = self.asm.here();
+        let here = if goes_on { self.asm.here() } else { NOWHERE };
         for cold in &mut self.cold[first_cold..] {
             if let Cold::Miss { resume, .. } | Cold::Interpret { resume, .. } = cold {
                 *resume = here;
@@ -565,7 +574,8 @@ impl<'a> Emit<'a> {
         if accumulator {
             self.asm.raw(&[0x49, 0x91]); // xchg rax, r9
         }
-        if self.encode(&host).is_err() {
+        let done = memory.is_some() && self.unlock(&mut host);
+        if !done && self.encode(&host).is_err() {
             return false;
         }
         if accumulator {
@@ -580,6 +590,36 @@ impl<'a> Emit<'a> {
             self.flags = FlagState::Host;
         }
         true
+    }
+
+    /// Takes the lock from an instruction that needs none: in user mode, with
+    /// one vCPU. Devices run beside the vCPU, but user code shares nothing
+    /// with them that it counts in; what it uses for a barrier, an operation
+    /// with zero, keeps its lock. True: the instruction, an exchange, was
+    /// emitted, as loads and stores.
+    fn unlock(&mut self, host: &mut Instruction) -> bool {
+        if !self.options.alone || self.options.mode != AccessMode::User {
+            return false;
+        }
+        if host.mnemonic() == Mnemonic::Xchg && host.op1_kind() == OpKind::Register {
+            let register = host.op1_register();
+            let number = register.full_register().number() as u8;
+            if number == R11 || is_high(register) || register.size() < 4 {
+                return false;
+            }
+            let wide = register.size() == 8;
+            self.asm.rm(wide, MOV_LOAD, R11, R10, 0);
+            self.asm.rm(wide, MOV_STORE, number, R10, 0);
+            self.asm.rr(wide, MOV_LOAD, number, R11);
+            return true;
+        }
+        let barrier = host.op_count() == 2
+            && !matches!(host.op1_kind(), OpKind::Register | OpKind::Memory)
+            && host.immediate(1) == 0;
+        if !barrier {
+            host.set_has_lock_prefix(false);
+        }
+        false
     }
 
     /// Encodes an instruction of the host.
@@ -703,13 +743,14 @@ impl<'a> Emit<'a> {
                 self.asm.rr(true, &[0x03], R10, R11);
             }
         }
-        self.leave_to_r10(op, rsp_delta);
+        self.leave_to_r10(op, rsp_delta, self.options.mode);
         true
     }
 
-    /// Leaves for the linear address in R10. Flags are saved.
-    pub(super) fn leave_to_r10(&mut self, op: *const Op, rsp_delta: i64) {
-        if self.options.mode == AccessMode::User {
+    /// Leaves for the linear address in R10, whose code runs in `mode`. Flags
+    /// are saved.
+    pub(super) fn leave_to_r10(&mut self, op: *const Op, rsp_delta: i64, mode: AccessMode) {
+        if mode == AccessMode::User {
             let space = TABLES + offset_of!(Tables, space);
             self.asm.state(true, &[0x33], R10, space as i32);
         }
@@ -719,7 +760,7 @@ impl<'a> Emit<'a> {
         self.asm.raw(&[0x41, 0xC1, 0xEB, JUMP_SHIFT as u8]); // shr r11d
         let mask = (JUMPS - 1) * size_of::<Jump>();
         self.asm.rr_imm32(false, 0x81, 4, R11, mask as i32);
-        let entry = self.mode_table() + offset_of!(Mode, jumps) as i32;
+        let entry = mode_table(mode) + offset_of!(Mode, jumps) as i32;
         self.asm.entry(true, &[0x3B], R10, entry);
         let missing = self.asm.jcc(cc::NE);
         self.asm.state_imm8(false, 0x83, 7, ATTENTION as i32, 0);
@@ -739,19 +780,21 @@ impl<'a> Emit<'a> {
         self.cold.push(Cold::Lost {
             jumps: [missing, event],
             exit,
+            mode,
         });
     }
 
     /// Jcc: the taken side goes behind the block.
-    pub(super) fn branch(&mut self, condition: u8, target: i64, from: u64) {
+    pub(super) fn branch(&mut self, guest: &Guest<'_>, condition: u8, target: i64) {
         self.host_flags();
         let jump = self.asm.jcc(condition);
         self.cold.push(Cold::Taken {
             jump,
+            op: guest.op_pointer(),
             save: self.flags == FlagState::Host,
             index: self.done as usize + 1,
             target,
-            from,
+            from: guest.at,
         });
     }
 
@@ -767,6 +810,7 @@ impl<'a> Emit<'a> {
         while next < self.cold.len() {
             if let Cold::Taken {
                 jump,
+                op,
                 save,
                 index,
                 target,
@@ -781,7 +825,7 @@ impl<'a> Emit<'a> {
                 };
                 self.save_flags();
                 self.add_retired(index as i64 - i64::from(self.count));
-                self.leave_to(std::ptr::null(), 0, target, from);
+                self.leave_to(op, 0, target, from);
             }
             next += 1;
         }
@@ -825,11 +869,11 @@ impl<'a> Emit<'a> {
                 self.asm.mov_imm32(R11, target as u32);
                 self.asm.jmp_abs(self.thunks.exit_at);
             }
-            Cold::Lost { jumps, exit } => {
+            Cold::Lost { jumps, exit, mode } => {
                 for jump in jumps {
                     self.asm.fix_here(jump);
                 }
-                if self.options.mode == AccessMode::User {
+                if mode == AccessMode::User {
                     let space = TABLES + offset_of!(Tables, space);
                     self.asm.state(true, &[0x33], R10, space as i32);
                 }
@@ -850,6 +894,11 @@ impl<'a> Emit<'a> {
     fn interpreted(&mut self, op: *const Op, resume: usize) {
         self.asm.mov_imm64(R11, op as u64);
         self.asm.call_abs(self.thunks.interpret);
+        if resume == NOWHERE {
+            // The interpreter has gone elsewhere.
+            self.asm.raw(&[0x0F, 0x0B]); // ud2
+            return;
+        }
         self.asm.mov(R10, RAX);
         self.restore();
         self.asm.mov(RAX, R10);
@@ -860,6 +909,11 @@ impl<'a> Emit<'a> {
     pub(super) fn add_rsp(&mut self, by: i32) {
         self.asm.rm(true, LEA, GUEST_RSP, GUEST_RSP, by);
     }
+}
+
+/// Offset in the vCPU of the tables of `mode`.
+fn mode_table(mode: AccessMode) -> i32 {
+    (TABLES + offset_of!(Tables, modes) + mode as usize * size_of::<Mode>()) as i32
 }
 
 /// Offset in the vCPU of guest register `n`.

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Segment};
 
 /// The fields; see the constants for their offsets from the vCPU.
 #[derive(Debug, Default)]
@@ -24,6 +24,20 @@ pub struct Hot {
     pub target: u64,
     /// Instructions retired by translated code, when they are counted.
     pub retired: u64,
+    /// Checks of accesses, when they are counted.
+    pub checks: u64,
+    /// Checks that a refill made succeed, when they are counted.
+    pub refilled: u64,
+    /// Refills that found nothing, when they are counted.
+    pub missed: u64,
+    /// CS and SS after SYSCALL and after SYSRET.
+    pub system_segments: [Segment; 2],
+    #[allow(missing_docs)]
+    pub user_segments: [Segment; 2],
+    /// IA32_STAR from which they were made.
+    pub star: u64,
+    /// What translated code may do itself: bit 0 SYSCALL, bit 1 SYSRET.
+    pub fast: u8,
     /// Vector registers that are loaded: 0 none, 1 XMM0–15, 2 YMM0–15.
     pub vector: u8,
     /// What may be loaded: bit 0 XMM registers, bit 1 YMM registers.
@@ -48,6 +62,12 @@ offsets! {
     EXIT = exit;
     TARGET = target;
     RETIRED = retired;
+    CHECKS = checks;
+    REFILLED = refilled;
+    MISSED = missed;
+    SYSTEM_SEGMENTS = system_segments;
+    USER_SEGMENTS = user_segments;
+    FAST = fast;
     VECTOR = vector;
     VECTOR_OK = vector_ok;
 }

@@ -34,10 +34,13 @@ mod run;
 mod special;
 mod tables;
 mod thunks;
+mod verify;
 
+pub use classify::Class;
 pub use hot::Hot;
 pub use region::{Home, Region};
-pub use run::Translator;
+pub use run::{Settings, Translator};
+pub use thunks::REASONS;
 
 use crate::op::Op;
 

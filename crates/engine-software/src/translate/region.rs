@@ -79,6 +79,12 @@ impl Region {
         unsafe { self.at.as_ptr().add(CPU_AT).cast() }
     }
 
+    /// The tables that translated code searches.
+    fn tables(&self) -> *mut Tables {
+        // SAFETY: inside the mapping.
+        unsafe { self.cpu().cast::<u8>().add(TABLES).cast() }
+    }
+
     /// Why the vCPU should look up.
     #[inline(always)]
     pub fn attention(&self) -> &AtomicU32 {
@@ -109,7 +115,7 @@ impl Home {
         // SAFETY: room for a `Cpu`, aligned, and nobody else's.
         unsafe {
             at.write(cpu);
-            Tables::clear_all(at.cast::<u8>().add(TABLES).cast());
+            Tables::clear_all(own.region.tables());
         }
         Home {
             // SAFETY: inside a mapping, so not null.
@@ -148,9 +154,8 @@ impl Cpu {
     /// The tables that translated code uses. Only for a vCPU in its region.
     #[inline(always)]
     pub fn tables(&mut self) -> &mut Tables {
-        let at: *mut Cpu = self;
-        // SAFETY: every `Cpu` that is used lives in a `Home`, with its tables
-        // behind it; `&mut self` says that nobody else reaches them.
-        unsafe { &mut *at.cast::<u8>().add(TABLES).cast::<Tables>() }
+        // SAFETY: made in `Home::new`. Each region has one vCPU, and `&mut
+        // self` says that nobody else reaches its tables.
+        unsafe { &mut *self.own.region.tables() }
     }
 }

@@ -1,6 +1,8 @@
 //! Translating blocks, and running what was translated.
 
+use std::collections::HashMap;
 use std::io;
+use std::time::Instant;
 
 use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
@@ -8,9 +10,10 @@ use super::classify::{Class, classify};
 use super::emit::{Emit, Guest, Options};
 use super::tables::JOURNAL;
 use super::thunks::{self, Reason, Thunks};
+use super::verify::{self, Refusal, Rules, Scope};
 use super::{Exit, liveness};
 use crate::block::Block;
-use crate::cpu::{Cpu, cr0, cr4, flag, gpr};
+use crate::cpu::{Cpu, cr0, cr4, efer, flag, gpr};
 use crate::dual::DualMapping;
 use crate::op::{Flow, Op};
 use crate::run::Ended;
@@ -20,6 +23,17 @@ use std::sync::atomic::Ordering;
 
 /// Most bytes of code for one block: beyond this translating gives up.
 const MAX_BLOCK: usize = 64 << 10;
+
+/// How to translate.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Bytes of code there is room for.
+    pub size: usize,
+    /// Count what translated code does.
+    pub counts: bool,
+    /// Prove that code is isolated before it runs.
+    pub verifies: bool,
+}
 
 /// One vCPU's translated code.
 pub struct Translator {
@@ -39,24 +53,26 @@ pub struct Translator {
     pending_jump: bool,
     count: bool,
     bmi2: bool,
+    /// Where the code of blocks begins, with the guest-physical address of
+    /// their pages, if code is verified.
+    verified: Option<HashMap<usize, u64>>,
+    /// Code that was not found isolated.
+    refused: Option<Box<Refusal>>,
     /// There is no room for another block.
     full: bool,
-    /// Blocks translated.
-    pub translated: u64,
-    /// Times all code was thrown away.
-    pub flushes: u64,
 }
 
 impl Translator {
-    /// A translator with room for `size` bytes of code.
+    /// A translator without any code.
     ///
     /// # Errors
     /// The host refuses executable memory.
-    pub fn new(size: usize, count: bool) -> io::Result<Self> {
-        let size = size.max(1 << 20).next_multiple_of(4096);
+    pub fn new(settings: Settings) -> io::Result<Self> {
+        let size = settings.size.max(1 << 20).next_multiple_of(4096);
         let memory = DualMapping::new(size)?;
         let helper: unsafe extern "sysv64" fn(*mut Cpu, *const Op) -> u32 = interpret;
-        let (code, thunks) = thunks::generate(memory.executable(0), helper as usize);
+        let (code, thunks) =
+            thunks::generate(memory.executable(0), helper as usize, settings.counts);
         // SAFETY: nothing runs there yet.
         unsafe { memory.write(0, &code) };
         let first = code.len().next_multiple_of(64);
@@ -70,11 +86,11 @@ impl Translator {
             exits: Vec::new(),
             pending: None,
             pending_jump: false,
-            count,
+            count: settings.counts,
+            verified: settings.verifies.then(HashMap::new),
+            refused: None,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             full: false,
-            translated: 0,
-            flushes: 0,
         })
     }
 
@@ -90,8 +106,13 @@ impl Translator {
         self.full
     }
 
-    /// Makes an exit's jump lead to `code`.
+    /// Makes an exit's jump lead to `code`, a block of the same page.
     fn link(&mut self, exit: &Exit, code: usize) {
+        if let Some(verified) = &self.verified
+            && verified.get(&code) != Some(&exit.page)
+        {
+            return self.refuse(verify::refused_link(exit.site, code));
+        }
         let site = exit.site - self.memory.executable(0);
         let disp = code.wrapping_sub(exit.site + 4) as i32;
         // SAFETY: the four bytes are a jump's displacement; this vCPU alone
@@ -100,7 +121,22 @@ impl Translator {
     }
 }
 
+impl Translator {
+    /// Nothing runs any more: code is not isolated.
+    fn refuse(&mut self, refusal: Box<Refusal>) {
+        self.refused.get_or_insert(refusal);
+        self.full = true;
+    }
+}
+
 impl Cpu {
+    /// Why the vCPU must not go on, if some code was not found isolated.
+    #[cold]
+    pub fn refused_code(&mut self) -> Option<String> {
+        let refusal = self.translator.as_mut()?.refused.take()?;
+        Some(refusal.to_string())
+    }
+
     /// The mode of code that can be translated now.
     #[inline(always)]
     pub fn native_mode(&self) -> Option<AccessMode> {
@@ -154,6 +190,7 @@ impl Cpu {
     fn enter(&mut self, enter: usize, code: usize) -> Ended {
         self.hot.page = self.rip() & !0xFFF;
         self.hot.vector_ok = self.vector_ok();
+        self.prepare_system_calls();
         self.split_flags();
         let enter: unsafe extern "sysv64" fn(*mut Cpu, usize) -> u32 =
             // SAFETY: the routine has this signature.
@@ -162,6 +199,9 @@ impl Cpu {
         // and the vCPU stands in its region.
         let reason = unsafe { enter(self, code) };
         let page = self.hot.page;
+        if let Some(counting) = &mut self.counting {
+            counting.returned(reason as usize);
+        }
         match Reason::from_code(reason) {
             // The interpreter has merged the flags.
             Reason::Done => Ended::Done,
@@ -236,6 +276,23 @@ impl Cpu {
         }
     }
 
+    /// What SYSCALL and SYSRET need in translated code. They are left to the
+    /// interpreter unless they do what operating systems make them do:
+    /// SYSCALL clears every flag that would change more than the privilege
+    /// level.
+    #[inline(always)]
+    fn prepare_system_calls(&mut self) {
+        const MASKED: u64 = flag::ARITH | flag::TF | flag::IF | flag::AC;
+        let enabled = self.efer & efer::SCE != 0;
+        let masked = self.msrs.sfmask & MASKED == MASKED;
+        self.hot.fast = u8::from(enabled && masked) | u8::from(enabled) << 1;
+        if self.hot.star != self.msrs.star {
+            self.hot.star = self.msrs.star;
+            (self.hot.system_segments, self.hot.user_segments) =
+                crate::system::system_call_segments(self.msrs.star);
+        }
+    }
+
     /// From RFLAGS to what LAHF and SETO would leave; RFLAGS keeps the rest.
     fn split_flags(&mut self) {
         let flags = self.rflags;
@@ -284,6 +341,7 @@ impl Cpu {
             mode,
             count: self.translator.as_ref()?.count,
             smap: self.cr4 & cr4::SMAP != 0,
+            alone: self.shared.vcpus.len() == 1,
             bmi2: self.translator.as_ref()?.bmi2,
         };
         let room = self.translator.as_ref()?;
@@ -324,11 +382,31 @@ impl Cpu {
         if emitted.bytes.len() > MAX_BLOCK || !block.current() {
             return None;
         }
+        if let Some(verified) = &mut translator.verified {
+            let switches = |class| matches!(class, Class::SystemCall | Class::SystemReturn);
+            let rules = Rules {
+                base,
+                thunks: &translator.thunks,
+                scope: Scope {
+                    mode,
+                    switches: decoded.iter().any(|&(_, class)| switches(class)),
+                },
+                ops: &block.ops,
+                exits: &emitted.exits,
+            };
+            if let Err(refusal) = verify::verify(&emitted.bytes, &rules) {
+                translator.refuse(refusal);
+                return None;
+            }
+            verified.insert(base, block.gpa & !0xFFF);
+        }
+        if let Some(counting) = &mut self.counting {
+            counting.translated(block.gpa, mode, emitted.bytes.len(), &decoded, &block.ops);
+        }
         // SAFETY: nothing was ever put there since all code was thrown away.
         unsafe { translator.memory.write(translator.next, &emitted.bytes) };
         translator.next += emitted.bytes.len().next_multiple_of(16);
         translator.exits.push(emitted.exits);
-        translator.translated += 1;
         block.native[mode as usize].set(base);
         Some(base)
     }
@@ -365,6 +443,8 @@ impl Cpu {
                     | Class::Call
                     | Class::CallIndirect
                     | Class::Return
+                    | Class::SystemCall
+                    | Class::SystemReturn
             );
             if ends || !known {
                 break;
@@ -383,14 +463,20 @@ impl Cpu {
 
     /// Throws all translated code away, and the blocks that lead to it.
     pub fn flush_code(&mut self) {
+        let start = Instant::now();
         self.blocks.clear();
         self.tables().clear_jumps();
         if let Some(translator) = &mut self.translator {
             translator.forget_pending();
             translator.full = false;
             translator.exits.clear();
+            if let Some(verified) = &mut translator.verified {
+                verified.clear();
+            }
             translator.next = translator.first;
-            translator.flushes += 1;
+        }
+        if let Some(counting) = &mut self.counting {
+            counting.flushed(start.elapsed());
         }
     }
 }
@@ -406,7 +492,13 @@ unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
     let (cpu, op) = unsafe { (&mut *cpu, &*op) };
     cpu.set_rip(cpu.hot.page.wrapping_add(u64::from(op.start)));
     cpu.merge_flags();
-    let reason = match (op.run)(cpu, op) {
+    let ran = (op.run)(cpu, op);
+    if let Some(counting) = &mut cpu.counting
+        && matches!(ran, Ok(flow) if flow != Flow::Again)
+    {
+        counting.helped(op);
+    }
+    let reason = match ran {
         Ok(Flow::Next) => {
             if cpu.tables().journal_len as usize >= JOURNAL {
                 cpu.tables().clear_pages();
@@ -415,7 +507,10 @@ unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
             let ok = cpu.vector_ok();
             cpu.hot.vector_ok = ok;
             let lost = loaded == 1 && ok & 1 == 0 || loaded == 2 && ok & 2 == 0;
-            if !lost && !cpu.recheck && cpu.own.attention().load(Ordering::Relaxed) == 0 {
+            // The code behind the instruction may be stale now.
+            let changed = cpu.code_changed.replace(false);
+            if !lost && !changed && !cpu.recheck && cpu.own.attention().load(Ordering::Relaxed) == 0
+            {
                 cpu.split_flags();
                 return 0;
             }

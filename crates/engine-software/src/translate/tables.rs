@@ -35,8 +35,6 @@ pub const JOURNAL: usize = 2048;
 pub const JUMP_HASH: u32 = 0x9E37_79B1;
 /// Shift of its product: the 12 top bits, times 32.
 pub const JUMP_SHIFT: u32 = 15;
-/// A tag that no jump has: not canonical in any address space.
-const NO_JUMP: u64 = 0x1234_5678_9ABC_DEF0;
 
 /// An entry of `read` or `write`.
 #[derive(Clone, Copy)]
@@ -94,6 +92,13 @@ fn empty_tag(index: usize) -> u64 {
     ((index ^ 1) as u64) << 12
 }
 
+/// A tag that no jump looks for in entry `index` of `jumps`: it belongs to
+/// another. Guests jump to any address, canonical or not.
+fn empty_jump(index: usize) -> u64 {
+    // Tag 0 belongs to entry 0, tag 1 does not.
+    u64::from(index == 0)
+}
+
 impl Mode {
     fn clear_pages(&mut self) {
         for (n, entry) in self.read.iter_mut().enumerate() {
@@ -105,8 +110,8 @@ impl Mode {
     }
 
     fn clear_jumps(&mut self) {
-        for entry in &mut self.jumps {
-            entry.tag = NO_JUMP;
+        for (n, entry) in self.jumps.iter_mut().enumerate() {
+            entry.tag = empty_jump(n);
         }
     }
 }

@@ -46,6 +46,17 @@ pub enum Reason {
     Fault = 6,
 }
 
+/// What the reasons are for people, by number.
+pub const REASONS: [&str; 7] = [
+    "",
+    "to a block that is not linked yet",
+    "to a target not in the table, or with an event waiting",
+    "before a jump back, with an event waiting",
+    "vector registers that may not be used now",
+    "after the interpreter's help",
+    "by an exception",
+];
+
 impl Reason {
     /// What `leave` returned.
     pub fn from_code(code: u32) -> Self {
@@ -209,8 +220,8 @@ impl Asm {
 }
 
 /// Generates the routines for code memory that starts at `base`. `helper` is
-/// the address of [`super::interpret`].
-pub fn generate(base: usize, helper: usize) -> (Vec<u8>, Thunks) {
+/// the address of [`super::interpret`]; `count`: refills are counted.
+pub fn generate(base: usize, helper: usize, count: bool) -> (Vec<u8>, Thunks) {
     let mut a = Asm::new(base);
     let mut t = Thunks {
         enter: a.at(),
@@ -243,7 +254,7 @@ pub fn generate(base: usize, helper: usize) -> (Vec<u8>, Thunks) {
     for mode in 0..3 {
         for write in [false, true] {
             t.refill[mode][usize::from(write)] = a.at();
-            refill(&mut a, mode, write);
+            refill(&mut a, mode, write, count);
         }
     }
 
@@ -315,7 +326,7 @@ impl Asm {
 
 /// Fills the entry for the page of R10 from the TLB, if that has it and the
 /// page needs no looking at.
-fn refill(a: &mut Asm, mode: usize, write: bool) {
+fn refill(a: &mut Asm, mode: usize, write: bool, count: bool) {
     let (entries, tlb_entries) = if write {
         (offset_of!(Mode, write), offset_of!(Tlb, write))
     } else {
@@ -351,6 +362,9 @@ fn refill(a: &mut Asm, mode: usize, write: bool) {
     a.state(true, &[0x8B], RDX, t1);
     a.fix_here(crossing);
     a.state(true, &[0x8B], RCX, t0);
+    if count {
+        a.state(true, &[0xFF], 0, 8 + hot::MISSED); // inc
+    }
     a.raw(&[0xF9, 0xC3]); // stc, ret
 
     let mut ends = Vec::new();
@@ -389,6 +403,9 @@ fn refill(a: &mut Asm, mode: usize, write: bool) {
         }
         a.state(true, &[0x8B], RDX, t1);
         a.state(true, &[0x8B], RCX, t0);
+        if count {
+            a.state(true, &[0xFF], 0, 8 + hot::REFILLED); // inc
+        }
         a.raw(&[0xF8, 0xC3]); // clc, ret
     }
     for end in ends {

@@ -57,7 +57,7 @@ impl Lapic {
             }
             Delivery::Smi => false,
             Delivery::Nmi => {
-                self.nmi = true;
+                self.nmis = (self.nmis + 1).min(2);
                 true
             }
             Delivery::Init => {
@@ -77,9 +77,11 @@ impl Lapic {
         }
     }
 
-    /// A pending NMI, once.
+    /// A pending NMI, once for each.
     pub fn take_nmi(&mut self) -> bool {
-        std::mem::take(&mut self.nmi)
+        let pending = self.nmis != 0;
+        self.nmis = self.nmis.saturating_sub(1);
+        pending
     }
 
     /// A pending INIT, once. The owner then calls
@@ -103,7 +105,7 @@ impl Lapic {
 
     /// An NMI, INIT, start-up or ExtINT message waits to be taken.
     pub fn has_event(&self) -> bool {
-        self.nmi || self.init || self.ext_int || self.startup.is_some()
+        self.nmis != 0 || self.init || self.ext_int || self.startup.is_some()
     }
 
     /// Whether the PIC's output reaches this vCPU: through LINT0 as ExtINT, or

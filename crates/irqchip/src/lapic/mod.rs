@@ -128,7 +128,9 @@ pub struct Lapic {
     icr_high: u32,
     lvt: [u32; LVT_COUNT],
     timer: Timer,
-    nmi: bool,
+    /// NMIs that arrived: up to two, since a processor would already be
+    /// handling the first.
+    nmis: u8,
     init: bool,
     startup: Option<u8>,
     ext_int: bool,
@@ -156,7 +158,7 @@ impl Lapic {
             icr_high: 0,
             lvt: [0; LVT_COUNT],
             timer: Timer::default(),
-            nmi: false,
+            nmis: 0,
             init: false,
             startup: None,
             ext_int: false,
@@ -204,7 +206,7 @@ impl Lapic {
             self.lvt[LVT_LINT0] = DELIVERY_MODE;
         }
         self.timer = Timer::default();
-        self.nmi = false;
+        self.nmis = 0;
         self.ext_int = false;
         self.update_ppr();
     }

@@ -23,7 +23,7 @@ impl Lapic {
             errors: self.errors,
             tsc_deadline: self.timer.deadline,
             timer_expires_at: self.timer.expires_at,
-            nmi: self.nmi,
+            nmi: self.nmis != 0,
             init: self.init,
             startup: self.startup,
             ext_int: self.ext_int,
@@ -131,7 +131,7 @@ impl Lapic {
             expires_at: state.timer_expires_at,
             deadline: state.tsc_deadline,
         };
-        self.nmi = state.nmi;
+        self.nmis = state.nmi.into();
         self.init = state.init;
         self.startup = state.startup;
         self.ext_int = state.ext_int;

@@ -36,7 +36,8 @@ mod tests;
 
 use std::io::{self, Read, Write};
 
-use croft_devices::BusState;
+use croft_devices::{BusState, StateError};
+use croft_disk::{Disk, RawDisk};
 use croft_engine::{CpuProfile, CpuState, PartitionState};
 use croft_memory::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,9 @@ pub enum SavedError {
     /// The host could not read it.
     #[error("it cannot be read: {0}")]
     Read(#[source] io::Error),
+    /// A device refuses its state.
+    #[error(transparent)]
+    Device(#[from] StateError),
     /// The machine to restore it to is another one.
     #[error("the machine had {had}, this one has {has}; restore it to a machine like it was")]
     Differs {
@@ -109,6 +113,15 @@ pub struct SavedDisk {
     pub bytes: u64,
     /// The guest could not write to it.
     pub read_only: bool,
+}
+
+impl SavedDisk {
+    pub(crate) fn of(disk: &RawDisk) -> Self {
+        SavedDisk {
+            bytes: disk.size(),
+            read_only: disk.is_read_only(),
+        }
+    }
 }
 
 impl Description {
