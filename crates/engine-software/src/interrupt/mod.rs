@@ -139,11 +139,7 @@ impl Cpu {
 
     /// RF, where an event comes between two iterations (SDM vol. 3, 17.3.1.1).
     fn between(&self) -> u64 {
-        if self.between_iterations {
-            flag::RF
-        } else {
-            0
-        }
+        if self.between_iterations { flag::RF } else { 0 }
     }
 
     fn deliver_exception(&mut self, raised: &Raised) -> Exec {
