@@ -29,11 +29,12 @@ demo: ## Boot a stock Debian kernel to a shell on this terminal
 	@scripts/demo/run
 
 test: ## Run all tests; fetches the kernels they boot
-	scripts/install-deps test
+	scripts/install-deps test $(if $(filter --workspace,$(TESTS)),kvm)
 	scripts/fetch-kernels cloud generic
 	scripts/fetch-busybox
 	$(CARGO) build $(PROFILE) $(TESTS)
 	$(CARGO) test $(PROFILE) $(TESTS)
+	$(if $(filter --workspace,$(TESTS)),PROFILE="$(PROFILE)" SELECT="$(TESTS)" scripts/nested/test)
 
 test-kvm: ## Run the tests that need KVM, in a nested machine if there is none
 	scripts/install-deps kvm

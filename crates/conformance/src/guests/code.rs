@@ -23,7 +23,9 @@ guests! { "code":
 }
 
 /// Emits `MOV EAX, 9` whose immediate a store replaces before it executes;
-/// `far` is added to the address of the store.
+/// `far` is added to the address of the store. Through another address only
+/// a serialising instruction makes a processor see it (SDM vol. 3, 8.1.3);
+/// writing CR3 is one.
 fn patch_ahead(m: &mut Machine, far: u64) -> Outcome {
     m.program(|p| {
         let mut target = p.create_label();
@@ -34,6 +36,10 @@ fn patch_ahead(m: &mut Machine, far: u64) -> Outcome {
         let mut again = p.create_label();
         p.set_label(&mut again)?;
         p.mov(dword_ptr(rbx + 1), ecx)?;
+        if far != 0 {
+            p.mov(rax, cr3)?;
+            p.mov(cr3, rax)?;
+        }
         p.set_label(&mut target)?;
         p.mov(eax, 9)?;
         p.add(rdx, rax)?;

@@ -363,18 +363,19 @@ fn soon(p: &mut Program, ticks: i32) -> Result<(), IcedError> {
 
 fn timer_tsc_deadline(engine: &dyn Engine) -> Outcome {
     let mut m = Machine::long(engine)?;
-    // 50 ms: an emulated host takes its time to read it back.
-    let ticks = i32::try_from(m.profile.tsc_khz.saturating_mul(50)).unwrap_or(i32::MAX);
     m.program(|p| {
         enable(p)?;
         p.wrmsr_value(TIMER, 2 << 17 | 0x51)?;
-        soon(p, ticks)?;
+        // Far enough to be read back on a slow host.
+        soon(p, i32::MAX)?;
         p.wrmsr()?;
         p.rdmsr_value(DEADLINE)?;
         p.cmp(rax, rbx)?;
         p.sete(al)?;
         p.movzx(eax, al)?;
         p.put(0, rax)?;
+        soon(p, 2_000_000)?;
+        p.wrmsr()?;
         wait(p, 0x51)?;
         p.rdtsc()?;
         p.shl(rdx, 32)?;
