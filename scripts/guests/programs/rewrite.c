@@ -214,7 +214,7 @@ static void copies(void) {
 /* Another thread changes code and says so; who executes it serialises first. */
 static unsigned char *shared_write, *shared_code;
 static volatile unsigned published, accepted;
-#define HANDOVERS 8000
+#define HANDOVERS 2000
 
 static void *patcher(void *nothing) {
     (void)nothing;
