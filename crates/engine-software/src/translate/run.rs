@@ -534,6 +534,7 @@ unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> u32 {
         }
         Ok(Flow::Again) => {
             cpu.uncount(op, 1);
+            cpu.between_iterations = true;
             cpu.set_rip(op.rip(cpu));
             Reason::Done
         }
