@@ -5,6 +5,8 @@ CARGO ?= cargo
 TESTS ?= --workspace
 PROFILE ?= --release
 BENCH_ARGS ?=
+# For scripts/guests/run, for example: --times 1 --seconds 30
+GUESTS_ARGS ?= --times 10
 FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio saved
 # Seconds for each target.
 FUZZ_TIME ?= 60
@@ -12,7 +14,7 @@ FUZZ_TIME ?= 60
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-kvm bench fuzz fmt fmt-check clippy doc-test clean clean-cache
+.PHONY: help build demo test test-kvm test-guests bench fuzz fmt fmt-check clippy doc-test clean clean-cache
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,6 +39,13 @@ test: ## Run all tests; fetches the kernels they boot
 test-kvm: ## Run the tests that need KVM, in a nested machine if there is none
 	scripts/install-deps kvm
 	PROFILE="$(PROFILE)" scripts/nested/test
+
+test-guests: ## Run the hard guests, ten times; takes hours
+	scripts/install-deps guests
+	scripts/fetch-kernels cloud
+	scripts/guests/image
+	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
+	scripts/guests/run $(GUESTS_ARGS)
 
 bench: ## Measure Croft beside its peers
 	scripts/install-deps bench

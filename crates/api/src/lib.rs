@@ -30,6 +30,6 @@ pub mod wire;
 pub use channel::{Receiver, Sender, channel, pair};
 pub use engines::EngineReport;
 pub use hello::{Hello, Protocol};
-pub use machine::{CpuModel, EngineChoice, MachineSpec};
+pub use machine::{CpuModel, EngineChoice, MachineSpec, SoftwareSpec};
 pub use outcome::Outcome;
 pub use wire::WireError;

@@ -30,6 +30,31 @@ pub enum CpuModel {
     SoftwareFast,
 }
 
+/// How the software engine runs a machine. Other engines have no use for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SoftwareSpec {
+    /// Room for translated code in bytes.
+    pub code_cache: u64,
+    /// Translate nothing.
+    pub interpret: bool,
+    /// Prove that translated code is isolated before it runs.
+    pub verify_code: bool,
+    /// Count, and print the counts at the end.
+    pub stats: bool,
+}
+
+impl Default for SoftwareSpec {
+    fn default() -> Self {
+        SoftwareSpec {
+            code_cache: 64 << 20,
+            interpret: false,
+            verify_code: false,
+            stats: false,
+        }
+    }
+}
+
 /// A machine's configuration, apart from the files it is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
@@ -37,6 +62,9 @@ pub struct MachineSpec {
     pub name: String,
     /// What runs it.
     pub engine: EngineChoice,
+    /// How, if that is the software engine.
+    #[serde(default)]
+    pub software: SoftwareSpec,
     /// The CPU model; the engine's default when not given.
     pub cpu: Option<CpuModel>,
     /// Guest memory in bytes.

@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Protocol;
-use crate::machine::{EngineChoice, MachineSpec};
+use crate::machine::{EngineChoice, MachineSpec, SoftwareSpec};
 use crate::outcome::Outcome;
 use crate::saved::SavedRun;
 
@@ -78,6 +78,8 @@ pub struct RestoreRequest {
     pub name: Option<String>,
     /// What runs it.
     pub engine: EngineChoice,
+    /// How, if that is the software engine.
+    pub software: SoftwareSpec,
     /// Another path of the kernel.
     pub kernel: Option<OsString>,
     /// Another path of the initrd.
@@ -104,6 +106,7 @@ impl RestoreRequest {
     pub fn apply(self, saved: SavedRun) -> RunRequest {
         let mut machine = saved.machine;
         machine.engine = self.engine;
+        machine.software = self.software;
         if let Some(name) = self.name {
             machine.name = name;
         }

@@ -30,7 +30,7 @@ const LENGTH_MAX: u32 = 1 << 20;
 /// What a saved machine was run with. Paths are absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedRun {
-    /// The configuration; its engine counts for nothing.
+    /// The configuration; its engine, and how that runs, count for nothing.
     pub machine: MachineSpec,
     /// Path of the kernel, which the machine's next reset loads.
     pub kernel: OsString,
@@ -124,13 +124,14 @@ fn fill(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{CpuModel, EngineChoice};
+    use crate::machine::{CpuModel, EngineChoice, SoftwareSpec};
 
     fn run() -> SavedRun {
         SavedRun {
             machine: MachineSpec {
                 name: "web".to_owned(),
                 engine: EngineChoice::Auto,
+                software: SoftwareSpec::default(),
                 cpu: Some(CpuModel::PortableV1),
                 memory: 1 << 29,
                 cpus: 2,

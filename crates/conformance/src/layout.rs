@@ -191,6 +191,7 @@ pub mod vector {
 #[allow(missing_docs)]
 pub mod flag {
     pub const FIXED: u64 = 2;
+    pub const ZF: u64 = 1 << 6;
     pub const TF: u64 = 1 << 8;
     pub const IF: u64 = 1 << 9;
     pub const IOPL: u64 = 3 << 12;

@@ -188,7 +188,7 @@ fn begin(file: OwnedFd, run: &SavedRun) -> Result<OwnedFd, String> {
 mod tests {
     use std::os::unix::net::UnixStream;
 
-    use croft_api::machine::{EngineChoice, MachineSpec};
+    use croft_api::machine::{EngineChoice, MachineSpec, SoftwareSpec};
 
     use super::*;
 
@@ -197,6 +197,7 @@ mod tests {
             machine: MachineSpec {
                 name: "test".to_owned(),
                 engine: EngineChoice::Auto,
+                software: SoftwareSpec::default(),
                 cpu: None,
                 memory: 1 << 24,
                 cpus: 1,

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use croft_api::{EngineChoice, EngineReport};
+use croft_api::{EngineChoice, EngineReport, SoftwareSpec};
 use croft_engine::{CpuModel, Engine, Fitness, Topology};
 use croft_engine_kvm::KvmEngine;
-use croft_engine_software::{LockstepCounts, SoftwareEngine};
+use croft_engine_software::{LockstepCounts, SoftwareEngine, SoftwareOptions, Statistics};
 
 /// An engine, and why it.
 pub struct Chosen {
@@ -15,6 +15,8 @@ pub struct Chosen {
     pub reason: String,
     /// The CPU model of machines that do not name one.
     pub default_model: CpuModel,
+    /// What it counts, if it counts.
+    pub statistics: Option<Arc<Statistics>>,
     /// What lockstep compares, where it was asked for.
     pub lockstep: Option<Arc<LockstepCounts>>,
 }
@@ -24,22 +26,40 @@ struct Candidate {
     engine: Box<dyn Engine>,
     default_model: CpuModel,
     choice: EngineChoice,
+    statistics: Option<Arc<Statistics>>,
 }
 
 /// All engines of this build, best first.
-fn candidates() -> Vec<Candidate> {
+fn candidates(spec: SoftwareSpec) -> Vec<Candidate> {
+    let software = SoftwareEngine::with_options(software_options(spec));
     vec![
         Candidate {
             engine: Box::new(KvmEngine::new()),
             default_model: CpuModel::Host,
             choice: EngineChoice::Kvm,
+            statistics: None,
         },
         Candidate {
-            engine: Box::new(SoftwareEngine::new()),
+            statistics: software.statistics(),
+            engine: Box::new(software),
             default_model: CpuModel::SoftwareFast,
             choice: EngineChoice::Software,
         },
     ]
+}
+
+/// Most room for translated code: jumps across it have 32 bits.
+const CODE_MAX: u64 = 1 << 30;
+
+fn software_options(spec: SoftwareSpec) -> SoftwareOptions {
+    let defaults = SoftwareOptions::default();
+    SoftwareOptions {
+        translates: !spec.interpret,
+        code_size: spec.code_cache.min(CODE_MAX) as usize,
+        verifies: spec.verify_code || defaults.verifies,
+        counts: spec.stats,
+        lockstep: false,
+    }
 }
 
 /// What the machine asks of its engine.
@@ -47,6 +67,8 @@ fn candidates() -> Vec<Candidate> {
 pub struct Wanted {
     /// The engine.
     pub choice: EngineChoice,
+    /// How, if it is the software engine.
+    pub software: SoftwareSpec,
     /// The CPU model, if it names one.
     pub model: Option<CpuModel>,
     /// Number of vCPUs.
@@ -58,12 +80,13 @@ pub fn choose(wanted: Wanted) -> Result<Chosen, String> {
     if wanted.choice == EngineChoice::Lockstep {
         return Ok(lockstep());
     }
-    pick(candidates(), wanted)
+    pick(candidates(wanted.software), wanted)
 }
 
 fn lockstep() -> Chosen {
     let engine = SoftwareEngine::lockstep();
     Chosen {
+        statistics: None,
         lockstep: engine.lockstep_counts(),
         engine: Box::new(engine),
         reason: "each block is run twice and compared".to_owned(),
@@ -73,7 +96,7 @@ fn lockstep() -> Chosen {
 
 /// Says which engines there are and which of them are of use here.
 pub fn report() -> Vec<EngineReport> {
-    candidates()
+    candidates(SoftwareSpec::default())
         .into_iter()
         .map(|candidate| {
             let (fit, text) = match candidate.engine.probe() {
@@ -119,6 +142,7 @@ fn pick(candidates: Vec<Candidate>, wanted: Wanted) -> Result<Chosen, String> {
             engine: candidate.engine,
             reason,
             default_model: candidate.default_model,
+            statistics: candidate.statistics,
             lockstep: None,
         });
     }
@@ -147,8 +171,6 @@ impl Candidate {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use croft_engine::{
         Capabilities, CpuProfile, EngineError, Missing, Partition, PartitionConfig,
     };
@@ -226,6 +248,7 @@ mod tests {
             engine: Box::new(engine),
             default_model,
             choice,
+            statistics: None,
         };
         let candidates = vec![
             candidate(kvm, CpuModel::Host, EngineChoice::Kvm),
@@ -236,6 +259,12 @@ mod tests {
 
     const AUTO: Wanted = Wanted {
         choice: EngineChoice::Auto,
+        software: SoftwareSpec {
+            code_cache: 1 << 20,
+            interpret: false,
+            verify_code: false,
+            stats: false,
+        },
         model: None,
         vcpus: 1,
     };

@@ -6,6 +6,7 @@
 
 mod console;
 mod control;
+mod counts;
 mod engine;
 mod report;
 mod start;
@@ -70,6 +71,7 @@ fn prepare() -> io::Result<(Reporter, Receiver)> {
         ));
     }
     set_parent_process_death_signal(Some(Signal::KILL))?;
+    counts::hold_signal()?;
     let (sender, receiver) = channel(socket, PROTOCOL, PEER);
     Ok((Reporter::new(sender)?, receiver))
 }
@@ -96,7 +98,12 @@ fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
         Ok(machine) => machine,
         Err(outcome) => return outcome,
     };
-    if let Err(error) = serve(&machine, &console, receiver, reporter) {
+    let started =
+        serve(&machine, &console, receiver, reporter).and_then(|()| match &chosen.statistics {
+            Some(counts) => counts::report_at_signals(counts.clone(), reporter.clone()),
+            None => Ok(()),
+        });
+    if let Err(error) = started {
         return Outcome::Failed {
             message: format!("cannot start a thread: {error}"),
         };
@@ -105,12 +112,15 @@ fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
         engine: chosen.engine.name().to_owned(),
         reason: chosen.reason,
     });
-    let ended = machine.run();
+    let outcome = outcome(machine.run());
+    if let Some(counts) = &chosen.statistics {
+        counts::report(counts, reporter);
+    }
     if let Some(counts) = &chosen.lockstep {
         let text = format!("lockstep: {counts}");
         reporter.report(&Event::Log { text });
     }
-    outcome(ended)
+    outcome
 }
 
 /// Starts the threads that hear the monitor and the terminal.

@@ -102,6 +102,7 @@ impl Start {
     pub fn wanted(&self) -> Wanted {
         Wanted {
             choice: self.machine.engine,
+            software: self.machine.software,
             model: match &self.saved {
                 Some(saved) => Some(saved.description().profile.model),
                 None => self.machine.cpu.map(model),

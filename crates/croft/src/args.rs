@@ -167,6 +167,30 @@ pub struct RestoreOptions {
 
     #[command(flatten)]
     pub place: PlaceOptions,
+
+    #[command(flatten)]
+    pub software: SoftwareOptions,
+}
+
+/// How the software engine runs; other engines have no use for it.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Software engine")]
+pub struct SoftwareOptions {
+    /// Room for translated code, 1M to 1G; what does not fit is translated again when it is needed
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_code_cache)]
+    pub code_cache: u64,
+
+    /// Interpret everything: slow, and free of whatever the translator may do wrong
+    #[arg(long, conflicts_with_all = ["verify_code", "code_cache"])]
+    pub interpret: bool,
+
+    /// Prove that all translated code is isolated before it runs; end if it is not
+    #[arg(long)]
+    pub verify_code: bool,
+
+    /// Count what the engine does, and print it at the end and when croft-vmm gets SIGUSR1
+    #[arg(long)]
+    pub stats: bool,
 }
 
 /// Where people and programs meet a machine.
@@ -240,6 +264,9 @@ pub struct RunOptions {
     /// Offer the isa-debug-exit and test-device ports that outside test suites use
     #[arg(long)]
     pub test_devices: bool,
+
+    #[command(flatten)]
+    pub software: SoftwareOptions,
 }
 
 /// `--engine`.
@@ -282,6 +309,14 @@ fn parse_append(text: &str) -> Result<String, String> {
     } else {
         Ok(text.to_owned())
     }
+}
+
+fn parse_code_cache(text: &str) -> Result<u64, String> {
+    size::parse(text).and_then(|size| {
+        let fits = (1 << 20..=1 << 30).contains(&size);
+        fits.then_some(size)
+            .ok_or_else(|| "give 1M to 1G".to_owned())
+    })
 }
 
 fn parse_cpus(text: &str) -> Result<u32, String> {
@@ -344,6 +379,10 @@ mod tests {
         assert!(parse_cpus("1").is_ok());
         for bad in ["0", "-1", "255", "4294967297", "x", ""] {
             assert!(parse_cpus(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_code_cache("2M"), Ok(2 << 20));
+        for bad in ["0M", "1023K", "1025M", "64", ""] {
+            assert!(parse_code_cache(bad).is_err(), "{bad}");
         }
         assert!(parse_name("web-1.test").is_ok());
         for bad in ["", "-x", "a b", "a/b", "ü"] {

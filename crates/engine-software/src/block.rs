@@ -12,7 +12,7 @@
 //! without having to find it.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -27,6 +27,9 @@ pub const MAX_OPS: usize = 48;
 const FRONT: usize = 1 << 15;
 /// Instructions cached before everything is dropped: about 100 MiB.
 const MAX_CACHED: usize = 1 << 20;
+
+/// Forgotten blocks dropped with each new one.
+const DROPPED: usize = 4;
 
 /// The part of a page that was decoded, and when.
 #[derive(Clone)]
@@ -126,6 +129,9 @@ impl Key {
 pub struct Blocks {
     front: Box<[(Key, *const Block)]>,
     all: HashMap<Key, Box<Block>>,
+    /// Blocks that nobody can find any more. They are dropped a few at a
+    /// time: all at once would take milliseconds.
+    old: Option<hash_map::IntoIter<Key, Box<Block>>>,
     cached: usize,
     /// Blocks decoded so far.
     pub decoded: u64,
@@ -139,6 +145,7 @@ impl Default for Blocks {
         Blocks {
             front: vec![(NO_KEY, std::ptr::null()); FRONT].into_boxed_slice(),
             all: HashMap::new(),
+            old: None,
             cached: 0,
             decoded: 0,
         }
@@ -189,13 +196,18 @@ impl Blocks {
         if let Some(old) = self.all.insert(key, block) {
             self.cached -= old.ops.len();
         }
+        if let Some(old) = &mut self.old
+            && old.by_ref().take(DROPPED).count() < DROPPED
+        {
+            self.old = None;
+        }
         pointer
     }
 
-    /// Drops every block.
+    /// Forgets every block.
     pub fn clear(&mut self) {
         self.front.fill((NO_KEY, std::ptr::null()));
-        self.all.clear();
+        self.old = Some(std::mem::take(&mut self.all).into_iter());
         self.cached = 0;
     }
 }

@@ -306,6 +306,9 @@ pub struct Cpu {
     /// The running instruction delivered an event or entered the kernel: no
     /// single-step trap follows it.
     pub step_cancelled: bool,
+    /// RIP stands at a repeated instruction that has done some of its
+    /// iterations: what comes in between pushes RF.
+    pub between_iterations: bool,
     /// What translated code keeps here.
     pub hot: Hot,
     /// Counts, if somebody wants to know.
@@ -381,6 +384,7 @@ impl Cpu {
             debug: DebugControl::default(),
             debug_resume: None,
             step_cancelled: false,
+            between_iterations: false,
             hot: Hot::default(),
             counting: None,
             translator: None,

@@ -47,4 +47,4 @@ pub use statistics::Statistics;
 pub use stub::{Planted, plant};
 pub use translate::LockstepCounts;
 #[cfg(feature = "planted")]
-pub use translate::{PlantedInCode, plant_in_code};
+pub use translate::{PlantedCode, PlantedInCode, plant_code, plant_in_code};

@@ -91,10 +91,11 @@ impl Cpu {
                     return stop;
                 }
             }
+            let goes_on = std::mem::take(&mut self.between_iterations);
             let ended = match self.lookup() {
                 // SAFETY: the block stays in the cache until the next lookup,
                 // which only this loop makes.
-                Ok(block) => match self.run_block(unsafe { &*block }) {
+                Ok(block) => match self.run_block(unsafe { &*block }, goes_on) {
                     Ok(ended) => ended,
                     Err(stop) => return stop,
                 },
@@ -112,9 +113,10 @@ impl Cpu {
         }
     }
 
-    /// Runs a block, translated if possible.
+    /// Runs a block, translated if possible. Whether it `goes_on` with
+    /// iterations of a repeated instruction: those before met its breakpoint.
     #[inline(always)]
-    fn run_block(&mut self, block: &Block) -> Result<Ended, Stop> {
+    fn run_block(&mut self, block: &Block, goes_on: bool) -> Result<Ended, Stop> {
         if let Some(mode) = self.native_mode() {
             if self.lockstep.is_some() {
                 if let Some(ended) = self.run_lockstep(block, mode) {
@@ -124,7 +126,7 @@ impl Cpu {
                 return Ok(ended);
             }
         }
-        match self.prepare(block) {
+        match self.prepare(block, goes_on) {
             Ok(count) => Ok(self.execute(ops_of(block, count))),
             Err(Some(stop)) => Err(stop),
             Err(None) => Ok(Ended::Fault),
@@ -134,15 +136,15 @@ impl Cpu {
     /// How many of a block's instructions may run now. `Err(None)`: none,
     /// and the reason is an exception.
     #[inline(always)]
-    fn prepare(&mut self, block: &Block) -> Result<usize, Option<Stop>> {
+    fn prepare(&mut self, block: &Block, goes_on: bool) -> Result<usize, Option<Stop>> {
         if self.debug.breakpoints.is_empty() && self.dr7 & 0xFF == 0 && self.code64() {
             return Ok(if self.single { 1 } else { block.ops.len() });
         }
-        self.prepare_slow(block)
+        self.prepare_slow(block, goes_on)
     }
 
     #[inline(never)]
-    fn prepare_slow(&mut self, block: &Block) -> Result<usize, Option<Stop>> {
+    fn prepare_slow(&mut self, block: &Block, goes_on: bool) -> Result<usize, Option<Stop>> {
         let mut count = if self.single { 1 } else { block.ops.len() };
         let rip = self.rip();
         let base = if self.code64() {
@@ -201,7 +203,7 @@ impl Cpu {
         // On Intel's processors MOV SS and POP SS hold these back, and lose
         // them (SDM vol. 3, 7.8.3 and 18.3.1.1).
         let held = self.after_ss && self.cpuid_leaf(0, 0).ebx == INTEL;
-        if hits != 0 && self.rflags & flag::RF == 0 && !held {
+        if hits != 0 && self.rflags & flag::RF == 0 && !held && !goes_on {
             self.raised = Raised {
                 vector: vector::DB,
                 dr6: hits,
@@ -238,6 +240,7 @@ impl Cpu {
                 }
                 Ok(Flow::Again) => {
                     self.retired += done;
+                    self.between_iterations = true;
                     self.set_rip(self.wrap(op.rip(self)));
                     return Ended::Done;
                 }

@@ -122,7 +122,7 @@ impl fmt::Display for Statistics {
         let all = total.translated + total.interpreted;
         let mut line = |name: &str, count: u64, of: u64| {
             let share = 100.0 * share(count, of);
-            writeln!(f, "  {name:<44} {count:>14} {share:>8.3} %")
+            writeln!(f, "  {name:<58} {count:>14} {share:>8.3} %")
         };
         line("guest instructions", all, all)?;
         let native = total.translated.saturating_sub(total.helped);
@@ -138,18 +138,19 @@ impl fmt::Display for Statistics {
         line("  left to the interpreter", total.missed, total.checks)?;
         let exits = total.exits.iter().sum();
         line("returns from translated code", exits, exits)?;
-        for (name, count) in REASONS.iter().zip(total.exits) {
+        // There is no reason 0.
+        for (name, count) in REASONS.iter().zip(total.exits).skip(1) {
             line(&format!("  {name}"), count, exits)?;
         }
-        writeln!(f, "  {:<44} {:>14}", "page walks", total.walks)?;
+        writeln!(f, "  {:<58} {:>14}", "page walks", total.walks)?;
         writeln!(
             f,
-            "  {:<44} {:>14}",
+            "  {:<58} {:>14}",
             "bytes of code translated", total.bytes
         )?;
         writeln!(
             f,
-            "  {:<44} {:>14}  at most {:.3} ms",
+            "  {:<58} {:>14}  at most {:.3} ms",
             "times all code was thrown away",
             total.flushes,
             total.longest.as_secs_f64() * 1e3
@@ -165,7 +166,7 @@ impl fmt::Display for Statistics {
         for ((code, always), count) in forms.into_iter().take(SHOWN) {
             let name = format!("{code:?}");
             let why = if always { "always" } else { "now and then" };
-            writeln!(f, "    {name:<42} {count:>14}  {why}")?;
+            writeln!(f, "    {name:<56} {count:>14}  {why}")?;
         }
         Ok(())
     }

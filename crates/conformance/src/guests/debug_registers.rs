@@ -9,6 +9,7 @@ use crate::{Outcome, check_eq};
 
 guests! { "debug_registers":
     single_step [Iret],
+    between_iterations [Iret],
     stack_segment_load_holds_traps_back [Iret],
     code_breakpoint [Iret],
     resume_flag [Iret],
@@ -54,6 +55,34 @@ fn single_step(engine: &dyn Engine) -> Outcome {
     }
     check_eq!(log[0].rflags & flag::TF, flag::TF, "TF in the frame");
     check_eq!(log[6].rflags & flag::TF, 0, "TF in the last frame");
+    Ok(())
+}
+
+/// What comes between two iterations of a repeated instruction finds RF set
+/// (SDM vol. 3, 18.3.1.1), and the flags that were there before it.
+fn between_iterations(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::long(engine)?;
+    m.program(|p| {
+        p.mov(ecx, 3)?;
+        p.mov(edi, DATA as i32)?;
+        p.mov(eax, 1)?;
+        p.push((flag::FIXED | flag::TF | flag::ZF) as i32)?;
+        p.popfq()?;
+        p.mark()?;
+        p.repne().scasb()?;
+        p.push(2)?;
+        p.popfq()?;
+        p.done()
+    })?;
+    m.run_to_end()?;
+    let rep = m.mark(0) + 1;
+    let log = m.log()?;
+    let found: Vec<u64> = log[..4].iter().map(|record| record.rip).collect();
+    check_eq!(found, [rep, rep, rep, rep + 2], "addresses of the traps");
+    let resumes: Vec<bool> = log[..4].iter().map(|r| r.rflags & flag::RF != 0).collect();
+    check_eq!(resumes, [false, true, true, false], "RF in the frames");
+    let zero: Vec<bool> = log[..4].iter().map(|r| r.rflags & flag::ZF != 0).collect();
+    check_eq!(zero, [true, true, true, false], "ZF in the frames");
     Ok(())
 }
 

@@ -19,10 +19,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use croft_api::monitor::{RestoreRequest, RunRequest};
-use croft_api::{CpuModel, EngineChoice, MachineSpec};
+use croft_api::{CpuModel, EngineChoice, MachineSpec, SoftwareSpec};
 use rustix::fs::OFlags;
 
-use crate::args::{Cpu, Engine, RestoreOptions, RunOptions};
+use crate::args::{Cpu, Engine, RestoreOptions, RunOptions, SoftwareOptions};
 use crate::exit::Exit;
 use crate::say;
 use monitor::Start;
@@ -88,11 +88,21 @@ fn engine(engine: Engine) -> EngineChoice {
     }
 }
 
+fn software(options: &SoftwareOptions) -> SoftwareSpec {
+    SoftwareSpec {
+        code_cache: options.code_cache,
+        interpret: options.interpret,
+        verify_code: options.verify_code,
+        stats: options.stats,
+    }
+}
+
 fn restore_request(options: RestoreOptions) -> RestoreRequest {
     RestoreRequest {
         file: quoted(options.file.as_ref()),
         name: options.name,
         engine: engine(options.engine),
+        software: software(&options.software),
         kernel: options.kernel,
         initrd: options.initrd,
         disks: Some(options.disks).filter(|disks| !disks.is_empty()),
@@ -112,6 +122,7 @@ fn request(options: RunOptions) -> RunRequest {
             } else {
                 engine(options.engine)
             },
+            software: software(&options.software),
             cpu: options.cpu.map(|cpu| match cpu {
                 Cpu::Host => CpuModel::Host,
                 Cpu::PortableV1 => CpuModel::PortableV1,

@@ -172,7 +172,7 @@ fn lods<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec<Flow> {
 }
 
 /// [`repeat`] for comparisons: a fault leaves the flags of before (SDM vol. 2,
-/// REP).
+/// REP), and so does what comes between two iterations.
 #[inline(always)]
 fn compare(
     cpu: &mut Cpu,
@@ -181,7 +181,7 @@ fn compare(
 ) -> Exec<Flow> {
     let before = cpu.rflags;
     let done = repeat(cpu, op, once);
-    if done.is_err() {
+    if matches!(done, Err(_) | Ok(Flow::Again)) {
         cpu.rflags = before;
     }
     done

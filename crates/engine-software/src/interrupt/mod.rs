@@ -132,9 +132,14 @@ impl Cpu {
             error: None,
             software: false,
             return_rip: self.rip(),
-            flags: self.rflags,
+            flags: self.rflags | self.between(),
             ext: 1,
         })
+    }
+
+    /// RF, where an event comes between two iterations (SDM vol. 3, 17.3.1.1).
+    fn between(&self) -> u64 {
+        if self.between_iterations { flag::RF } else { 0 }
     }
 
     fn deliver_exception(&mut self, raised: &Raised) -> Exec {
@@ -155,7 +160,7 @@ impl Cpu {
             error: raised.error,
             software: false,
             return_rip: self.rip(),
-            flags: self.rflags | if resume { flag::RF } else { 0 },
+            flags: self.rflags | if resume { flag::RF } else { self.between() },
             ext: 1,
         })
     }
@@ -192,6 +197,7 @@ impl Cpu {
         } else {
             self.deliver_legacy(step)
         };
+        self.between_iterations = false;
         if result.is_err()
             && matches!(
                 self.raised.vector,

@@ -244,3 +244,119 @@ impl Asm {
         self.imm32(address.wrapping_sub(next) as i32);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions, FastFormatter};
+
+    use super::reg::*;
+    use super::*;
+
+    /// What `build` assembles, as another disassembler reads it.
+    fn text(build: impl FnOnce(&mut Asm)) -> Vec<String> {
+        let mut asm = Asm::new(0x1000);
+        build(&mut asm);
+        let decoder = Decoder::with_ip(64, &asm.bytes, 0x1000, DecoderOptions::NONE);
+        let mut formatter = FastFormatter::new();
+        decoder
+            .into_iter()
+            .map(|insn| {
+                let mut text = String::new();
+                formatter.format(&insn, &mut text);
+                text
+            })
+            .collect()
+    }
+
+    const NAMES: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+        "r13", "r14", "r15",
+    ];
+
+    #[test]
+    fn every_pair_of_registers() {
+        for a in 0..16 {
+            for b in 0..16 {
+                let (x, y) = (NAMES[usize::from(a)], NAMES[usize::from(b)]);
+                let expected = format!("add {x},{y}");
+                assert_eq!(text(|asm| asm.rr(true, &[0x03], a, b)), [expected]);
+                let moved = text(|asm| asm.mov(a, b));
+                if a == b {
+                    assert!(moved.is_empty());
+                } else {
+                    assert_eq!(moved, [format!("mov {x},{y}")]);
+                }
+            }
+        }
+    }
+
+    /// RSP and R12 need a SIB byte, RBP and R13 a displacement.
+    #[test]
+    fn every_base_with_every_size_of_displacement() {
+        for base in 0..16 {
+            let name = NAMES[usize::from(base)];
+            for (disp, shown) in [
+                (0, String::new()),
+                (8, "+8".to_owned()),
+                (-8, "-8".to_owned()),
+                (0x1234, "+1234h".to_owned()),
+                (-0x1234, "-1234h".to_owned()),
+            ] {
+                let read = text(|asm| asm.rm(true, &[0x8B], R10, base, disp));
+                let plain = read[0].replace("h]", "]").replace("h", "");
+                let expected = format!("mov r10,[{name}{shown}]").replace('h', "");
+                assert_eq!([plain], [expected]);
+            }
+        }
+    }
+
+    #[test]
+    fn bases_with_indices() {
+        let add = |index, scale, base, disp| {
+            text(|asm| asm.rx(true, &[0x03], RCX, (base, index, scale), disp)).join(";")
+        };
+        assert_eq!(add(R11, 0, RSP, 0x2650), "add rcx,[rsp+r11+2650h]");
+        assert_eq!(add(RAX, 3, RBP, 0), "add rcx,[rbp+rax*8]");
+        assert_eq!(add(R12, 2, R13, -1), "add rcx,[r13+r12*4-1h]");
+        let lea = text(|asm| asm.ri(true, &[0x8D], R10, RBP, 2, 0x10));
+        assert_eq!(lea, ["lea r10,[rbp*4+10h]"]);
+        assert_eq!(
+            text(|asm| asm.entry(false, &[0xFF], 4, 0x40)),
+            ["jmp qword ptr [rsp+r11+40h]"]
+        );
+    }
+
+    #[test]
+    fn constants() {
+        assert_eq!(text(|asm| asm.mov_imm64(R9, 5)), ["mov r9d,5h"]);
+        assert_eq!(
+            text(|asm| asm.mov_imm64(R9, 1 << 40)),
+            ["mov r9,10000000000h"]
+        );
+        assert_eq!(
+            text(|asm| asm.state_imm8(false, 0x83, 7, 0x600, 0)),
+            ["cmp dword ptr [rsp+600h],0h"]
+        );
+        assert_eq!(
+            text(|asm| asm.rr_imm32(true, 0x81, 7, R10, 4088)),
+            ["cmp r10,0FF8h"]
+        );
+    }
+
+    #[test]
+    fn jumps_lead_where_they_are_fixed() {
+        let code = text(|asm| {
+            let ahead = asm.jcc(cc::A);
+            let back = asm.here();
+            asm.raw(&[0x90]);
+            asm.jmp_to(back);
+            asm.fix_here(ahead);
+            asm.call_abs(0x5000);
+            asm.jmp_abs(0x800);
+        });
+        assert_eq!(
+            code,
+            ["ja 100Ch", "nop", "jmp 1006h", "call 5000h", "jmp 800h"]
+        );
+    }
+}

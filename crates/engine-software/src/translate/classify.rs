@@ -448,3 +448,155 @@ pub fn renamable(code: Code) -> Code {
         other => crate::stub::plain(other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::code_asm::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    fn class_of(supervisor: bool, build: impl FnOnce(&mut CodeAssembler)) -> Class {
+        let mut a = CodeAssembler::new(64).unwrap();
+        build(&mut a);
+        let bytes = a.assemble(0).unwrap();
+        let insn = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE).decode();
+        classify(&insn, supervisor)
+    }
+
+    fn user(build: impl FnOnce(&mut CodeAssembler)) -> Class {
+        class_of(false, build)
+    }
+
+    fn access(build: impl FnOnce(&mut CodeAssembler)) -> Option<Access> {
+        match user(build) {
+            Class::Plain { memory, .. } => memory,
+            class => panic!("{class:?}"),
+        }
+    }
+
+    #[test]
+    fn system_instructions_depend_on_the_privilege_level() {
+        type Build = fn(&mut CodeAssembler);
+        let all: [(Build, Class); 5] = [
+            (|a| a.cli().unwrap(), Class::Cli),
+            (|a| a.sti().unwrap(), Class::Sti),
+            (|a| a.stac().unwrap(), Class::AccessFlag(true)),
+            (|a| a.clac().unwrap(), Class::AccessFlag(false)),
+            (|a| a.swapgs().unwrap(), Class::SwapGs),
+        ];
+        for (build, class) in all {
+            assert_eq!(class_of(true, build), class);
+            assert_eq!(user(build), Class::Interpret);
+        }
+        assert_eq!(user(|a| a.syscall().unwrap()), Class::SystemCall);
+        assert_eq!(class_of(true, |a| a.syscall().unwrap()), Class::Interpret);
+    }
+
+    #[test]
+    fn what_would_touch_the_host_s_state_is_interpreted() {
+        type Build = fn(&mut CodeAssembler);
+        let all: [Build; 16] = [
+            |a| a.std().unwrap(),
+            |a| a.popfq().unwrap(),
+            |a| a.ldmxcsr(dword_ptr(rcx)).unwrap(),
+            |a| a.fld1().unwrap(),
+            |a| a.pxor(mm0, mm1).unwrap(),
+            |a| a.mov(ds, ecx).unwrap(),
+            |a| a.wrfsbase(rcx).unwrap(),
+            |a| a.cpuid().unwrap(),
+            |a| a.rdtsc().unwrap(),
+            |a| a.int3().unwrap(),
+            |a| a.xgetbv().unwrap(),
+            |a| a.in_(al, dx).unwrap(),
+            |a| a.maskmovdqu(xmm0, xmm1).unwrap(),
+            |a| a.bts(qword_ptr(rcx), rdx).unwrap(),
+            |a| a.mov(cr3, rcx).unwrap(),
+            |a| a.pop(rsp).unwrap(),
+        ];
+        for (n, build) in all.iter().enumerate() {
+            assert_eq!(user(build), Class::Interpret, "number {n}");
+            assert_eq!(class_of(true, build), Class::Interpret, "number {n}");
+        }
+    }
+
+    #[test]
+    fn accesses_have_their_size_and_direction() {
+        let of = |size, write, align| Some(Access { size, write, align });
+        assert_eq!(
+            access(|a| a.mov(rcx, qword_ptr(rdx)).unwrap()),
+            of(8, false, 0)
+        );
+        assert_eq!(
+            access(|a| a.mov(byte_ptr(rdx), cl).unwrap()),
+            of(1, true, 0)
+        );
+        assert_eq!(
+            access(|a| a.add(dword_ptr(rdx), ecx).unwrap()),
+            of(4, true, 0)
+        );
+        assert_eq!(
+            access(|a| a.cmp(word_ptr(rdx), cx).unwrap()),
+            of(2, false, 0)
+        );
+        assert_eq!(
+            access(|a| a.test(qword_ptr(rdx), rcx).unwrap()),
+            of(8, false, 0)
+        );
+        assert_eq!(
+            access(|a| a.movaps(xmm0, xmmword_ptr(rdx)).unwrap()),
+            of(16, false, 15)
+        );
+        assert_eq!(
+            access(|a| a.movups(xmmword_ptr(rdx), xmm0).unwrap()),
+            of(16, true, 0)
+        );
+        assert_eq!(
+            access(|a| a.vmovdqu(ymmword_ptr(rdx), ymm0).unwrap()),
+            of(32, true, 0)
+        );
+        assert_eq!(
+            access(|a| a.cmpxchg16b(xmmword_ptr(rdx)).unwrap()),
+            of(16, true, 15)
+        );
+        assert_eq!(access(|a| a.add(rcx, rdx).unwrap()), None);
+    }
+
+    #[test]
+    fn fixed_registers_are_seen() {
+        let accumulator = |build: fn(&mut CodeAssembler)| match user(build) {
+            Class::Plain { accumulator, .. } => accumulator,
+            class => panic!("{class:?}"),
+        };
+        assert!(accumulator(|a| a.mul(rcx).unwrap()));
+        assert!(accumulator(|a| a.cmpxchg(qword_ptr(rdx), rcx).unwrap()));
+        assert!(accumulator(|a| a.cdq().unwrap()));
+        assert!(accumulator(|a| a.mov(ah, cl).unwrap()));
+        assert!(!accumulator(|a| a.imul_2(rcx, rdx).unwrap()));
+        assert!(!accumulator(|a| a.add(rax, rcx).unwrap()));
+    }
+
+    #[test]
+    fn shifts_by_nothing_are_interpreted() {
+        let shift = |count: u32| user(|a| a.shl(rcx, count).unwrap());
+        assert!(matches!(shift(5), Class::Plain { .. }));
+        assert_eq!(shift(0), Class::Interpret);
+        assert_eq!(shift(64), Class::Interpret);
+        assert!(may_keep_flags(&{
+            let mut a = CodeAssembler::new(64).unwrap();
+            a.shl(rcx, cl).unwrap();
+            a.instructions()[0]
+        }));
+    }
+
+    #[test]
+    fn forms_that_name_a_register_are_renamed() {
+        for (code, other) in [
+            (Code::Add_RAX_imm32, Code::Add_rm64_imm32),
+            (Code::Test_AL_imm8, Code::Test_rm8_imm8),
+            (Code::Xchg_r64_RAX, Code::Xchg_rm64_r64),
+        ] {
+            assert_eq!(renamable(code), other);
+        }
+    }
+}

@@ -43,11 +43,12 @@ use super::asm::{Asm, Fixup, cc};
 use super::classify::{Access, Class, renamable};
 use super::hot;
 use super::liveness::Flags;
-use super::planted::{PlantedInCode, is_planted};
+use super::planted::{PlantedCode, planted_code};
 use super::region::{ATTENTION, TABLES};
 use super::regs::{GUEST_RAX, GUEST_RSP, Place, place, sized};
 use super::tables::{JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, Mode, PAGE_SHIFT, PAGES, Tables};
 use super::thunks::Thunks;
+use super::wrong::{PlantedInCode, is_planted};
 use crate::cpu::{Cpu, Segment, seg};
 use crate::op::Op;
 use crate::tlb::AccessMode;
@@ -349,7 +350,8 @@ impl<'a> Emit<'a> {
     /// Flags must be free.
     pub(super) fn check(&mut self, op: *const Op, access: Access) {
         debug_assert!(self.flags == FlagState::Saved);
-        let entries = if access.write {
+        let planted = planted_code();
+        let entries = if access.write && planted != PlantedCode::Table {
             offset_of!(Mode, write)
         } else {
             offset_of!(Mode, read)
@@ -367,18 +369,30 @@ impl<'a> Emit<'a> {
             self.asm.mov(R11, R10);
             self.asm.raw(&[0x49, 0xC1, 0xEB, 12 - PAGE_SHIFT as u8]);
         }
-        self.asm
-            .rr_imm32(false, 0x81, 4, R11, ((PAGES - 1) << PAGE_SHIFT) as i32);
+        if planted != PlantedCode::Mask {
+            self.asm
+                .rr_imm32(false, 0x81, 4, R11, ((PAGES - 1) << PAGE_SHIFT) as i32);
+        }
         self.asm.entry(true, &[0x2B], R10, tag);
-        let last = 4096 - i32::from(access.size);
+        let size = match planted {
+            PlantedCode::Size => 1,
+            _ => access.size,
+        };
+        let last = 4096 - i32::from(size);
         self.asm.rr_imm32(true, 0x81, 7, R10, last);
-        let mut jumps = vec![self.asm.jcc(cc::A)];
+        let mut jumps = Vec::new();
+        if planted != PlantedCode::NoJump {
+            jumps.push(self.asm.jcc(cc::A));
+        }
         if access.align != 0 {
             // test r10b, align
             self.asm.raw(&[0x41, 0xF6, 0xC2, access.align]);
             jumps.push(self.asm.jcc(cc::NE));
         }
         self.asm.entry(true, &[0x03], R10, tag + 8);
+        if planted == PlantedCode::Pointer {
+            self.asm.rx(true, LEA, R10, (R10, RCX, 0), 0);
+        }
         let refill = self.thunks.refill[self.options.mode as usize][usize::from(access.write)];
         self.cold.push(Cold::Miss {
             jumps,
@@ -766,7 +780,11 @@ impl<'a> Emit<'a> {
         self.asm.rr_imm32(false, 0x81, 4, R11, mask as i32);
         let entry = mode_table(mode) + offset_of!(Mode, jumps) as i32;
         self.asm.entry(true, &[0x3B], R10, entry);
-        let missing = self.asm.jcc(cc::NE);
+        let tag = match planted_code() {
+            PlantedCode::Tag => cc::BE,
+            _ => cc::NE,
+        };
+        let missing = self.asm.jcc(tag);
         self.asm.state_imm8(false, 0x83, 7, ATTENTION as i32, 0);
         let event = self.asm.jcc(cc::NE);
         self.asm

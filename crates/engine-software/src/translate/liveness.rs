@@ -62,3 +62,72 @@ pub fn analyse(block: &[(Instruction, Class)]) -> Vec<Flags> {
     }
     flags
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::code_asm::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::super::classify::classify;
+    use super::*;
+
+    fn flags(build: impl FnOnce(&mut CodeAssembler)) -> Vec<Flags> {
+        let mut a = CodeAssembler::new(64).unwrap();
+        build(&mut a);
+        let bytes = a.assemble(0).unwrap();
+        let block: Vec<_> = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE)
+            .into_iter()
+            .map(|insn| (insn, classify(&insn, false)))
+            .collect();
+        analyse(&block)
+    }
+
+    #[test]
+    fn flags_that_are_overwritten_are_not_needed() {
+        let flags = flags(|a| {
+            a.add(rcx, rdx).unwrap();
+            a.mov(rdx, rcx).unwrap();
+            a.sub(rcx, rdx).unwrap();
+        });
+        assert_eq!(flags[0].after, 0);
+        assert_eq!(flags[1].after, 0);
+        assert_eq!(flags[2].after, ALL);
+        assert!(flags.iter().all(|flags| !flags.wants_host()));
+    }
+
+    /// INC leaves CF alone, so somebody's CF must be there.
+    #[test]
+    fn a_flag_that_passes_must_be_in_place() {
+        let flags = flags(|a| {
+            a.inc(rcx).unwrap();
+            a.adc(rdx, rdx).unwrap();
+        });
+        assert!(flags[0].after & RflagsBits::CF != 0);
+        assert!(flags[0].wants_host());
+        assert!(flags[1].wants_host());
+    }
+
+    /// Whoever handles an exception sees all flags.
+    #[test]
+    fn an_access_needs_all_flags() {
+        let flags = flags(|a| {
+            a.add(rcx, rdx).unwrap();
+            a.mov(rax, qword_ptr(rcx)).unwrap();
+            a.sub(rcx, rdx).unwrap();
+        });
+        assert_eq!(flags[0].after, ALL);
+    }
+
+    /// A shift by CL may be by nothing.
+    #[test]
+    fn a_shift_by_a_variable_count_may_keep_flags() {
+        let flags = flags(|a| {
+            a.add(rdx, rdx).unwrap();
+            a.shl(rdx, cl).unwrap();
+            a.shl(rdx, 3).unwrap();
+        });
+        assert_eq!(flags[1].kills, 0);
+        assert!(flags[1].changes != 0);
+        assert!(flags[2].kills != 0);
+    }
+}

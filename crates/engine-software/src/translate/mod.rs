@@ -37,17 +37,20 @@ mod special;
 mod tables;
 mod thunks;
 mod verify;
+mod wrong;
 
 pub use classify::Class;
 pub use hot::Hot;
 pub use lockstep::{Lockstep, LockstepCounts, is_outside};
-pub use planted::PlantedInCode;
-pub(crate) use planted::is_planted;
 #[cfg(feature = "planted")]
-pub use planted::plant_in_code;
+pub use planted::{PlantedCode, plant_code};
 pub use region::{Home, Region};
 pub use run::{Settings, Translator};
 pub use thunks::REASONS;
+pub use wrong::PlantedInCode;
+pub(crate) use wrong::is_planted;
+#[cfg(feature = "planted")]
+pub use wrong::plant_in_code;
 
 use crate::op::Op;
 

@@ -1,55 +1,69 @@
-//! Errors that a test plants into translated code to prove that it would
-//! notice them.
+//! Errors that a test plants into translated code to prove that the proof of
+//! its isolation ([`super::verify`]) would notice them.
 //!
-//! Code translated while an error is planted has it. Without the `planted`
-//! feature nothing can be planted and the query is a constant.
+//! Without the `planted` feature nothing can be planted.
 
 /// Where the error sits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum PlantedInCode {
+#[cfg_attr(
+    not(feature = "planted"),
+    allow(dead_code, reason = "nothing is planted then")
+)]
+pub enum PlantedCode {
     /// Nowhere.
     #[default]
     None,
-    /// The overflow flag is not put away.
-    WrongFlag,
-    /// Guest registers that live in memory are not stored.
-    WriteBack,
-    /// What is forgotten of a page stays in the tables.
-    StaleTranslation,
-    /// Jumps back do not look for events.
-    MissedInterrupt,
-    /// Pages whose code was translated may still be stored to unseen.
-    MissedInvalidation,
+    /// Whether a check succeeds does not matter.
+    NoJump,
+    /// Stores are checked by the table for loads.
+    Table,
+    /// Checks are for one byte.
+    Size,
+    /// The pointer is changed after its check.
+    Pointer,
+    /// The number of the table's entry is not masked.
+    Mask,
+    /// The entry of a jump is taken without a look at its tag.
+    Tag,
 }
 
 #[cfg(feature = "planted")]
 mod switch {
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU8, Ordering};
 
-    use super::PlantedInCode;
+    use super::PlantedCode;
 
-    thread_local! {
-        static NOW: Cell<PlantedInCode> = const { Cell::new(PlantedInCode::None) };
+    const ALL: [PlantedCode; 7] = [
+        PlantedCode::None,
+        PlantedCode::NoJump,
+        PlantedCode::Table,
+        PlantedCode::Size,
+        PlantedCode::Pointer,
+        PlantedCode::Mask,
+        PlantedCode::Tag,
+    ];
+
+    static NOW: AtomicU8 = AtomicU8::new(0);
+
+    /// Plants an error into all code translated from now on.
+    pub fn plant_code(error: PlantedCode) {
+        NOW.store(error as u8, Ordering::SeqCst);
     }
 
-    /// Plants an error into what this thread's vCPUs do from now on.
-    pub fn plant_in_code(error: PlantedInCode) {
-        NOW.set(error);
-    }
-
-    pub(crate) fn is_planted(error: PlantedInCode) -> bool {
-        NOW.get() == error
+    pub(in crate::translate) fn planted_code() -> PlantedCode {
+        let now = usize::from(NOW.load(Ordering::Relaxed));
+        ALL.get(now).copied().unwrap_or_default()
     }
 }
 
 #[cfg(not(feature = "planted"))]
 mod switch {
-    pub(crate) const fn is_planted(_: super::PlantedInCode) -> bool {
-        false
+    pub(in crate::translate) const fn planted_code() -> super::PlantedCode {
+        super::PlantedCode::None
     }
 }
 
-pub(crate) use switch::is_planted;
 #[cfg(feature = "planted")]
-pub use switch::plant_in_code;
+pub use switch::plant_code;
+pub(in crate::translate) use switch::planted_code;

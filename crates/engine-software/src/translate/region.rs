@@ -159,3 +159,23 @@ impl Cpu {
         unsafe { &mut *self.own.region.tables() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_has_room_and_is_aligned() {
+        let region = Region::new().unwrap();
+        let start = region.at.as_ptr() as usize;
+        let cpu = region.cpu() as usize;
+        assert!(cpu - start >= PAGE + STACK);
+        assert_eq!(cpu % align_of::<Cpu>(), 0);
+        assert_eq!((cpu + TABLES) % align_of::<Tables>(), 0);
+        assert!(ATTENTION >= size_of::<Cpu>());
+        assert!(cpu + TABLES + size_of::<Tables>() <= start + SIZE);
+        assert_eq!(region.attention() as *const _ as usize, cpu + ATTENTION);
+        // Displacements of translated code have 31 bits.
+        assert!(i32::try_from(TABLES + size_of::<Tables>()).is_ok());
+    }
+}

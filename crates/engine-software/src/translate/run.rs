@@ -52,6 +52,8 @@ pub struct Translator {
     exits: Vec<Box<[Exit]>>,
     /// Where blocks' code begins, in order.
     starts: Vec<usize>,
+    /// What code that was thrown away referred to, to be dropped bit by bit.
+    old_exits: Vec<Box<[Exit]>>,
     /// The exit through which the last block was left, if it may be linked.
     pending: Option<*const Exit>,
     /// The last block was left by a jump that the tables did not know.
@@ -94,6 +96,7 @@ impl Translator {
             info: InstructionInfoFactory::new(),
             exits: Vec::new(),
             starts: Vec::new(),
+            old_exits: Vec::new(),
             pending: None,
             pending_jump: false,
             count: settings.counts,
@@ -438,6 +441,8 @@ impl Cpu {
         translator.next += emitted.bytes.len().next_multiple_of(16);
         translator.exits.push(emitted.exits);
         translator.starts.push(base);
+        let left = translator.old_exits.len().saturating_sub(4);
+        translator.old_exits.truncate(left);
         block.native[mode as usize].set(base);
         Some(base)
     }
@@ -501,8 +506,8 @@ impl Cpu {
         if let Some(translator) = &mut self.translator {
             translator.forget_pending();
             translator.full = false;
-            translator.exits.clear();
             translator.starts.clear();
+            translator.old_exits = std::mem::take(&mut translator.exits);
             if let Some(verified) = &mut translator.verified {
                 verified.clear();
             }
@@ -565,6 +570,7 @@ pub(super) unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, op: *const Op) -> 
         }
         Ok(Flow::Again) => {
             cpu.uncount(op, 1);
+            cpu.between_iterations = true;
             cpu.set_rip(op.rip(cpu));
             Reason::Done
         }

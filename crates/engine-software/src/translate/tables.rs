@@ -253,3 +253,197 @@ impl Tables {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tables take hundreds of kilobytes: not on the stack.
+    fn tables() -> Box<Tables> {
+        let layout = std::alloc::Layout::new::<Tables>();
+        // SAFETY: zeroes are valid tables, and the layout is theirs.
+        let mut tables = unsafe {
+            let at = std::alloc::alloc_zeroed(layout).cast::<Tables>();
+            assert!(!at.is_null());
+            Box::from_raw(at)
+        };
+        // SAFETY: nobody else uses them.
+        unsafe { Tables::clear_all(&raw mut *tables) };
+        tables
+    }
+
+    const MODES: [AccessMode; 3] = [
+        AccessMode::Supervisor,
+        AccessMode::User,
+        AccessMode::SupervisorSmap,
+    ];
+
+    /// What the check of one byte at `linear` would come to.
+    fn hits(entries: &[Page; PAGES], linear: u64) -> bool {
+        let entry = &entries[page_index(linear)];
+        linear.wrapping_sub(entry.tag) < 4096
+    }
+
+    fn jump(tables: &Tables, mode: AccessMode, linear: u64) -> Option<u64> {
+        let tag = match mode {
+            AccessMode::User => linear ^ tables.space,
+            _ => linear,
+        };
+        let entry = &tables.modes[mode as usize].jumps[jump_index(tag)];
+        (entry.tag == tag).then_some(entry.code)
+    }
+
+    /// As the refill routine does it.
+    fn fill(tables: &mut Tables, mode: AccessMode, write: bool, linear: u64, global: bool) {
+        let n = page_index(linear);
+        let tables_of = &mut tables.modes[mode as usize];
+        let (entries, at) = if write {
+            (&mut tables_of.write, std::mem::offset_of!(Mode, write))
+        } else {
+            (&mut tables_of.read, std::mem::offset_of!(Mode, read))
+        };
+        entries[n] = Page {
+            tag: linear & !0xFFF,
+            host: 0x7000_0000 + (linear & !0xFFF),
+        };
+        if !global {
+            let offset = mode as usize * size_of::<Mode>() + at + (n << PAGE_SHIFT);
+            tables.journal[tables.journal_len as usize] = offset as u32;
+            tables.journal_len += 1;
+        }
+    }
+
+    #[test]
+    fn an_empty_entry_matches_no_address() {
+        let tables = tables();
+        for mode in &tables.modes {
+            for page in 0..PAGES as u64 {
+                for high in [0, 1 << 22, 0xFFFF_8000_0000_0000, 0xFFFF_FFFF_FFC0_0000] {
+                    let linear = high + (page << 12) + 0xFFF;
+                    assert!(!hits(&mode.read, linear) && !hits(&mode.write, linear));
+                }
+            }
+            for (n, entry) in mode.jumps.iter().enumerate() {
+                assert_ne!(jump_index(entry.tag), n);
+            }
+        }
+    }
+
+    /// Translated code computes the number of an entry in its own way.
+    #[test]
+    fn translated_code_finds_the_entry_of_a_jump() {
+        for n in 0..10_000u64 {
+            let tag = n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let product = (tag as u32).wrapping_mul(JUMP_HASH);
+            let mask = ((JUMPS - 1) * size_of::<Jump>()) as u32;
+            let offset = (product >> JUMP_SHIFT & mask) as usize;
+            assert_eq!(offset, jump_index(tag) * size_of::<Jump>());
+        }
+    }
+
+    #[test]
+    fn another_address_space_has_other_pages() {
+        for mode in MODES {
+            for write in [false, true] {
+                let mut tables = tables();
+                fill(&mut tables, mode, write, 0x40_1234, false);
+                fill(&mut tables, mode, write, 0x40_5678, true);
+                tables.switch(7);
+                let of = &tables.modes[mode as usize];
+                let entries = if write { &of.write } else { &of.read };
+                assert!(!hits(entries, 0x40_1234), "{mode:?} {write}");
+                assert!(hits(entries, 0x40_5678), "{mode:?} {write}");
+                assert_eq!(tables.space, 7 << 48);
+                assert_eq!(tables.journal_len, 0);
+            }
+        }
+    }
+
+    /// More than the journal can list: everything goes.
+    #[test]
+    fn a_full_journal_forgets_all_pages() {
+        let mut tables = tables();
+        fill(&mut tables, AccessMode::User, false, 0x40_0000, true);
+        tables.journal_len = JOURNAL as u64;
+        tables.switch(1);
+        assert!(!hits(
+            &tables.modes[AccessMode::User as usize].read,
+            0x40_0000
+        ));
+        assert_eq!(tables.journal_len, 0);
+    }
+
+    #[test]
+    fn a_flushed_page_is_forgotten_and_no_other() {
+        let mut tables = tables();
+        let (page, other) = (0x40_0000, 0x40_0000 + PAGES as u64 * 4096);
+        for mode in MODES {
+            fill(&mut tables, mode, false, page, true);
+            fill(&mut tables, mode, true, page, true);
+        }
+        // The other page has the same entry.
+        tables.flush_page(other);
+        let all = |tables: &Tables| {
+            tables
+                .modes
+                .iter()
+                .all(|mode| hits(&mode.read, page) && hits(&mode.write, page))
+        };
+        assert!(all(&tables));
+        tables.flush_page(page + 0x123);
+        for mode in &tables.modes {
+            assert!(!hits(&mode.read, page) && !hits(&mode.write, page));
+        }
+    }
+
+    #[test]
+    fn jumps_of_users_belong_to_their_address_space() {
+        let mut tables = tables();
+        tables.switch(1);
+        tables.add_jump(AccessMode::User, 0x40_0010, 1234, false);
+        assert_eq!(jump(&tables, AccessMode::User, 0x40_0010), Some(1234));
+        tables.switch(2);
+        assert_eq!(jump(&tables, AccessMode::User, 0x40_0010), None);
+        tables.switch(1);
+        assert_eq!(jump(&tables, AccessMode::User, 0x40_0010), Some(1234));
+    }
+
+    #[test]
+    fn jumps_of_the_kernel_stay_if_they_are_global() {
+        for global in [false, true] {
+            let mut tables = tables();
+            let linear = 0xFFFF_FFFF_8100_0000;
+            tables.add_jump(AccessMode::SupervisorSmap, linear, 1234, global);
+            tables.switch(3);
+            let found = jump(&tables, AccessMode::SupervisorSmap, linear);
+            assert_eq!(found.is_some(), global);
+        }
+    }
+
+    #[test]
+    fn a_flushed_page_s_jumps_are_forgotten() {
+        let mut tables = tables();
+        let linear = 0xFFFF_FFFF_8100_0123;
+        tables.add_jump(AccessMode::Supervisor, linear, 1234, true);
+        tables.flush_page(linear ^ 0x1000);
+        assert_eq!(jump(&tables, AccessMode::Supervisor, linear), Some(1234));
+        tables.flush_page(linear);
+        assert_eq!(jump(&tables, AccessMode::Supervisor, linear), None);
+    }
+
+    #[test]
+    fn stores_unseen_can_be_taken_back() {
+        let mut tables = tables();
+        for page in [0x40_0000, 0x40_1000] {
+            fill(&mut tables, AccessMode::User, true, page, true);
+            fill(&mut tables, AccessMode::User, false, page, true);
+        }
+        let user = AccessMode::User as usize;
+        tables.revoke(0x7000_0000 + 0x40_0000);
+        assert!(!hits(&tables.modes[user].write, 0x40_0000));
+        assert!(hits(&tables.modes[user].write, 0x40_1000));
+        tables.revoke_all();
+        assert!(!hits(&tables.modes[user].write, 0x40_1000));
+        assert!(hits(&tables.modes[user].read, 0x40_0000));
+    }
+}

@@ -329,6 +329,7 @@ impl Cpu {
         }
         before.put(self);
         self.code_changed.set(false);
+        self.between_iterations = false;
         self.recheck = recheck;
     }
 
@@ -400,6 +401,7 @@ impl Cpu {
                     return (End::Done, done + 1);
                 }
                 Ok(Flow::Again) => {
+                    self.between_iterations = true;
                     self.set_rip(op.rip(self));
                     return (End::Done, done);
                 }
