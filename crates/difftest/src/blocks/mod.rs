@@ -1,8 +1,8 @@
 //! Random code of many instructions, on an engine that checks itself.
 //!
-//! A case ([`draw`]) is some instructions in a row, of any kind, with
+//! A case (`draw`) is some instructions in a row, of any kind, with
 //! registers, flags and vector state to start from. It ends with an exception
-//! of its own or with INT3. A guest ([`guest`]) runs a batch of cases without
+//! of its own or with INT3. A guest (`guest`) runs a batch of cases without
 //! coming back; on the software engine in lockstep each block that they are
 //! made of is run by the interpreter and as translated code.
 //!
