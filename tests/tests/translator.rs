@@ -47,12 +47,7 @@ fn a_boot_with_little_room_for_code() {
 
 #[test]
 fn the_interpreter_alone_does_without_translated_code() {
-    let stage = Stage::new();
-    let mut command = stage.tiny(&[0xF4, 0xEB, 0xFD]);
-    command.args(["--engine", "software", "--interpret", "--stats"]);
-    let machine = stage.start(command);
-    machine.signal("croft", Signal::TERM);
-    let said = machine.wait_at_most(END).stderr;
+    let said = boot(&Stage::new(), &["--interpret", "--stats"]);
     assert_eq!(share(&said, "translated"), 0.0, "{said}");
 }
 
