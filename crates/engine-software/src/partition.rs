@@ -120,7 +120,7 @@ impl Engine for SoftwareEngine {
 
     fn probe(&self) -> Fitness {
         match crate::stub::init() {
-            Ok(()) => Fitness::Fit("x86-64 interpreter, needs nothing of the host".to_owned()),
+            Ok(()) => Fitness::Fit("translates x86-64, needs nothing of the host".to_owned()),
             Err(error) => Fitness::Unfit(format!(
                 "the host does not let this process run generated code ({error}); \
                  allow memfd_create and executable mappings"
