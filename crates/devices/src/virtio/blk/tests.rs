@@ -71,6 +71,10 @@ impl Disk for Probe {
         self.raw.flush()
     }
 
+    fn resize(&self, size: u64) -> Result<(), DiskError> {
+        self.raw.resize(size)
+    }
+
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         lock(&self.discarded).push((offset, len));
         self.raw.discard(offset, len)
@@ -127,6 +131,24 @@ fn read(rig: &mut Rig<VirtioBlk>, sector: u64, len: u32) -> Vec<u8> {
     rig.ram.write(PAYLOAD, &vec![0xDD; len as usize]).unwrap();
     assert_eq!(request(rig, 0, (0, sector), len, true), (OK, len + 1));
     rig.bytes(PAYLOAD, len as usize)
+}
+
+#[test]
+fn a_disk_that_grows_says_so() {
+    let disk = Probe::new(false);
+    let device = device(&disk, 1);
+    let handle = device.handle();
+    let mut rig = Rig::new(device);
+    rig.use_msix(1);
+    rig.bring_up(FLUSH, 1);
+    rig.write(0x10, 2, 0);
+    handle.resize((SECTORS + 8) * 512).unwrap();
+    assert_eq!(rig.world.take_messages(), [(0xFEE0_0000, 0)]);
+    assert_eq!(rig.read(layout::DEVICE, 8), SECTORS + 8);
+    assert_eq!(write(&mut rig, SECTORS + 7, &[5; 512]), OK);
+    assert_eq!(read(&mut rig, SECTORS + 7, 512), [5; 512]);
+    assert!(handle.resize(SECTORS * 512).is_err());
+    assert_eq!(rig.read(layout::DEVICE, 8), SECTORS + 8);
 }
 
 #[test]
