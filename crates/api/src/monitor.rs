@@ -15,6 +15,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::RunDisk;
 use crate::hello::Protocol;
 use crate::machine::{EngineChoice, MachineSpec, SoftwareSpec};
 use crate::outcome::Outcome;
@@ -128,15 +129,6 @@ impl RunRequest {
     pub fn descriptors(&self) -> usize {
         1 + usize::from(self.terminal)
     }
-}
-
-/// A disk of a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunDisk {
-    /// Path of a raw image or block device.
-    pub path: OsString,
-    /// Refuse every change.
-    pub read_only: bool,
 }
 
 /// Where a debugger can connect.

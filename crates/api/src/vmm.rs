@@ -10,6 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::StartDisk;
 use crate::hello::Protocol;
 use crate::machine::MachineSpec;
 use crate::outcome::Outcome;
@@ -63,19 +64,14 @@ impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
         2 + usize::from(self.initrd.is_some())
-            + self.disks.len()
+            + self
+                .disks
+                .iter()
+                .map(|disk| disk.layers.len())
+                .sum::<usize>()
             + usize::from(self.saved)
             + usize::from(self.gdb)
     }
-}
-
-/// A disk that a machine is started with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartDisk {
-    /// Its name for messages.
-    pub name: String,
-    /// Refuse every change; its descriptor is open for reading only.
-    pub read_only: bool,
 }
 
 /// The vmm to the monitor.

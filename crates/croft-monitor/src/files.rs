@@ -6,15 +6,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::monitor::{RunDisk, RunRequest};
+use croft_api::disk::StartDisk;
+use croft_api::monitor::RunRequest;
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartDisk;
 use rustix::fs::OFlags;
 
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
-use crate::socket::SocketFile;
+use croft_host::socket::SocketFile;
 
 /// All of them, open.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Files {
             None => None,
         };
         let control = match &run.control {
-            Some(path) => Some(bind_control(path, run)?),
+            Some(path) => Some(bind_control(path, run, &disks)?),
             None => None,
         };
         let gdb = match &run.gdb {
@@ -92,7 +92,7 @@ impl Files {
         };
         let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
             .into_iter()
-            .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
             .chain([self.saved.map(Into::into), listener]);
         let kept = Kept {
             log: self.log,
@@ -131,9 +131,9 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
     Err(format!("{what} {name} {problem}"))
 }
 
-fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
+fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Control, String> {
     let name = quoted(path);
-    saved_run(run)
+    saved_run(run, disks)
         .and_then(|run| Control::bind(path.as_ref(), run))
         .map_err(|error| {
             format!("control socket {name}: {error}; choose another path with --control")
@@ -141,14 +141,9 @@ fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
 }
 
 /// What a machine that is saved was run with.
-fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
+fn saved_run(run: &RunRequest, disks: &[Disk]) -> io::Result<SavedRun> {
     let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
-    let disks = run.disks.iter().map(|disk| {
-        Ok::<_, io::Error>(RunDisk {
-            path: absolute(&disk.path)?,
-            read_only: disk.read_only,
-        })
-    });
+    let disks = disks.iter().map(Disk::found);
     Ok(SavedRun {
         machine: run.machine.clone(),
         kernel: absolute(&run.kernel)?,

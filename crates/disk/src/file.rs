@@ -44,7 +44,9 @@ pub enum OpenError {
     #[error("has no file")]
     NoLayers,
     /// So many layers are a mistake.
-    #[error("has {0} layers, at most {LAYERS_MAX} are possible; merge some with `qemu-img convert`")]
+    #[error(
+        "has {0} layers, at most {LAYERS_MAX} are possible; merge some with `qemu-img convert`"
+    )]
     Layers(usize),
     /// It could not be made.
     #[error("cannot be made: {0}")]
@@ -114,7 +116,7 @@ pub(crate) fn len(file: &File) -> io::Result<u64> {
 }
 
 /// Refuses what is neither a regular file nor a block device.
-pub(crate) fn check_kind(file: &File) -> Result<(), OpenError> {
+pub fn check_kind(file: &File) -> Result<(), OpenError> {
     let kind = file.metadata()?.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(());

@@ -34,7 +34,7 @@ mod raw;
 mod storage;
 
 pub use disk::{Disk, DiskError, SECTOR};
-pub use file::{LAYERS_MAX, OpenError, Qcow2Error, check};
+pub use file::{LAYERS_MAX, OpenError, Qcow2Error, check, check_kind};
 pub use lock::LockError;
 pub use memory::IoMemory;
 pub use open::{Cache, Layer, OpenOptions, create, create_overlay, open, open_storage};

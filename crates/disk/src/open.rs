@@ -25,6 +25,17 @@ pub struct Layer {
     pub guessed: bool,
 }
 
+impl Layer {
+    /// A raw image.
+    pub fn raw(file: File) -> Self {
+        Layer {
+            file,
+            format: Format::Raw,
+            guessed: false,
+        }
+    }
+}
+
 /// What becomes of the host's page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -45,12 +45,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
 
 /// Makes a range read as zeros, by whichever way there is. With `unmap` its
 /// space may be given back.
-pub fn write_zeros(
-    storage: &dyn Storage,
-    offset: u64,
-    len: u64,
-    unmap: bool,
-) -> io::Result<()> {
+pub fn write_zeros(storage: &dyn Storage, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
     if len == 0 || unmap && storage.punch(offset, len)? || storage.zero(offset, len)? {
         return Ok(());
     }
@@ -206,7 +201,9 @@ mod tests {
         let storage = storage();
         storage.set_len(SIZE + 512).unwrap();
         assert_eq!(storage.len().unwrap(), SIZE + 512);
-        storage.write(&[IoMemory::of_shared(&[1; 100])], SIZE + 600).unwrap();
+        storage
+            .write(&[IoMemory::of_shared(&[1; 100])], SIZE + 600)
+            .unwrap();
         assert_eq!(storage.len().unwrap(), SIZE + 700);
         let null = FileStorage::new(File::open("/dev/null").unwrap(), true);
         assert!(null.set_len(1).is_err());

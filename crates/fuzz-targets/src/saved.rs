@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use croft_api::saved::SavedRun;
+use croft_disk::{Layer, OpenOptions};
 use croft_engine::CpuModel;
 use croft_engine_software::SoftwareEngine;
 use croft_machine::{
@@ -89,9 +90,9 @@ fn config() -> MachineConfig {
             append: String::new(),
         },
         disks: vec![DiskConfig {
-            file: copy(disk),
+            layers: vec![Layer::raw(copy(disk))],
             name: "disk".to_owned(),
-            read_only: false,
+            options: OpenOptions::default(),
         }],
         no_reboot: true,
         test_devices: true,

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
-use croft_disk::RawDisk;
+use croft_devices::virtio::blk::BlkHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
@@ -43,7 +43,7 @@ pub struct Machine {
     pub(crate) gdb: Option<GdbListener>,
     /// For who saves it.
     pub(crate) description: Description,
-    pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) disks: Vec<BlkHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -170,7 +170,10 @@ impl Machine {
                 config.vcpus,
                 config.memory,
                 config.test_devices,
-                disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
+                disks
+                    .iter()
+                    .map(|disk| SavedDisk::of(disk.disk()))
+                    .collect(),
             ),
             disks,
             ram,

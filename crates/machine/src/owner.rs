@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::mpsc::Receiver;
 
-use croft_disk::Disk;
 use croft_engine::{CpuState, EngineError, Stop};
 
 use crate::config::{Outcome, State};
@@ -249,7 +248,8 @@ impl Owner {
         // A disk keeps what its cache has, as one would that is not switched
         // off: the guest does not know of this.
         for (index, disk) in self.machine.disks.iter().enumerate() {
-            disk.flush()
+            disk.disk()
+                .flush()
                 .map_err(|source| SaveError::Disk { index, source })?;
         }
         let vcpu = |thread: &VcpuThread| -> Result<CpuState, SaveError> {

@@ -6,15 +6,14 @@
 //! | 1    | entropy                                    |
 //! | 2–31 | disks, in the order of the configuration   |
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use croft_devices::virtio::blk::VirtioBlk;
+use croft_devices::virtio::blk::{BlkHandle, VirtioBlk};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
 use croft_devices::{SharedLine, platform};
-use croft_disk::RawDisk;
+use croft_disk::{Layer, OpenOptions};
 use croft_engine::{Doorbell, DoorbellAddress};
 use croft_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
@@ -35,13 +34,12 @@ const DISK_QUEUES_MAX: u32 = 4;
 /// A disk that a machine is made with.
 #[derive(Debug)]
 pub struct DiskConfig {
-    /// The image or block device, open for reading and, unless `read_only`,
-    /// for writing; locked by whoever opened it.
-    pub file: File,
+    /// Its file and those below it, locked by whoever opened them.
+    pub layers: Vec<Layer>,
     /// As the user wrote it.
     pub name: String,
-    /// Refuse every change.
-    pub read_only: bool,
+    /// How it is opened.
+    pub options: OpenOptions,
 }
 
 impl DoorbellRegistry for PartitionSide {
@@ -92,13 +90,8 @@ impl<'a> Plugger<'a> {
         }
     }
 
-    /// The entropy device, and `disks` for a machine of `vcpus`. Returns what
-    /// is behind the disks.
-    pub fn plug(
-        &self,
-        disks: Vec<DiskConfig>,
-        vcpus: u32,
-    ) -> Result<Vec<Arc<RawDisk>>, MachineError> {
+    /// The entropy device, and `disks` for a machine of `vcpus`.
+    pub fn plug(&self, disks: Vec<DiskConfig>, vcpus: u32) -> Result<Vec<BlkHandle>, MachineError> {
         if disks.len() > DISKS_MAX {
             return Err(MachineError::Disks(disks.len()));
         }
@@ -107,16 +100,15 @@ impl<'a> Plugger<'a> {
         let mut plugged = Vec::with_capacity(disks.len());
         for (index, config) in (0u8..).zip(disks) {
             let name = format!("disk{index}");
-            let disk = RawDisk::new(config.file, config.read_only).map_err(|source| {
+            let disk = croft_disk::open(config.layers, config.options).map_err(|source| {
                 MachineError::Disk {
                     name: config.name,
                     source,
                 }
             })?;
-            let disk = Arc::new(disk);
-            plugged.push(disk.clone());
             let log = self.log.clone();
             let device = VirtioBlk::new(disk, queues, &name, &name, log);
+            plugged.push(device.handle());
             self.add(DISK_SLOT + index, &name, device)?;
         }
         Ok(plugged)

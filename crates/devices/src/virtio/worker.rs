@@ -8,18 +8,23 @@
 //!                   └─ drop ─► ended
 //! ```
 //!
-//! The thread is made when a driver first puts the queue to use, and stays.
+//! The thread is made when a driver first puts the queue to use, and stays. A
+//! request that has to wait ([`QueueError::Later`]) is waited for like a
+//! signal, without the slot.
+//!
+//! [`QueueError::Later`]: super::QueueError::Later
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::poll::{EpollContext, EpollEvents};
 
 use super::QueueHandler;
-use super::queue::{ActiveQueue, Chain, serve};
+use super::queue::{ActiveQueue, Chain, Served, serve};
 use super::transport::Shared;
 use crate::lock;
 
@@ -86,8 +91,12 @@ impl Worker {
 
     /// Something may be available.
     pub fn wake(&self) {
-        // A counter at its limit is as good as another signal.
-        let _ = self.link.wake.write(1);
+        self.link.wake();
+    }
+
+    /// For waking it from elsewhere.
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::downgrade(&self.link))
     }
 
     /// The queue, unless the worker is serving it.
@@ -130,12 +139,35 @@ impl Drop for Worker {
     }
 }
 
+/// Wakes a worker, as long as there is one.
+#[derive(Clone)]
+pub struct Waker(Weak<Link>);
+
+impl Waker {
+    /// Something may be available, or the handler may be ready.
+    pub fn wake(&self) {
+        if let Some(link) = self.0.upgrade() {
+            link.wake();
+        }
+    }
+}
+
 impl Link {
+    fn wake(&self) {
+        // A counter at its limit is as good as another signal.
+        let _ = self.wake.write(1);
+    }
+
     fn run(&self) {
         let events = EpollEvents::new();
         let mut chain = Chain::default();
+        let mut wait = None;
         loop {
-            match self.poll.wait(&events) {
+            let ready = match wait {
+                Some(time) => self.poll.wait_timeout(&events, time),
+                None => self.poll.wait(&events),
+            };
+            match ready {
                 Ok(ready) => ready
                     .iter_readable()
                     .for_each(|event| self.hear(event.token())),
@@ -148,7 +180,7 @@ impl Link {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            self.serve(&mut chain);
+            wait = self.serve(&mut chain);
         }
     }
 
@@ -162,14 +194,15 @@ impl Link {
         }
     }
 
-    fn serve(&self, chain: &mut Chain) {
+    /// Returns after what time it is to be called again without a signal.
+    fn serve(&self, chain: &mut Chain) -> Option<Duration> {
         let shared = &self.shared;
         let mut slot = lock(&self.slot);
         let Some(InUse { queue, handler }) = &mut *slot else {
-            return;
+            return None;
         };
         if !shared.live.load(Ordering::SeqCst) {
-            return;
+            return None;
         }
         let interrupt = || shared.interrupts.queue(self.index);
         let result = serve(
@@ -180,8 +213,13 @@ impl Link {
             &shared.live,
             interrupt,
         );
-        if let Err(error) = result {
-            shared.fail(&format!("virtqueue {}: {error}", self.index));
+        match result {
+            Ok(Served::All) => None,
+            Ok(Served::Later(wait)) => wait,
+            Err(error) => {
+                shared.fail(&format!("virtqueue {}: {error}", self.index));
+                None
+            }
         }
     }
 }

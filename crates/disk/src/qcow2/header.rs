@@ -140,8 +140,7 @@ impl Header {
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(Qcow2Error::Field("size"));
         }
-        let (l1, refcounts) =
-            tables(&start, cluster_bits).ok_or(Qcow2Error::Short("header"))?;
+        let (l1, refcounts) = tables(&start, cluster_bits).ok_or(Qcow2Error::Short("header"))?;
         let needed = l1_bytes(size, cluster_bits).ok_or(Qcow2Error::Field("size"))?;
         if l1.len > L1_BYTES_MAX || l1.len < needed {
             return Err(Qcow2Error::Field("L1 table's size"));
@@ -154,7 +153,11 @@ impl Header {
             if table.offset == 0 || !table.offset.is_multiple_of(1 << cluster_bits) {
                 return Err(Qcow2Error::Field(name));
             }
-            if table.offset.checked_add(table.len).is_none_or(|end| end > file_len) {
+            if table
+                .offset
+                .checked_add(table.len)
+                .is_none_or(|end| end > file_len)
+            {
                 return Err(Qcow2Error::Short(name));
             }
         }

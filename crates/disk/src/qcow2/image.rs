@@ -56,7 +56,10 @@ impl ImageFile {
         if offset + got < wanted {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!("the image file ends at byte {}, it was made shorter meanwhile", offset + got),
+                format!(
+                    "the image file ends at byte {}, it was made shorter meanwhile",
+                    offset + got
+                ),
             ));
         }
         zero_from(buffers, got);
@@ -64,12 +67,7 @@ impl ImageFile {
     }
 
     /// Writes data of the guest's, to a `new` place or over others.
-    pub fn write_data(
-        &self,
-        buffers: &[IoMemory<'_>],
-        offset: u64,
-        new: bool,
-    ) -> io::Result<()> {
+    pub fn write_data(&self, buffers: &[IoMemory<'_>], offset: u64, new: bool) -> io::Result<()> {
         self.0.storage.write(buffers, offset)?;
         self.0.longer(offset, total(buffers));
         if new {
@@ -110,7 +108,8 @@ impl Inner {
     }
 
     fn longer(&self, offset: u64, len: u64) {
-        self.end.fetch_max(offset.saturating_add(len), Ordering::SeqCst);
+        self.end
+            .fetch_max(offset.saturating_add(len), Ordering::SeqCst);
     }
 
     /// Writes what the library writes, in the order that lasts.

@@ -155,10 +155,7 @@ fn open_layer(
 
 impl Qcow2Disk {
     /// The image in the first of `layers`, over the others.
-    pub fn open(
-        layers: &[(Arc<dyn Storage>, Format)],
-        read_only: bool,
-    ) -> Result<Self, OpenError> {
+    pub fn open(layers: &[(Arc<dyn Storage>, Format)], read_only: bool) -> Result<Self, OpenError> {
         let ((storage, _), rest) = layers.split_first().ok_or(OpenError::NoLayers)?;
         let opened = open_layer(storage, rest, read_only, 0)?;
         Ok(Qcow2Disk {
@@ -201,10 +198,14 @@ impl Qcow2Disk {
                 break;
             }
             match mapping {
-                Mapping::Raw { storage, offset, .. } if count == len => {
+                Mapping::Raw {
+                    storage, offset, ..
+                } if count == len => {
                     storage.read_data(buffers, offset)?;
                 }
-                Mapping::Raw { storage, offset, .. } => {
+                Mapping::Raw {
+                    storage, offset, ..
+                } => {
                     storage.read_data(&part(buffers, done, count), offset)?;
                 }
                 Mapping::Special { layer, offset, .. } => {
@@ -283,9 +284,7 @@ impl Qcow2Disk {
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let mut done = 0;
         while done < len {
-            let (mapping, count) = self
-                .image
-                .get_shallow_mapping(offset + done, len - done)?;
+            let (mapping, count) = self.image.get_shallow_mapping(offset + done, len - done)?;
             let count = count.min(len - done);
             if let ShallowMapping::Raw {
                 storage,

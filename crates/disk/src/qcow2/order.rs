@@ -136,7 +136,9 @@ impl Order {
         ];
         for (table, known) in found {
             let skip = table.offset.saturating_sub(offset);
-            let bytes = usize::try_from(skip).ok().and_then(|skip| bytes.get(skip..));
+            let bytes = usize::try_from(skip)
+                .ok()
+                .and_then(|skip| bytes.get(skip..));
             if offset < table.offset.saturating_add(table.len) {
                 known.extend(entries(bytes.unwrap_or_default()));
             }

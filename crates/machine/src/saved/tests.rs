@@ -14,6 +14,7 @@ use crate::sync::lock;
 use crate::testing::{Act, FakeEngine};
 use crate::tests::{Sink, config, machine, power_off};
 use crate::{DiskConfig, Machine, MachineConfig, MachineError, Outcome, State};
+use croft_disk::{Layer, OpenOptions};
 
 /// Where the tests' guest counts.
 const COUNTER: u64 = 0x20_0000;
@@ -75,9 +76,9 @@ fn with_disks(sizes: &[u64]) -> MachineConfig {
         let file = tempfile::tempfile().unwrap();
         file.set_len(*bytes).unwrap();
         DiskConfig {
-            file,
+            layers: vec![Layer::raw(file)],
             name: "disk".to_owned(),
-            read_only: false,
+            options: OpenOptions::default(),
         }
     };
     MachineConfig {

@@ -14,13 +14,17 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use croft_disk::{Disk, SECTOR};
+use croft_disk::{Disk, DiskError, SECTOR};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::{Kind, LogSink, QueueHandler, RateLimitedLog, TransportState, VirtioDevice};
+use super::{
+    Kind, LogSink, Notifier, QueueHandler, RateLimitedLog, TransportState, VirtioDevice,
+    copy_config,
+};
 use crate::saved::{DeviceState, StateError, check_version, damaged};
 use request::{ID_LEN, Requests};
 use state::VERSION;
@@ -35,8 +39,41 @@ pub struct VirtioBlk {
     disk: Arc<dyn Disk>,
     queues: u16,
     id: [u8; ID_LEN],
-    config: [u8; config::LEN],
+    size: Arc<Size>,
     log: Arc<RateLimitedLog>,
+}
+
+/// The size that the driver is told.
+#[derive(Default)]
+struct Size {
+    sectors: AtomicU64,
+    notifier: OnceLock<Notifier>,
+}
+
+/// Works on a disk that a guest has.
+#[derive(Clone)]
+pub struct BlkHandle {
+    disk: Arc<dyn Disk>,
+    size: Arc<Size>,
+}
+
+impl BlkHandle {
+    /// What is behind it.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Makes the disk `bytes` large, which is not less than it is, and tells
+    /// the guest.
+    pub fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        self.disk.resize(bytes)?;
+        let sectors = self.disk.size() / SECTOR;
+        self.size.sectors.store(sectors, Ordering::SeqCst);
+        if let Some(notifier) = self.size.notifier.get() {
+            notifier.config_changed();
+        }
+        Ok(())
+    }
 }
 
 impl VirtioBlk {
@@ -56,7 +93,10 @@ impl VirtioBlk {
             *place = byte;
         }
         VirtioBlk {
-            config: config::bytes(disk.size() / SECTOR, queues),
+            size: Arc::new(Size {
+                sectors: AtomicU64::new(disk.size() / SECTOR),
+                notifier: OnceLock::new(),
+            }),
             disk,
             queues,
             id,
@@ -64,8 +104,16 @@ impl VirtioBlk {
         }
     }
 
+    /// For working on it later.
+    pub fn handle(&self) -> BlkHandle {
+        BlkHandle {
+            disk: self.disk.clone(),
+            size: self.size.clone(),
+        }
+    }
+
     fn sectors(&self) -> u64 {
-        self.disk.size() / SECTOR
+        self.size.sectors.load(Ordering::SeqCst)
     }
 }
 
@@ -89,8 +137,18 @@ impl VirtioDevice for VirtioBlk {
         config::QUEUE_SIZE
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config_len(&self) -> usize {
+        config::LEN
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let config = config::bytes(self.sectors(), self.queues);
+        copy_config(&config, offset, data);
+    }
+
+    fn connect(&mut self, notifier: Notifier) {
+        // A device is connected once.
+        let _ = self.size.notifier.set(notifier);
     }
 
     fn handler(&self, _queue: u16, features: u64) -> Box<dyn QueueHandler> {
