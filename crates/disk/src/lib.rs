@@ -24,6 +24,8 @@
 //! (`fcntl`) and probing (`pread64`) are for whoever opens the files.
 
 mod disk;
+#[cfg(test)]
+mod durability;
 mod file;
 pub mod lock;
 mod memory;
@@ -32,6 +34,8 @@ mod probe;
 mod qcow2;
 mod raw;
 mod storage;
+#[cfg(test)]
+mod testing;
 
 pub use disk::{Disk, DiskError, SECTOR};
 pub use file::{LAYERS_MAX, OpenError, Qcow2Error, check, check_kind};
