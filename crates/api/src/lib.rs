@@ -9,12 +9,14 @@
 //! file system, and the death of either end is the other end's end of file.
 //! A third protocol ([`control`]) is for commands that come later, at a socket
 //! with a path, which a machine has only if asked for.
+//! A fourth, [`agent`], goes into the guest.
 //! The thin arrows carry framed JSON messages ([`wire`], [`mod@channel`]) and
 //! descriptors; their first message, in both directions, states protocol and
 //! version ([`Hello`]). The double line is a byte stream of its own for each
 //! direction, so that a stalled terminal fills two socket buffers and then
 //! holds back the guest's UART, while requests such as "stop" still pass.
 
+pub mod agent;
 pub mod channel;
 pub mod control;
 pub mod engines;

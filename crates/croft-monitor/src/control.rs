@@ -20,7 +20,7 @@ use croft_api::control::{Event, PROTOCOL, Request};
 use croft_api::saved::SavedRun;
 use croft_api::{Receiver, Sender, WireError};
 
-use crate::socket::{self, SocketFile};
+use croft_host::socket::{self, SocketFile};
 
 /// Name of the other end in messages.
 const PEER: &str = "croft";
