@@ -148,7 +148,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 Ok(Queue {
                     place: fresh_place(device.queue_size()),
                     enabled: false,
-                    worker: Worker::new(index, shared.clone())?,
+                    worker: Worker::new(index, device.role(), shared.clone())?,
                 })
             })
             .collect::<io::Result<Vec<Queue>>>()?;
