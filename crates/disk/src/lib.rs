@@ -40,7 +40,7 @@ mod testing;
 pub use disk::{Disk, DiskError, SECTOR};
 pub use file::{LAYERS_MAX, OpenError, Qcow2Error, check, check_kind};
 pub use lock::LockError;
-pub use memory::IoMemory;
+pub use memory::{Direction, IoMemory, transfer};
 pub use open::{Cache, Layer, OpenOptions, create, create_overlay, open, open_storage};
 pub use probe::{Format, probe};
 pub use qcow2::Qcow2Disk;

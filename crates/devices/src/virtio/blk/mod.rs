@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use croft_disk::{Disk, DiskError, SECTOR};
+use croft_isolate::Role;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -124,6 +125,10 @@ impl VirtioDevice for VirtioBlk {
         // Mass storage, of another kind than those listed.
         class: 0x01_80_00,
     };
+
+    fn role(&self) -> Role {
+        Role::Disk
+    }
 
     fn features(&self) -> u64 {
         config::features(self.disk.is_read_only(), self.queues)
