@@ -156,6 +156,15 @@ pub enum Event {
     Paused,
     /// It continues.
     Resumed,
+    /// It is held because the host failed at a disk. It goes on when it is
+    /// resumed, or by itself when the host works again; then follows
+    /// `Resumed`.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What happened.
+        message: String,
+    },
     /// A line for the operator.
     Log {
         /// Without a line end.

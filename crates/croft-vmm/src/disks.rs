@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use croft_api::disk::{CacheMode, DiskFormat, StartDisk};
+use croft_api::disk::{CacheMode, DiskFormat, OnIoError, StartDisk};
 use croft_disk::{Cache, Format, Layer, OpenOptions};
-use croft_machine::DiskConfig;
+use croft_machine::{DiskConfig, DiskLimits, OnDiskError};
 
 /// A disk, with its layers' files taken from `descriptors`.
 pub fn config(disk: StartDisk, descriptors: &mut impl Iterator<Item = OwnedFd>) -> DiskConfig {
@@ -27,6 +27,15 @@ pub fn config(disk: StartDisk, descriptors: &mut impl Iterator<Item = OwnedFd>) 
                 CacheMode::Writeback => Cache::Writeback,
                 CacheMode::Unsafe => Cache::Unsafe,
             },
+        },
+        limits: DiskLimits {
+            iops: disk.options.limits.iops,
+            bytes_per_second: disk.options.limits.bytes_per_second,
+        },
+        on_error: match disk.options.on_io_error {
+            OnIoError::StopIfFull => OnDiskError::StopIfFull,
+            OnIoError::Stop => OnDiskError::Stop,
+            OnIoError::Report => OnDiskError::Report,
         },
     }
 }

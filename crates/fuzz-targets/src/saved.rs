@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use croft_api::saved::SavedRun;
-use croft_disk::{Layer, OpenOptions};
+use croft_disk::Layer;
 use croft_engine::CpuModel;
 use croft_engine_software::SoftwareEngine;
 use croft_machine::{
@@ -89,11 +89,7 @@ fn config() -> MachineConfig {
             initrd: None,
             append: String::new(),
         },
-        disks: vec![DiskConfig {
-            layers: vec![Layer::raw(copy(disk))],
-            name: "disk".to_owned(),
-            options: OpenOptions::default(),
-        }],
+        disks: vec![DiskConfig::new("disk", vec![Layer::raw(copy(disk))])],
         no_reboot: true,
         test_devices: true,
     }

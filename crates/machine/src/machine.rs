@@ -165,7 +165,7 @@ impl Machine {
             config.test_devices,
         )?;
         let plugger = Plugger::new(&chipset, &ram, &console);
-        let disks = plugger.plug(config.disks, config.vcpus)?;
+        let disks = plugger.plug(config.disks, config.vcpus, &events)?;
         let balloon = plugger.plug_balloon()?;
         Ok(Machine {
             name: config.name,
@@ -215,6 +215,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            disks: self.disks.clone(),
             balloon: self.balloon.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),

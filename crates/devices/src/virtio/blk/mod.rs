@@ -6,9 +6,13 @@
 //!
 //! `config` has what the driver is told, `request` what it can ask for.
 //! Every queue has a worker, which serves one request after the other; a
-//! guest that wants requests side by side uses several queues.
+//! guest that wants requests side by side uses several queues. `limit` holds
+//! requests back that come too fast. A request that the host fails to do is
+//! answered with an error, or waits while the machine stands still
+//! ([`OnError`], [`FaultSink`]) and is then done again.
 
 mod config;
+mod limit;
 mod request;
 mod state;
 #[cfg(test)]
@@ -27,6 +31,8 @@ use super::{
     copy_config,
 };
 use crate::saved::{DeviceState, StateError, check_version, damaged};
+use limit::Limiter;
+pub use limit::Limits;
 use request::{ID_LEN, Requests};
 use state::VERSION;
 pub use state::VirtioBlkState;
@@ -41,7 +47,54 @@ pub struct VirtioBlk {
     queues: u16,
     id: [u8; ID_LEN],
     size: Arc<Size>,
+    limiter: Arc<Limiter>,
+    on_error: OnError,
+    faults: Arc<dyn FaultSink>,
     log: Arc<RateLimitedLog>,
+}
+
+/// What is done when the host fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// The machine stops if the host has no room; else the guest is told.
+    #[default]
+    StopIfFull,
+    /// The machine stops.
+    Stop,
+    /// The guest is told.
+    Report,
+}
+
+impl OnError {
+    fn stops(self, error: &DiskError) -> bool {
+        match self {
+            OnError::StopIfFull => error.is_full(),
+            OnError::Stop => error.is_host(),
+            OnError::Report => false,
+        }
+    }
+}
+
+/// Stops a machine.
+pub trait FaultSink: Send + Sync {
+    /// The host failed as `error` says. The request waits until the machine,
+    /// which is stopped soon, goes on; then it is done again. Comes on a
+    /// worker's thread and must not block.
+    fn disk_failed(&self, error: &DiskError);
+}
+
+/// What a disk is to the guest.
+pub struct BlkOptions {
+    /// Queues, 1–16.
+    pub queues: u16,
+    /// Serial number, the first 20 bytes of it.
+    pub serial: String,
+    /// Name under which requests that fail are logged.
+    pub name: String,
+    /// How much it may do.
+    pub limits: Limits,
+    /// See there.
+    pub on_error: OnError,
 }
 
 /// The size that the driver is told.
@@ -78,19 +131,16 @@ impl BlkHandle {
 }
 
 impl VirtioBlk {
-    /// A disk of `queues` queues (1–16). `serial` is what the guest is told
-    /// as its serial number, the first 20 bytes of it. Requests that fail
-    /// are logged under `name`.
+    /// A disk that is `disk`, as `options` say. Lines for the operator go to
+    /// `log`, failures that stop the machine to `faults`.
     pub fn new(
         disk: Arc<dyn Disk>,
-        queues: u16,
-        serial: &str,
-        name: &str,
+        options: BlkOptions,
         log: Arc<dyn LogSink>,
+        faults: Arc<dyn FaultSink>,
     ) -> Self {
-        let queues = queues.clamp(1, QUEUES_MAX);
         let mut id = [0; ID_LEN];
-        for (place, byte) in id.iter_mut().zip(serial.bytes()) {
+        for (place, byte) in id.iter_mut().zip(options.serial.bytes()) {
             *place = byte;
         }
         VirtioBlk {
@@ -99,9 +149,12 @@ impl VirtioBlk {
                 notifier: OnceLock::new(),
             }),
             disk,
-            queues,
+            queues: options.queues.clamp(1, QUEUES_MAX),
             id,
-            log: Arc::new(RateLimitedLog::new(name.to_owned(), log)),
+            limiter: Arc::new(Limiter::new(options.limits)),
+            on_error: options.on_error,
+            faults,
+            log: Arc::new(RateLimitedLog::new(options.name, log)),
         }
     }
 
@@ -161,6 +214,9 @@ impl VirtioDevice for VirtioBlk {
             disk: self.disk.clone(),
             id: self.id,
             write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+            limiter: self.limiter.clone(),
+            on_error: self.on_error,
+            faults: self.faults.clone(),
             log: self.log.clone(),
         })
     }
