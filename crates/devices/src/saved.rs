@@ -16,6 +16,7 @@ use crate::testdev::TestDevState;
 use crate::uart::UartState;
 use crate::virtio::blk::VirtioBlkState;
 use crate::virtio::rng::VirtioRngState;
+use crate::virtio::vsock::VirtioVsockState;
 
 /// Why a state was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -124,6 +125,8 @@ device_states! {
     VirtioBlk(VirtioBlkState) = "virtio-blk";
     /// See [`crate::virtio::rng`].
     VirtioRng(VirtioRngState) = "virtio-rng";
+    /// See [`crate::virtio::vsock`].
+    VirtioVsock(VirtioVsockState) = "virtio-vsock";
 }
 
 /// A device's state under the name it was added by.
