@@ -108,7 +108,7 @@ fn disks_that_are_none() {
         .map(|n| path(&stage.file(&format!("d{n}"), &[0; 512])).to_owned())
         .collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    refused(&stage, &many, &["31 disks", "at most 30"]);
+    refused(&stage, &many, &["31 disks", "at most 27"]);
 }
 
 #[test]

@@ -43,6 +43,7 @@ mod worker;
 
 use std::sync::Arc;
 
+use croft_isolate::Role;
 use croft_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -97,6 +98,11 @@ pub struct Kind {
 pub trait VirtioDevice: Send {
     /// What it is.
     const KIND: Kind;
+
+    /// What the threads that serve its queues may do.
+    fn role(&self) -> Role {
+        Role::Device
+    }
 
     /// Feature bits of this kind (0–23); the transport adds its own.
     fn features(&self) -> u64;

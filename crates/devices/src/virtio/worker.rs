@@ -14,8 +14,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
+use croft_isolate::{Role, spawn_sized};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -44,6 +45,7 @@ pub struct InUse {
 struct Link {
     /// The first queue.
     index: u16,
+    role: Role,
     shared: Arc<Shared>,
     wake: EventFd,
     poll: Epoll,
@@ -62,14 +64,15 @@ pub struct Worker {
 
 impl Worker {
     /// For queue `index`, the first if there are several; without a thread
-    /// yet.
-    pub fn new(index: u16, shared: Arc<Shared>) -> io::Result<Self> {
+    /// yet, which will have this role.
+    pub fn new(index: u16, role: Role, shared: Arc<Shared>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let poll = Epoll::new()?;
         watch(&poll, wake.as_raw_fd(), WAKE)?;
         Ok(Worker {
             link: Arc::new(Link {
                 index,
+                role,
                 shared,
                 wake,
                 poll,
@@ -86,8 +89,8 @@ impl Worker {
         if self.thread.is_none() {
             let link = self.link.clone();
             let name = format!("{}-{}", link.shared.name, link.index);
-            let thread = thread::Builder::new().name(name).stack_size(STACK);
-            self.thread = Some(thread.spawn(move || link.run())?);
+            let thread = spawn_sized(link.role, name, STACK, move || link.run());
+            self.thread = Some(thread?);
         }
         Ok(())
     }

@@ -146,7 +146,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         });
         let served = if device.one_worker() { 1 } else { count };
         let workers = (0..served)
-            .map(|index| Worker::new(index, shared.clone()))
+            .map(|index| Worker::new(index, device.role(), shared.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         let queues = (0..count).map(|_| Queue {
             place: fresh_place(device.queue_size()),
