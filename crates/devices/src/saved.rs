@@ -14,6 +14,7 @@ use crate::pvpanic::PvpanicState;
 use crate::rtc::RtcState;
 use crate::testdev::TestDevState;
 use crate::uart::UartState;
+use crate::virtio::balloon::VirtioBalloonState;
 use crate::virtio::blk::VirtioBlkState;
 use crate::virtio::rng::VirtioRngState;
 use crate::virtio::vsock::VirtioVsockState;
@@ -127,6 +128,8 @@ device_states! {
     VirtioRng(VirtioRngState) = "virtio-rng";
     /// See [`crate::virtio::vsock`].
     VirtioVsock(VirtioVsockState) = "virtio-vsock";
+    /// See [`crate::virtio::balloon`].
+    VirtioBalloon(VirtioBalloonState) = "virtio-balloon";
 }
 
 /// A device's state under the name it was added by.

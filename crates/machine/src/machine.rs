@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
+use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::RawDisk;
 use croft_engine::{
@@ -45,6 +46,7 @@ pub struct Machine {
     /// For who saves it.
     pub(crate) description: Description,
     pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
 }
 
@@ -166,6 +168,7 @@ impl Machine {
         )?;
         let plugger = Plugger::new(&chipset, &ram, &console);
         let disks = plugger.plug(config.disks, config.vcpus)?;
+        let balloon = plugger.plug_balloon()?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
         let vsock = vsock.transpose()?;
         Ok(Machine {
@@ -179,6 +182,7 @@ impl Machine {
             )
             .with_vsock(vsock.is_some()),
             disks,
+            balloon,
             vsock,
             ram,
             partition,
@@ -214,6 +218,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),

@@ -1,6 +1,6 @@
 //! Virtio devices on PCI (Virtual I/O Device Version 1.2, "virtio 1.2").
 //!
-//! A device of one kind ([`blk`], [`rng`], [`vsock`]) is a [`VirtioDevice`]:
+//! A device of one kind ([`blk`], [`rng`], [`balloon`], [`vsock`]) is a [`VirtioDevice`]:
 //! what it offers, and a [`QueueHandler`] that serves one request, or a
 //! [`Service`] for all its queues together. Everything that is
 //! the same in all of them is [`transport`]: configuration space, registers,
@@ -30,6 +30,7 @@
 //! queue that change: the device stops, says so in the log and in its status
 //! (DEVICE_NEEDS_RESET), and works again after a reset (2.1.2).
 
+pub mod balloon;
 pub mod blk;
 mod log;
 pub mod queue;
@@ -149,16 +150,18 @@ pub trait VirtioDevice: Send {
         Box::new(service::Requests::new(queue, self.handler(queue, features)))
     }
 
-    /// The device is about to go on from `state`, which
-    /// [`check`](Self::check) has accepted; what serves its queues is asked
-    /// for afterwards.
-    fn restored(&mut self, _state: &DeviceState) {}
+    /// The driver or the machine reset it: no handler is in use any more.
+    fn reset(&mut self) {}
 
     /// The state of device and transport together.
     fn save(&self, transport: TransportState) -> DeviceState;
 
     /// The transport's part of a state that this device could have saved.
     fn check<'a>(&self, state: &'a DeviceState) -> Result<&'a TransportState, StateError>;
+
+    /// Takes its own part of a state over that [`check`](Self::check) found
+    /// good. No handler is in use; new ones are asked for afterwards.
+    fn restore(&mut self, _state: &DeviceState) {}
 }
 
 /// Leaves all requests where they are.

@@ -266,6 +266,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
     fn finish_reset(&mut self) {
         self.resetting = false;
         self.common = Common::default();
+        self.device.reset();
         let size = self.device.queue_size();
         for queue in &mut self.queues {
             queue.place = fresh_place(size);
@@ -458,9 +459,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
         Ok(())
     }
 
-    /// Goes on from a state that was checked.
+    /// Goes on from a state that was checked; no queue is in use.
     fn set_state(&mut self, state: &TransportState) -> Result<(), StateError> {
-        self.release_queues();
         self.resetting = false;
         self.config.restore(&state.config)?;
         self.common = Common {
@@ -623,7 +623,8 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let transport = self.device.check(state)?.clone();
         self.check(&transport)?;
-        self.device.restored(state);
+        self.release_queues();
+        self.device.restore(state);
         self.set_state(&transport)
     }
 }

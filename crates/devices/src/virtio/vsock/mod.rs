@@ -111,7 +111,7 @@ impl VirtioDevice for VirtioVsock {
         Box::new(Switchboard::new(self.cid, self.hub.clone(), restored))
     }
 
-    fn restored(&mut self, state: &DeviceState) {
+    fn restore(&mut self, state: &DeviceState) {
         // One that comes later never had a connection.
         let at_work = match state {
             DeviceState::VirtioVsock(state) => state.transport.driver_at_work(),
