@@ -90,6 +90,7 @@ fn config() -> MachineConfig {
             append: String::new(),
         },
         disks: vec![DiskConfig::new("disk", vec![Layer::raw(copy(disk))])],
+        vsock: None,
         no_reboot: true,
         test_devices: true,
     }

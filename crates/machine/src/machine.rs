@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
@@ -46,6 +47,7 @@ pub struct Machine {
     pub(crate) description: Description,
     pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
+    pub(crate) vsock: Option<VsockHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -167,6 +169,8 @@ impl Machine {
         let plugger = Plugger::new(&chipset, &ram, &console);
         let disks = plugger.plug(config.disks, config.vcpus, &events)?;
         let balloon = plugger.plug_balloon()?;
+        let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
+        let vsock = vsock.transpose()?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -178,9 +182,11 @@ impl Machine {
                     .iter()
                     .map(|disk| SavedDisk::of(disk.disk()))
                     .collect(),
-            ),
+            )
+            .with_vsock(vsock.is_some()),
             disks,
             balloon,
+            vsock,
             ram,
             partition,
             vcpus,
@@ -217,6 +223,7 @@ impl Machine {
             pm: self.chipset.pm.clone(),
             disks: self.disks.clone(),
             balloon: self.balloon.clone(),
+            vsock: self.vsock.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),
