@@ -169,14 +169,13 @@ impl Model {
 
 /// Whether an image is whole, by QEMU; leaks are allowed.
 fn check(storage: &MemoryStorage) -> Result<(), String> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), storage.contents()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("top"), storage.contents()).unwrap();
+    std::fs::write(directory.path().join("base"), [0; 512]).unwrap();
     let mut command = Command::new("qemu-img");
-    let command = command.args(["check", "-f", "qcow2"]).arg(file.path());
-    match command.output() {
-        Ok(output) if !matches!(output.status.code(), Some(0 | 3)) => {
-            Err(String::from_utf8_lossy(&output.stdout).into_owned())
-        }
+    let command = command.args(["check", "-f", "qcow2", "top"]);
+    match command.current_dir(&directory).output() {
+        Ok(output) if !matches!(output.status.code(), Some(0 | 3)) => Err(format!("{output:?}")),
         _ => Ok(()),
     }
 }
