@@ -146,30 +146,14 @@ fn size(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
-/// Seconds since 1970 as a date and time in UTC. The calendar repeats itself
-/// every 400 years of 146097 days; years are counted from March, so that a
-/// leap day is a year's last one.
+/// Seconds since 1970 as a date and time in UTC.
 fn date(seconds: u64) -> String {
-    /// Days from the first of March of the year 0 to the first of January 1970.
-    const EPOCH: u64 = 719_468;
-    let days = (seconds / 86_400).saturating_add(EPOCH);
-    let era = days / 146_097;
-    let day = days % 146_097;
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 {
-        (month + 3, 0)
-    } else {
-        (month - 9, 1)
-    };
-    let year = era * 400 + year + next;
-    let minutes = seconds / 60 % 1440;
-    format!(
-        "{year}-{month:02}-{day:02} {:02}:{:02}",
-        minutes / 60,
-        minutes % 60
+    let time = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    time.map_or_else(
+        || "-".to_owned(),
+        |time| time.strftime("%Y-%m-%d %H:%M").to_string(),
     )
 }
 
@@ -227,11 +211,9 @@ mod tests {
     fn dates_and_sizes() {
         for (seconds, text) in [
             (0, "1970-01-01 00:00"),
-            (951_782_399, "2000-02-28 23:59"),
             (951_782_400, "2000-02-29 00:00"),
-            (951_868_800, "2000-03-01 00:00"),
             (1_798_761_599, "2026-12-31 23:59"),
-            (4_107_542_400, "2100-03-01 00:00"),
+            (u64::MAX, "-"),
         ] {
             assert_eq!(date(seconds), text);
         }

@@ -7,7 +7,7 @@ mod bar;
 mod describe;
 mod users;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use croft_api::programs;
 use croft_host::Directories;
@@ -141,7 +141,7 @@ fn committed(committed: &Committed) -> Exit {
     Exit::PowerOff
 }
 
-fn delete(store: &Store, instances: &PathBuf, images: &[String]) -> Result<Exit, Fault> {
+fn delete(store: &Store, instances: &Path, images: &[String]) -> Result<Exit, Fault> {
     let mut exit = Exit::PowerOff;
     for image in images {
         match store.delete(image, |id| users::of(instances, id)) {
