@@ -13,7 +13,7 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, SavedError, SavedMachine,
+    Payload, SavedError, SavedMachine, ShareConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
@@ -33,6 +33,7 @@ pub struct Start<S = Saved> {
     kernel: NamedFile,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
+    shares: Vec<ShareConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
 }
@@ -64,6 +65,13 @@ impl Start<File> {
             read_only: disk.read_only,
         });
         let disks = disks.collect();
+        let shares = request.shares.into_iter().zip(descriptors.by_ref());
+        let shares = shares.map(|(share, directory)| ShareConfig {
+            directory,
+            tag: share.tag,
+            read_only: share.read_only,
+        });
+        let shares = shares.collect();
         let saved = if request.saved {
             descriptors.next().map(File::from)
         } else {
@@ -74,6 +82,7 @@ impl Start<File> {
             kernel: named(kernel, request.kernel),
             initrd,
             disks,
+            shares,
             saved,
             gdb: descriptors.next(),
         };
@@ -91,6 +100,7 @@ impl Start<File> {
             kernel: self.kernel,
             initrd: self.initrd,
             disks: self.disks,
+            shares: self.shares,
             saved: saved.transpose()?,
             gdb: self.gdb,
         })
@@ -129,6 +139,7 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            shares: self.shares,
             no_reboot: spec.no_reboot,
             test_devices: spec.test_devices,
         };

@@ -95,6 +95,7 @@ fn config() -> MachineConfig {
         }],
         no_reboot: true,
         test_devices: true,
+        shares: Vec::new(),
     }
 }
 

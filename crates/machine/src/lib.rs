@@ -74,4 +74,4 @@ pub use handle::{MachineHandle, SaveError};
 pub use loader::{NamedFile, Payload};
 pub use machine::Machine;
 pub use saved::{SavedError, SavedMachine};
-pub use virtio::{DISKS_MAX, DiskConfig};
+pub use virtio::{DISKS_MAX, DiskConfig, SHARES_MAX, ShareConfig};

@@ -53,6 +53,7 @@ pub fn config() -> MachineConfig {
         payload: payload("quiet"),
         disks: Vec::new(),
         no_reboot: false,
+        shares: Vec::new(),
         test_devices: false,
     }
 }
@@ -171,6 +172,7 @@ fn the_debug_exit_port_is_there_when_asked_for() {
         Act::Halt
     });
     let config = MachineConfig {
+        shares: Vec::new(),
         test_devices: true,
         ..config()
     };

@@ -1,6 +1,6 @@
 //! Virtio devices on PCI (Virtual I/O Device Version 1.2, "virtio 1.2").
 //!
-//! A device of one kind ([`blk`], [`rng`], [`balloon`]) is a [`VirtioDevice`]: what it
+//! A device of one kind ([`blk`], [`rng`], [`balloon`], [`fs`]) is a [`VirtioDevice`]: what it
 //! offers, and a [`QueueHandler`] that serves one request. Everything that is
 //! the same in all of them is [`transport`]: configuration space, registers,
 //! negotiation, interrupts, saving.
@@ -30,6 +30,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod fs;
 mod log;
 pub mod queue;
 pub mod rng;
