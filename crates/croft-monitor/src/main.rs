@@ -21,6 +21,7 @@ mod payload;
 mod relay;
 mod shares;
 mod terminal;
+mod vsock;
 
 use std::fs::File;
 use std::io::{self, Write};

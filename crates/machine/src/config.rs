@@ -5,7 +5,7 @@ use std::fmt;
 use croft_engine::CpuModel;
 
 use crate::loader::Payload;
-use crate::virtio::{DiskConfig, ShareConfig};
+use crate::virtio::{DiskConfig, ShareConfig, VsockConfig};
 
 /// What a machine is made from.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct MachineConfig {
     /// Directories of the host's, at most
     /// [`SHARES_MAX`](crate::SHARES_MAX).
     pub shares: Vec<ShareConfig>,
+    /// Its socket device, if it has one.
+    pub vsock: Option<VsockConfig>,
     /// End instead of resetting.
     pub no_reboot: bool,
     /// Offer the devices that outside test suites need.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
 use thiserror::Error;
@@ -55,6 +56,7 @@ pub struct MachineHandle {
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
     pub(crate) balloon: BalloonHandle,
+    pub(crate) vsock: Option<VsockHandle>,
     pub(crate) input: ConsoleInput,
 }
 
@@ -121,6 +123,11 @@ impl MachineHandle {
     /// more.
     pub fn push_input(&self, bytes: &[u8]) -> Result<(), Ended> {
         self.input.push(bytes)
+    }
+
+    /// The host's side of the socket device, if there is one.
+    pub fn vsock(&self) -> Option<&VsockHandle> {
+        self.vsock.as_ref()
     }
 
     fn ask<R>(&self, request: impl FnOnce(SyncSender<R>) -> Request) -> Result<R, Ended> {

@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::fs::ShareHandle;
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -48,6 +49,7 @@ pub struct Machine {
     pub(crate) disks: Vec<Arc<RawDisk>>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) shares: Vec<ShareHandle>,
+    pub(crate) vsock: Option<VsockHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -170,6 +172,8 @@ impl Machine {
         let disks = plugger.plug(config.disks, config.vcpus)?;
         let balloon = plugger.plug_balloon()?;
         let shares = plugger.plug_shares(config.shares)?;
+        let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
+        let vsock = vsock.transpose()?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -179,10 +183,12 @@ impl Machine {
                 config.test_devices,
                 disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
                 shares.iter().map(SavedShare::of).collect(),
-            ),
+            )
+            .with_vsock(vsock.is_some()),
             disks,
             balloon,
             shares,
+            vsock,
             ram,
             partition,
             vcpus,
@@ -218,6 +224,7 @@ impl Machine {
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
             balloon: self.balloon.clone(),
+            vsock: self.vsock.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

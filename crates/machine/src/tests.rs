@@ -52,6 +52,7 @@ pub fn config() -> MachineConfig {
         model: CpuModel::PortableV1,
         payload: payload("quiet"),
         disks: Vec::new(),
+        vsock: None,
         no_reboot: false,
         shares: Vec::new(),
         test_devices: false,

@@ -108,6 +108,9 @@ pub struct Description {
     /// Its shares.
     #[serde(default)]
     pub shares: Vec<SavedShare>,
+    /// It had a socket device.
+    #[serde(default)]
+    pub vsock: bool,
 }
 
 /// A disk of a saved machine.
@@ -164,7 +167,13 @@ impl Description {
             test_devices,
             disks,
             shares,
+            vsock: false,
         }
+    }
+
+    /// With a socket device, or without.
+    pub(crate) fn with_vsock(self, vsock: bool) -> Self {
+        Description { vsock, ..self }
     }
 
     /// Refuses a machine that is not made of the same.
@@ -190,6 +199,10 @@ impl Description {
                 text(self.test_devices).to_owned(),
                 text(now.test_devices).to_owned(),
             );
+        }
+        if self.vsock != now.vsock {
+            let text = |there: bool| if there { "vsock" } else { "no vsock" };
+            return differs(text(self.vsock).to_owned(), text(now.vsock).to_owned());
         }
         if self.disks.len() != now.disks.len() {
             let text = |count: usize| format!("{count} disks");
