@@ -59,6 +59,9 @@ pub struct RunRequest {
     pub initrd: Option<OsString>,
     /// The disks.
     pub disks: Vec<RunDisk>,
+    /// Directories of the host's in the guest.
+    #[serde(default)]
+    pub shares: Vec<RunShare>,
     /// Path of a file to which console output is appended.
     pub log: Option<OsString>,
     /// Where a debugger can connect.
@@ -122,6 +125,7 @@ impl RestoreRequest {
             kernel: self.kernel.unwrap_or(saved.kernel),
             initrd: self.initrd.or(saved.initrd),
             disks: self.disks.unwrap_or(saved.disks),
+            shares: saved.shares,
             log: self.log,
             gdb: self.gdb,
             control: self.control,
@@ -136,6 +140,17 @@ impl RunRequest {
     pub fn descriptors(&self) -> usize {
         1 + usize::from(self.terminal)
     }
+}
+
+/// A directory of the host's in a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunShare {
+    /// Its path.
+    pub path: OsString,
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// Refuse every change.
+    pub read_only: bool,
 }
 
 /// Where a debugger can connect.

@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::disk::RunDisk;
 use crate::machine::MachineSpec;
+use crate::monitor::RunShare;
 
 const MAGIC: [u8; 8] = *b"CROFTST\n";
 /// Version that this build writes.
@@ -38,6 +39,9 @@ pub struct SavedRun {
     pub initrd: Option<OsString>,
     /// The disks.
     pub disks: Vec<RunDisk>,
+    /// Directories of the host's in the guest.
+    #[serde(default)]
+    pub shares: Vec<RunShare>,
 }
 
 /// Why a file is none that can be restored from.
@@ -143,6 +147,11 @@ mod tests {
             kernel: "/vmlinuz".into(),
             initrd: None,
             disks: vec![RunDisk::new("/disk")],
+            shares: vec![RunShare {
+                path: "/srv".into(),
+                tag: "srv".to_owned(),
+                read_only: false,
+            }],
         }
     }
 

@@ -26,7 +26,8 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the state if `saved`,
+    /// console, kernel, the initrd if named, the disks, the shares'
+    /// directories, the state if `saved`,
     /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
@@ -66,6 +67,9 @@ pub struct StartRequest {
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
     pub disks: Vec<StartDisk>,
+    /// Directories of the host's, open as places only (`O_PATH`).
+    #[serde(default)]
+    pub shares: Vec<StartShare>,
     /// Whether the state of a saved machine comes with it, a file at its
     /// position: the machine goes on from there.
     pub saved: bool,
@@ -82,9 +86,19 @@ impl StartRequest {
                 .iter()
                 .map(|disk| disk.layers.len())
                 .sum::<usize>()
+            + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
     }
+}
+
+/// A directory of the host's that a machine is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartShare {
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// Refuse every change.
+    pub read_only: bool,
 }
 
 /// The vmm to the monitor.

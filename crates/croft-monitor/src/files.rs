@@ -7,13 +7,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use croft_api::disk::StartDisk;
-use croft_api::monitor::RunRequest;
+use croft_api::monitor::{RunRequest, RunShare};
 use croft_api::saved::SavedRun;
+use croft_api::vmm::StartShare;
 use rustix::fs::OFlags;
 
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
+use crate::shares::Share;
 use crate::vsock::Vsock;
 use croft_host::socket::SocketFile;
 
@@ -23,6 +25,7 @@ pub struct Files {
     kernel: File,
     initrd: Option<File>,
     disks: Vec<Disk>,
+    shares: Vec<Share>,
     saved: Option<File>,
     log: Option<File>,
     control: Option<Control>,
@@ -54,6 +57,8 @@ impl Files {
             None => None,
         };
         let disks = Disk::open_all(&run.disks)?;
+        let shares = run.shares.iter().map(Share::open);
+        let shares = shares.collect::<Result<_, _>>()?;
         let log = match &run.log {
             Some(path) => Some(open_log(path)?),
             None => None,
@@ -74,6 +79,7 @@ impl Files {
             kernel,
             initrd,
             disks,
+            shares,
             saved,
             log,
             control,
@@ -85,6 +91,11 @@ impl Files {
     /// What the payload is told of the disks.
     pub fn start_disks(&self) -> Vec<StartDisk> {
         self.disks.iter().map(Disk::describe).collect()
+    }
+
+    /// What the payload is told of the shares.
+    pub fn start_shares(&self) -> Vec<StartShare> {
+        self.shares.iter().map(Share::describe).collect()
     }
 
     /// Whether it is a saved machine.
@@ -102,6 +113,7 @@ impl Files {
         let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
+            .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener]);
         let kept = Kept {
             log: self.log,
@@ -160,11 +172,18 @@ fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {
 fn saved_run(run: &RunRequest, disks: &[Disk]) -> io::Result<SavedRun> {
     let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
     let disks = disks.iter().map(Disk::found);
+    let shares = run.shares.iter().map(|share| {
+        Ok::<_, io::Error>(RunShare {
+            path: absolute(&share.path)?,
+            ..share.clone()
+        })
+    });
     Ok(SavedRun {
         machine: run.machine.clone(),
         kernel: absolute(&run.kernel)?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
+        shares: shares.collect::<Result<_, _>>()?,
     })
 }
 

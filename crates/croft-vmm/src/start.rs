@@ -13,7 +13,7 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, SavedError, SavedMachine, VsockConfig,
+    Payload, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
@@ -35,6 +35,7 @@ pub struct Start<S = Saved> {
     kernel: NamedFile,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
+    shares: Vec<ShareConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
 }
@@ -63,6 +64,13 @@ impl Start<File> {
         let disks = disks
             .map(|disk| disks::config(disk, &mut descriptors))
             .collect();
+        let shares = request.shares.into_iter().zip(descriptors.by_ref());
+        let shares = shares.map(|(share, directory)| ShareConfig {
+            directory,
+            tag: share.tag,
+            read_only: share.read_only,
+        });
+        let shares = shares.collect();
         let saved = if request.saved {
             descriptors.next().map(File::from)
         } else {
@@ -73,6 +81,7 @@ impl Start<File> {
             kernel: named(kernel, request.kernel),
             initrd,
             disks,
+            shares,
             saved,
             gdb: descriptors.next(),
         };
@@ -90,6 +99,7 @@ impl Start<File> {
             kernel: self.kernel,
             initrd: self.initrd,
             disks: self.disks,
+            shares: self.shares,
             saved: saved.transpose()?,
             gdb: self.gdb,
         })
@@ -129,6 +139,7 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            shares: self.shares,
             vsock: spec.vsock.map(|cid| VsockConfig {
                 cid,
                 host: Arc::new(reporter.clone()),

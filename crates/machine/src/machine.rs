@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -24,7 +25,7 @@ use crate::loader::Payload;
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
-use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, fit};
+use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedShare, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -47,6 +48,7 @@ pub struct Machine {
     pub(crate) description: Description,
     pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
+    pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
 }
 
@@ -169,6 +171,7 @@ impl Machine {
         let plugger = Plugger::new(&chipset, &ram, &console);
         let disks = plugger.plug(config.disks, config.vcpus, &events)?;
         let balloon = plugger.plug_balloon()?;
+        let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
         let vsock = vsock.transpose()?;
         Ok(Machine {
@@ -182,10 +185,12 @@ impl Machine {
                     .iter()
                     .map(|disk| SavedDisk::of(disk.disk()))
                     .collect(),
+                shares.iter().map(SavedShare::of).collect(),
             )
             .with_vsock(vsock.is_some()),
             disks,
             balloon,
+            shares,
             vsock,
             ram,
             partition,

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use croft_api::disk::RunDisk;
+use croft_api::monitor::RunShare;
 
 use super::disk;
 use super::machine::{Cpu, Engine, PlaceOptions, SoftwareOptions};
-use super::values::{parse_append, parse_cpus, parse_name};
+use super::values::{parse_append, parse_cpus, parse_name, parse_share};
 use crate::size;
 
 /// Command lines to start from.
@@ -27,6 +28,8 @@ Examples:
     qemu-img create -f qcow2 -b debian.qcow2 -F qcow2 web.qcow2
     croft run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda1' \\
       --disk web.qcow2,backing=debian.qcow2
+  With a directory of the host's, mounted by 'mount -t virtiofs src /mnt':
+    croft run --kernel vmlinuz --initrd initrd.img --share ~/src:src,readonly
   With a debugger:
     croft run --kernel vmlinux --append nokaslr --gdb 1234
     gdb vmlinux -ex 'target remote localhost:1234'";
@@ -59,6 +62,11 @@ pub struct RunOptions {
     /// times, and the guest sees /dev/vda, vdb and so on
     #[arg(long = "disk", value_name = disk::VALUE, value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(disk::parse_disk))]
     pub disks: Vec<RunDisk>,
+
+    /// Directory of the host's for the guest, which mounts it by 'mount -t virtiofs TAG /mnt';
+    /// can be given up to four times
+    #[arg(long = "share", value_name = "HOST:TAG[,readonly]", value_hint = clap::ValueHint::DirPath, value_parser = OsStringValueParser::new().try_map(parse_share))]
+    pub shares: Vec<RunShare>,
 
     /// Kernel command line, for example 'console=ttyS0 quiet'
     #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_append)]
