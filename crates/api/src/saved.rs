@@ -32,8 +32,9 @@ const LENGTH_MAX: u32 = 1 << 20;
 pub struct SavedRun {
     /// The configuration; its engine, and how that runs, count for nothing.
     pub machine: MachineSpec,
-    /// Path of the kernel, which the machine's next reset loads.
-    pub kernel: OsString,
+    /// Path of the kernel, which the machine's next reset loads; the first
+    /// disk's own without.
+    pub kernel: Option<OsString>,
     /// Path of the initrd.
     pub initrd: Option<OsString>,
     /// The disks.
@@ -139,7 +140,7 @@ mod tests {
                 no_reboot: false,
                 test_devices: false,
             },
-            kernel: "/vmlinuz".into(),
+            kernel: Some("/vmlinuz".into()),
             initrd: None,
             disks: vec![RunDisk {
                 path: "/disk".into(),

@@ -19,7 +19,7 @@ use crate::socket::SocketFile;
 /// All of them, open.
 #[derive(Debug)]
 pub struct Files {
-    kernel: File,
+    kernel: Option<File>,
     initrd: Option<File>,
     disks: Vec<Disk>,
     saved: Option<File>,
@@ -44,7 +44,15 @@ impl Files {
     /// Opens everything, or says what is wrong and what to do. `saved` is the
     /// file of a machine that is restored.
     pub fn open(run: &RunRequest, saved: Option<File>) -> Result<Files, String> {
-        let kernel = open_input("kernel", "--kernel", &run.kernel)?;
+        let kernel = match &run.kernel {
+            Some(path) => Some(open_input("kernel", "--kernel", path)?),
+            None if run.disks.is_empty() => {
+                return Err("there is neither a kernel nor a disk to boot from; \
+                            name one with --kernel or --disk"
+                    .to_owned());
+            }
+            None => None,
+        };
         let initrd = match &run.initrd {
             Some(path) => Some(open_input("initrd", "--initrd", path)?),
             None => None,
@@ -90,7 +98,7 @@ impl Files {
             Some((listener, socket)) => (Some(listener), socket),
             None => (None, None),
         };
-        let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
+        let handed = [self.kernel.map(Into::into), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
             .chain([self.saved.map(Into::into), listener]);
@@ -151,7 +159,7 @@ fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
     });
     Ok(SavedRun {
         machine: run.machine.clone(),
-        kernel: absolute(&run.kernel)?,
+        kernel: run.kernel.as_ref().map(absolute).transpose()?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
     })

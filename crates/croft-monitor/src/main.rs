@@ -98,7 +98,7 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
     }
     let start = StartRequest {
         machine: run.machine,
-        kernel: files::quoted(&run.kernel),
+        kernel: run.kernel.as_deref().map(files::quoted),
         initrd: run.initrd.as_deref().map(files::quoted),
         disks: files.start_disks(),
         saved: files.restores(),

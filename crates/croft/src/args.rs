@@ -60,6 +60,8 @@ Examples:
   With two disks, the second one shared with other readers:
     croft run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda' \\
       --disk root.img --disk data.img,readonly
+  With the kernel that is on the disk:
+    croft run --disk debian.img
   With a debugger:
     croft run --kernel vmlinux --append nokaslr --gdb 1234
     gdb vmlinux -ex 'target remote localhost:1234'";
@@ -216,12 +218,13 @@ pub struct RunOptions {
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub engine: Engine,
 
-    /// Kernel: a Linux bzImage (vmlinuz), an ELF file with a PVH note, or a multiboot file
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    pub kernel: OsString,
+    /// Kernel: a Linux bzImage (vmlinuz), an ELF file with a PVH note, or a multiboot file;
+    /// without it the machine boots, now and after each reset, with what is on its first disk
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, required_unless_present = "disks")]
+    pub kernel: Option<OsString>,
 
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "kernel")]
     pub initrd: Option<OsString>,
 
     /// Disk: a raw image or block device, writable unless ',readonly' follows; can be given
@@ -229,7 +232,8 @@ pub struct RunOptions {
     #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
     pub disks: Vec<RunDisk>,
 
-    /// Kernel command line, for example 'console=ttyS0 quiet'
+    /// Kernel command line, for example 'console=ttyS0 quiet'; without --kernel it is added to
+    /// that of the disk
     #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_append)]
     pub append: String,
 

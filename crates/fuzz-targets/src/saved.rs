@@ -13,7 +13,7 @@ use croft_api::saved::SavedRun;
 use croft_engine::CpuModel;
 use croft_engine_software::SoftwareEngine;
 use croft_machine::{
-    ConsoleBackend, DiskConfig, Machine, MachineConfig, MachineError, NamedFile, Outcome, Payload,
+    BootFrom, ConsoleBackend, DiskConfig, Machine, MachineConfig, MachineError, NamedFile, Outcome, Payload,
     SavedMachine,
 };
 
@@ -81,11 +81,13 @@ fn config() -> MachineConfig {
         memory: MEMORY,
         model: CpuModel::PortableV1,
         payload: Payload {
-            kernel: NamedFile {
-                file: copy(kernel),
-                name: "kernel".to_owned(),
+            boot: BootFrom::Files {
+                kernel: NamedFile {
+                    file: copy(kernel),
+                    name: "kernel".to_owned(),
+                },
+                initrd: None,
             },
-            initrd: None,
             append: String::new(),
         },
         disks: vec![DiskConfig {

@@ -71,7 +71,7 @@ pub use console::ConsoleBackend;
 pub use error::MachineError;
 pub use gdb::GdbListener;
 pub use handle::{MachineHandle, SaveError};
-pub use loader::{NamedFile, Payload};
+pub use loader::{BootFrom, NamedFile, Payload};
 pub use machine::Machine;
 pub use saved::{SavedError, SavedMachine};
 pub use virtio::{DISKS_MAX, DiskConfig};

@@ -18,7 +18,7 @@ use crate::error::MachineError;
 use crate::events::{Event, Events};
 use crate::gdb::GdbListener;
 use crate::handle::MachineHandle;
-use crate::loader::Payload;
+use crate::loader::{BootDisk, Payload};
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
@@ -50,6 +50,8 @@ pub struct Machine {
 /// the kernel's entry. Done at every start.
 pub(crate) struct Firmware {
     payload: Payload,
+    /// The first disk, whether or not it is booted from.
+    disk: Option<BootDisk>,
     acpi: acpi::Config,
 }
 
@@ -57,7 +59,7 @@ impl Firmware {
     /// Writes guest memory and says how the first vCPU starts.
     pub fn load(&self, ram: &GuestRam) -> Result<crate::boot::Boot, MachineError> {
         let rsdp = acpi::write(&self.acpi, ram)?;
-        Ok(self.payload.load(ram, rsdp)?)
+        Ok(self.payload.load(ram, rsdp, self.disk.as_ref())?)
     }
 }
 
@@ -136,8 +138,9 @@ impl Machine {
         let ranges =
             memory_map::ram_ranges(config.memory, physical_bits, memory_map::host_memory())?;
         let ram = GuestRam::new(&ranges)?;
-        let firmware = Firmware {
+        let mut firmware = Firmware {
             payload: config.payload,
+            disk: None,
             acpi: acpi::Config {
                 vcpus: config.vcpus,
                 pci_window_64: memory_map::pci_window_64(physical_bits),
@@ -162,7 +165,12 @@ impl Machine {
             events.clone(),
             config.test_devices,
         )?;
+        let first = config.disks.first().map(|disk| disk.name.clone());
         let disks = Plugger::new(&chipset, &ram, &console).plug(config.disks, config.vcpus)?;
+        firmware.disk = first.zip(disks.first()).map(|(name, disk)| BootDisk {
+            disk: disk.clone(),
+            name,
+        });
         Ok(Machine {
             name: config.name,
             description: Description::new(
