@@ -38,10 +38,10 @@ mod version;
 
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use croft_disk::Disk;
+use croft_isolate::Role;
 
 pub use error::BootError;
 
@@ -97,13 +97,11 @@ pub struct BootFile {
 /// Finds what `disk` boots with. The disk must not change meanwhile.
 pub fn find(disk: Arc<dyn Disk>, limits: Limits) -> Result<System, BootError> {
     let (sender, receiver) = mpsc::channel();
-    let thread = thread::Builder::new()
-        .name("bootdisk".to_owned())
-        .spawn(move || {
-            // Whoever asked may have given up.
-            let _ = sender.send(search(disk, limits));
-        })
-        .map_err(BootError::Thread)?;
+    let body = move || {
+        // Whoever asked may have given up.
+        let _ = sender.send(search(disk, limits));
+    };
+    let thread = croft_isolate::spawn(Role::Disk, "bootdisk", body).map_err(BootError::Thread)?;
     // Where the disk is read the limits are looked at there; some time more
     // is for a search within what was read.
     match receiver.recv_timeout(limits.time + limits.time / 2) {

@@ -20,7 +20,7 @@ use croft_api::control::{Event, PROTOCOL, Request};
 use croft_api::saved::SavedRun;
 use croft_api::{Receiver, Sender, WireError};
 
-use crate::socket::{self, SocketFile};
+use croft_host::socket::{self, SocketFile};
 
 /// Name of the other end in messages.
 const PEER: &str = "croft";
@@ -205,7 +205,7 @@ mod tests {
                 no_reboot: false,
                 test_devices: false,
             },
-            kernel: "/kernel".into(),
+            kernel: Some("/kernel".into()),
             initrd: None,
             disks: Vec::new(),
         }

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
-use crate::socket::SocketFile;
+use croft_host::socket::SocketFile;
 
 /// All of them, open.
 #[derive(Debug)]

@@ -19,7 +19,6 @@ mod files;
 mod gdb;
 mod payload;
 mod relay;
-mod socket;
 mod terminal;
 
 use std::fs::File;

@@ -12,8 +12,8 @@ use croft_api::vmm::StartRequest;
 use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
-    BootFrom, ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, SavedError, SavedMachine,
+    BootFrom, ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError,
+    NamedFile, Payload, SavedError, SavedMachine,
 };
 use rustix::net::{AddressFamily, sockopt};
 

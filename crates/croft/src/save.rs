@@ -19,7 +19,7 @@ use std::path::Path;
 use croft_api::channel::channel;
 use croft_api::control::{Event, PROTOCOL, Request};
 
-use crate::args::SaveOptions;
+use crate::args::save::SaveOptions;
 use crate::exit::Exit;
 use crate::say;
 

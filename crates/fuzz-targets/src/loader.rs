@@ -55,7 +55,10 @@ pub fn run(data: &[u8]) {
         append,
     };
     let ram = GuestRam::new(&[RAM]).expect("a host has 32 MiB");
-    match payload.check().and_then(|()| payload.load(&ram, RSDP, None)) {
+    match payload
+        .check()
+        .and_then(|()| payload.load(&ram, RSDP, None))
+    {
         Ok(boot) => enter(&boot, ram),
         Err(error) => {
             let text = error.to_string();

@@ -13,8 +13,8 @@ use croft_api::saved::SavedRun;
 use croft_engine::CpuModel;
 use croft_engine_software::SoftwareEngine;
 use croft_machine::{
-    BootFrom, ConsoleBackend, DiskConfig, Machine, MachineConfig, MachineError, NamedFile, Outcome, Payload,
-    SavedMachine,
+    BootFrom, ConsoleBackend, DiskConfig, Machine, MachineConfig, MachineError, NamedFile, Outcome,
+    Payload, SavedMachine,
 };
 
 use crate::corpus;

@@ -22,7 +22,9 @@ use croft_api::monitor::{RestoreRequest, RunRequest};
 use croft_api::{CpuModel, EngineChoice, MachineSpec, SoftwareSpec};
 use rustix::fs::OFlags;
 
-use crate::args::{Cpu, Engine, RestoreOptions, RunOptions, SoftwareOptions};
+use crate::args::machine::{Cpu, Engine, SoftwareOptions};
+use crate::args::restore::RestoreOptions;
+use crate::args::run::RunOptions;
 use crate::exit::Exit;
 use crate::say;
 use monitor::Start;

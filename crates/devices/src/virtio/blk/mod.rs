@@ -17,10 +17,13 @@ mod tests;
 use std::sync::Arc;
 
 use croft_disk::{Disk, SECTOR};
+use croft_isolate::Role;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::{Kind, LogSink, QueueHandler, RateLimitedLog, TransportState, VirtioDevice};
+use super::{
+    Kind, LogSink, QueueHandler, RateLimitedLog, TransportState, VirtioDevice, copy_config,
+};
 use crate::saved::{DeviceState, StateError, check_version, damaged};
 use request::{ID_LEN, Requests};
 use state::VERSION;
@@ -77,6 +80,10 @@ impl VirtioDevice for VirtioBlk {
         class: 0x01_80_00,
     };
 
+    fn role(&self) -> Role {
+        Role::Disk
+    }
+
     fn features(&self) -> u64 {
         config::features(self.disk.is_read_only(), self.queues)
     }
@@ -89,8 +96,12 @@ impl VirtioDevice for VirtioBlk {
         config::QUEUE_SIZE
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config_len(&self) -> usize {
+        self.config.len()
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        copy_config(&self.config, offset, data);
     }
 
     fn handler(&self, _queue: u16, features: u64) -> Box<dyn QueueHandler> {

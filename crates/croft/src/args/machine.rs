@@ -1,0 +1,67 @@
+//! Options that several commands share: what runs a machine, and how.
+
+use std::ffi::OsString;
+
+use clap::ValueEnum;
+use croft_api::monitor::GdbAddress;
+
+use super::values::{parse_code_cache, parse_gdb};
+
+/// `--engine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// The best one that works here; says which and why
+    Auto,
+    /// The software engine: needs no hardware virtualization and no privilege
+    Software,
+    /// Hardware virtualization, by the host's KVM
+    Kvm,
+}
+
+/// `--cpu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Cpu {
+    /// All that host and engine have
+    Host,
+    /// A fixed x86-64-v3 processor, movable between engines and hosts
+    PortableV1,
+    /// Spares the guest mitigations that only real silicon needs (software engine's default)
+    SoftwareFast,
+}
+
+/// How the software engine runs; other engines have no use for it.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Software engine")]
+pub struct SoftwareOptions {
+    /// Room for translated code, 1M to 1G; what does not fit is translated again when it is needed
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_code_cache)]
+    pub code_cache: u64,
+
+    /// Interpret everything: slow, and free of whatever the translator may do wrong
+    #[arg(long, conflicts_with_all = ["verify_code", "code_cache"])]
+    pub interpret: bool,
+
+    /// Prove that all translated code is isolated before it runs; end if it is not
+    #[arg(long)]
+    pub verify_code: bool,
+
+    /// Count what the engine does, and print it at the end and when croft-vmm gets SIGUSR1
+    #[arg(long)]
+    pub stats: bool,
+}
+
+/// Where people and programs meet a machine.
+#[derive(Debug, clap::Args)]
+pub struct PlaceOptions {
+    /// Append the guest's console output to this file too
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub log: Option<OsString>,
+
+    /// Let gdb connect: a port on the loopback interface, or the path of a socket to make
+    #[arg(long, value_name = "PORT|SOCKET", value_parser = parse_gdb)]
+    pub gdb: Option<GdbAddress>,
+
+    /// Make a socket by which 'croft save' finds the machine
+    #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
+    pub control: Option<OsString>,
+}
