@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use croft_tests::disk::{check, image_of, initramfs, load};
-use croft_tests::guest::{Act, PROMPT, UP};
 use croft_tests::Stage;
+use croft_tests::disk::{check, image_of, initramfs, load};
 use croft_tests::files::Kernel;
+use croft_tests::guest::{Act, PROMPT, UP};
 
 fn boot(stage: &Stage, disk: &Path) -> Command {
     let mut command = stage.run();
@@ -54,7 +54,10 @@ fn the_kernel_that_a_guest_installs_boots_next() {
     let ended = machine.wait();
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     // Nobody but the guest's kernel may replay the journal for good.
-    let fsck = Command::new("/sbin/e2fsck").args(["-fp"]).arg(&disk).status();
+    let fsck = Command::new("/sbin/e2fsck")
+        .args(["-fp"])
+        .arg(&disk)
+        .status();
     assert!(fsck.is_ok_and(|status| status.code().is_some_and(|code| code <= 1)));
     check(&disk);
 }
@@ -65,7 +68,11 @@ fn a_disk_without_a_system_is_refused() {
     let disk = stage.file("disk", &[0; 1 << 20]);
     let ended = stage.start(boot(&stage, &disk)).wait();
     assert_eq!(ended.code, Some(2), "{ended:#?}");
-    for said in ["nothing known", "firmware boot is not there yet", "--kernel"] {
+    for said in [
+        "nothing known",
+        "firmware boot is not there yet",
+        "--kernel",
+    ] {
         assert!(ended.stderr.contains(said), "{ended:#?}");
     }
     let ended = stage.start(stage.run()).wait();

@@ -139,6 +139,7 @@ mod tests {
                 append: "quiet".to_owned(),
                 no_reboot: false,
                 test_devices: false,
+                vsock: None,
             },
             kernel: Some("/vmlinuz".into()),
             initrd: None,

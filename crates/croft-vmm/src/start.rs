@@ -13,11 +13,12 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
     BootFrom, ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError,
-    NamedFile, Payload, SavedError, SavedMachine,
+    NamedFile, Payload, SavedError, SavedMachine, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::engine::{Chosen, Wanted};
+use crate::report::Reporter;
 
 /// Bytes of a saved machine read at once.
 const BUFFER: usize = 1 << 20;
@@ -117,6 +118,7 @@ impl Start {
         self,
         chosen: &Chosen,
         console: Arc<dyn ConsoleBackend>,
+        reporter: &Reporter,
     ) -> Result<Machine, Outcome> {
         let spec = self.machine;
         let config = MachineConfig {
@@ -135,6 +137,10 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            vsock: spec.vsock.map(|cid| VsockConfig {
+                cid,
+                host: Arc::new(reporter.clone()),
+            }),
             no_reboot: spec.no_reboot,
             test_devices: spec.test_devices,
         };

@@ -4,6 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
+use croft_devices::virtio::balloon::BalloonHandle;
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -44,6 +46,8 @@ pub struct Machine {
     /// For who saves it.
     pub(crate) description: Description,
     pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) balloon: BalloonHandle,
+    pub(crate) vsock: Option<VsockHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -165,12 +169,16 @@ impl Machine {
             events.clone(),
             config.test_devices,
         )?;
+        let plugger = Plugger::new(&chipset, &ram, &console);
         let first = config.disks.first().map(|disk| disk.name.clone());
-        let disks = Plugger::new(&chipset, &ram, &console).plug(config.disks, config.vcpus)?;
+        let disks = plugger.plug(config.disks, config.vcpus)?;
         firmware.disk = first.zip(disks.first()).map(|(name, disk)| BootDisk {
             disk: disk.clone(),
             name,
         });
+        let balloon = plugger.plug_balloon()?;
+        let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
+        let vsock = vsock.transpose()?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -179,8 +187,11 @@ impl Machine {
                 config.memory,
                 config.test_devices,
                 disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
-            ),
+            )
+            .with_vsock(vsock.is_some()),
             disks,
+            balloon,
+            vsock,
             ram,
             partition,
             vcpus,
@@ -215,6 +226,8 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            balloon: self.balloon.clone(),
+            vsock: self.vsock.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

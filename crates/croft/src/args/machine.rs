@@ -64,4 +64,9 @@ pub struct PlaceOptions {
     /// Make a socket by which 'croft save' finds the machine
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
     pub control: Option<OsString>,
+
+    /// Make a socket by which programs connect to the guest's vsock ports; the guest connects
+    /// to port P of the host at the same path with '_P' behind
+    #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
+    pub vsock: Option<OsString>,
 }
