@@ -13,7 +13,7 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
     BootFrom, ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError,
-    NamedFile, Payload, SavedError, SavedMachine, VsockConfig,
+    NamedFile, Payload, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
@@ -34,6 +34,7 @@ pub struct Start<S = Saved> {
     kernel: Option<NamedFile>,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
+    shares: Vec<ShareConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
 }
@@ -66,6 +67,13 @@ impl Start<File> {
             read_only: disk.read_only,
         });
         let disks = disks.collect();
+        let shares = request.shares.into_iter().zip(descriptors.by_ref());
+        let shares = shares.map(|(share, directory)| ShareConfig {
+            directory,
+            tag: share.tag,
+            read_only: share.read_only,
+        });
+        let shares = shares.collect();
         let saved = if request.saved {
             descriptors.next().map(File::from)
         } else {
@@ -76,6 +84,7 @@ impl Start<File> {
             kernel,
             initrd,
             disks,
+            shares,
             saved,
             gdb: descriptors.next(),
         };
@@ -93,6 +102,7 @@ impl Start<File> {
             kernel: self.kernel,
             initrd: self.initrd,
             disks: self.disks,
+            shares: self.shares,
             saved: saved.transpose()?,
             gdb: self.gdb,
         })
@@ -137,6 +147,7 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            shares: self.shares,
             vsock: spec.vsock.map(|cid| VsockConfig {
                 cid,
                 host: Arc::new(reporter.clone()),

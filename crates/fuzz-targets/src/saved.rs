@@ -98,6 +98,7 @@ fn config() -> MachineConfig {
         vsock: None,
         no_reboot: true,
         test_devices: true,
+        shares: Vec::new(),
     }
 }
 

@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use croft_api::monitor::RunDisk;
+use croft_api::monitor::{RunDisk, RunShare};
 
 use super::machine::{Cpu, Engine, PlaceOptions, SoftwareOptions};
-use super::values::{parse_append, parse_cpus, parse_disk, parse_name};
+use super::values::{parse_append, parse_cpus, parse_disk, parse_name, parse_share};
 use crate::size;
 
 /// Command lines to start from.
@@ -24,6 +24,8 @@ Examples:
       --disk root.img --disk data.img,readonly
   With the kernel that is on the disk:
     croft run --disk debian.img
+  With a directory of the host's, mounted by 'mount -t virtiofs src /mnt':
+    croft run --kernel vmlinuz --initrd initrd.img --share ~/src:src,readonly
   With a debugger:
     croft run --kernel vmlinux --append nokaslr --gdb 1234
     gdb vmlinux -ex 'target remote localhost:1234'";
@@ -57,6 +59,11 @@ pub struct RunOptions {
     /// several times, and the guest sees /dev/vda, vdb and so on
     #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
     pub disks: Vec<RunDisk>,
+
+    /// Directory of the host's for the guest, which mounts it by 'mount -t virtiofs TAG /mnt';
+    /// can be given up to four times
+    #[arg(long = "share", value_name = "HOST:TAG[,readonly]", value_hint = clap::ValueHint::DirPath, value_parser = OsStringValueParser::new().try_map(parse_share))]
+    pub shares: Vec<RunShare>,
 
     /// Kernel command line, for example 'console=ttyS0 quiet'; without --kernel it is added to
     /// that of the disk
