@@ -19,6 +19,7 @@
 pub mod agent;
 pub mod channel;
 pub mod control;
+pub mod disk;
 pub mod engines;
 pub mod hello;
 pub mod machine;

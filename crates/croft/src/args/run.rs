@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use croft_api::monitor::{RunDisk, RunShare};
+use croft_api::disk::RunDisk;
+use croft_api::monitor::RunShare;
 
+use super::disk;
 use super::machine::{Cpu, Engine, PlaceOptions, SoftwareOptions};
-use super::values::{parse_append, parse_cpus, parse_disk, parse_name, parse_share};
+use super::values::{parse_append, parse_cpus, parse_name, parse_share};
 use crate::size;
 
 /// Command lines to start from.
@@ -24,6 +26,9 @@ Examples:
       --disk root.img --disk data.img,readonly
   With the kernel that is on the disk:
     croft run --disk debian.img
+  An overlay, which takes what the guest changes, over an image that stays as it is:
+    qemu-img create -f qcow2 -b debian.qcow2 -F qcow2 web.qcow2
+    croft run --disk web.qcow2,backing=debian.qcow2
   With a directory of the host's, mounted by 'mount -t virtiofs src /mnt':
     croft run --kernel vmlinuz --initrd initrd.img --share ~/src:src,readonly
   With a debugger:
@@ -55,9 +60,9 @@ pub struct RunOptions {
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "kernel")]
     pub initrd: Option<OsString>,
 
-    /// Disk: a raw image or block device, writable unless ',readonly' follows; can be given
-    /// several times, and the guest sees /dev/vda, vdb and so on
-    #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
+    /// Disk: a raw or qcow2 image or block device, with options (below); can be given several
+    /// times, and the guest sees /dev/vda, vdb and so on
+    #[arg(long = "disk", value_name = disk::VALUE, value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(disk::parse_disk))]
     pub disks: Vec<RunDisk>,
 
     /// Directory of the host's for the guest, which mounts it by 'mount -t virtiofs TAG /mnt';
