@@ -1,0 +1,101 @@
+//! What an instance is: `config.json` in its directory.
+
+use std::path::{Path, PathBuf};
+
+use croft_api::monitor::{KeepRequest, RunDisk, RunRequest};
+use croft_api::{MachineSpec, RestartPolicy};
+use serde::{Deserialize, Serialize};
+
+use crate::directories::Directories;
+use crate::name::InstanceName;
+
+/// Version that this build writes.
+pub const VERSION: u32 = 1;
+
+/// What an instance is, as somebody wants it. Relative paths are in the
+/// instance's directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// [`VERSION`].
+    pub version: u32,
+    /// When it was created, in milliseconds after 1970.
+    pub created: u64,
+    /// The virtual hardware; its name is the instance's.
+    pub machine: MachineSpec,
+    /// What is started.
+    pub boot: Boot,
+    /// The disks, in the guest's order.
+    pub disks: Vec<Disk>,
+    /// The image that it was created from.
+    pub image: Option<ImageUse>,
+    /// What happens when it ends.
+    pub restart: RestartPolicy,
+    /// It is deleted when it has ended for good.
+    pub ephemeral: bool,
+    /// It is started by `croft autostart`.
+    pub autostart: bool,
+}
+
+/// What is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Boot {
+    /// This kernel.
+    Kernel {
+        /// Its file.
+        kernel: PathBuf,
+        /// The initial RAM disk's.
+        initrd: Option<PathBuf>,
+    },
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its file.
+    pub path: PathBuf,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+/// An image in use: it is kept as long as an instance names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageUse {
+    /// The name it had.
+    pub name: String,
+    /// What it is, by its contents.
+    pub id: String,
+}
+
+impl Config {
+    /// What its monitor is asked for.
+    pub fn keep_request(&self, directories: &Directories, name: &InstanceName) -> KeepRequest {
+        let directory = directories.instance(name);
+        let path = |path: &Path| directory.join(path).into_os_string();
+        let Boot::Kernel { kernel, initrd } = &self.boot;
+        KeepRequest {
+            run: RunRequest {
+                machine: self.machine.clone(),
+                kernel: path(kernel),
+                initrd: initrd.as_deref().map(path),
+                disks: self.run_disks(&directory),
+                log: None,
+                gdb: None,
+                control: None,
+                terminal: false,
+            },
+            socket: directories.socket(name).into(),
+            directory: directory.clone().into(),
+            restart: self.restart,
+            ephemeral: self.ephemeral,
+        }
+    }
+
+    fn run_disks(&self, directory: &Path) -> Vec<RunDisk> {
+        let disks = self.disks.iter().map(|disk| RunDisk {
+            path: directory.join(&disk.path).into(),
+            read_only: disk.read_only,
+        });
+        disks.collect()
+    }
+}
