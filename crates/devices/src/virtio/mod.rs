@@ -46,7 +46,7 @@ use crate::interrupt::{InterruptSink, LineInput};
 use crate::saved::{DeviceState, StateError};
 pub use log::{LogSink, RateLimitedLog};
 pub use queue::{Buffers, Chain, QueueError};
-pub use transport::{TransportState, VirtioPci};
+pub use transport::{Notifier, TransportState, VirtioPci};
 
 /// Gives out event objects for writes to guest-physical addresses:
 /// implemented by the machine over its partition. Called under a device's
@@ -102,8 +102,21 @@ pub trait VirtioDevice: Send {
     /// Size of its queues, a power of two.
     fn queue_size(&self) -> u16;
 
-    /// Device-specific configuration, constant.
-    fn config(&self) -> &[u8];
+    /// Length of the device-specific configuration in bytes, constant.
+    fn config_len(&self) -> usize;
+
+    /// Reads the device-specific configuration from byte `offset` on; what
+    /// lies behind its end reads as zeros, as `data` does before. Who changes
+    /// it says so ([`Notifier::config_changed`]).
+    fn read_config(&self, offset: usize, data: &mut [u8]);
+
+    /// The driver writes to the device-specific configuration. What it may
+    /// not write is ignored.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
+
+    /// Gets the means to reach the driver without being asked; once, before
+    /// anything else.
+    fn connect(&mut self, _notifier: Notifier) {}
 
     /// What serves queue `queue` from now on, under the negotiated
     /// `features`. Every reset asks for new ones.
@@ -116,8 +129,21 @@ pub trait VirtioDevice: Send {
     fn check<'a>(&self, state: &'a DeviceState) -> Result<&'a TransportState, StateError>;
 }
 
+/// Copies what `config` has from byte `offset` on.
+pub(crate) fn copy_config(config: &[u8], offset: usize, data: &mut [u8]) {
+    let rest = config.get(offset..).unwrap_or_default();
+    data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+}
+
 /// Serves the requests of one queue, on the queue's worker thread.
 pub trait QueueHandler: Send {
+    /// Whether the next request would be served now. One that waits for
+    /// something of the device's own stays in the queue, until the worker is
+    /// woken ([`Notifier::wake`]).
+    fn ready(&mut self) -> bool {
+        true
+    }
+
     /// Serves one request and returns how many bytes it wrote to the
     /// request's device-writable part. An error says that the driver broke
     /// the rules: the device stops. Requests that fail for another reason

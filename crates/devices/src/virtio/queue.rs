@@ -268,8 +268,9 @@ fn in_one_piece(ram: &GuestRam, start: u64, len: u64) -> bool {
 
 /// Serves everything that is available while `live`, with an `interrupt`
 /// whenever the driver wants one. Ends when there is nothing left and the
-/// driver knows that it must notify, or when `live` is taken away. Each
-/// request is bounded by the queue's size and RAM.
+/// driver knows that it must notify, or when `live` is taken away or the
+/// handler is not ready; then somebody wakes the worker. Each request is
+/// bounded by the queue's size and RAM.
 pub fn serve(
     queue: &mut ActiveQueue,
     handler: &mut dyn QueueHandler,
@@ -281,7 +282,7 @@ pub fn serve(
     loop {
         queue.queue.disable_notification(ram.mappings())?;
         loop {
-            if !live.load(Ordering::SeqCst) {
+            if !live.load(Ordering::SeqCst) || !handler.ready() {
                 return Ok(());
             }
             if !queue.pop(ram, chain)? {

@@ -12,7 +12,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -86,8 +86,12 @@ impl Worker {
 
     /// Something may be available.
     pub fn wake(&self) {
-        // A counter at its limit is as good as another signal.
-        let _ = self.link.wake.write(1);
+        self.link.wake();
+    }
+
+    /// For waking it from elsewhere.
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::downgrade(&self.link))
     }
 
     /// The queue, unless the worker is serving it.
@@ -130,7 +134,25 @@ impl Drop for Worker {
     }
 }
 
+/// Wakes a worker, as long as there is one.
+#[derive(Clone)]
+pub struct Waker(Weak<Link>);
+
+impl Waker {
+    /// Something may be available, or the handler may be ready.
+    pub fn wake(&self) {
+        if let Some(link) = self.0.upgrade() {
+            link.wake();
+        }
+    }
+}
+
 impl Link {
+    fn wake(&self) {
+        // A counter at its limit is as good as another signal.
+        let _ = self.wake.write(1);
+    }
+
     fn run(&self) {
         let events = EpollEvents::new();
         let mut chain = Chain::default();

@@ -20,7 +20,9 @@ use croft_disk::{Disk, SECTOR};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::{Kind, LogSink, QueueHandler, RateLimitedLog, TransportState, VirtioDevice};
+use super::{
+    Kind, LogSink, QueueHandler, RateLimitedLog, TransportState, VirtioDevice, copy_config,
+};
 use crate::saved::{DeviceState, StateError, check_version, damaged};
 use request::{ID_LEN, Requests};
 use state::VERSION;
@@ -89,8 +91,12 @@ impl VirtioDevice for VirtioBlk {
         config::QUEUE_SIZE
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config_len(&self) -> usize {
+        self.config.len()
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        copy_config(&self.config, offset, data);
     }
 
     fn handler(&self, _queue: u16, features: u64) -> Box<dyn QueueHandler> {

@@ -17,13 +17,14 @@
 mod common;
 mod interrupts;
 pub mod layout;
+mod notifier;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use croft_memory::GuestRam;
 use virtio_bindings::virtio_config::{
@@ -42,6 +43,7 @@ use crate::saved::{DeviceState, StateError, check_version, damaged};
 use common::Common;
 use interrupts::{Interrupts, NO_VECTOR};
 use layout::Capabilities;
+pub use notifier::Notifier;
 pub use state::{QueueState, TransportState, VectorState};
 
 const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
@@ -67,10 +69,22 @@ pub(super) struct Shared {
     failed: AtomicBool,
     /// The driver set DRIVER_OK: it may be interrupted.
     driver_ok: AtomicBool,
+    /// Moves with every change of the device-specific configuration.
+    config_generation: AtomicU8,
+    /// The driver was not told yet that it changed.
+    config_changed: AtomicBool,
     log: RateLimitedLog,
 }
 
 impl Shared {
+    /// Tells the driver of a changed configuration, now or, while requests
+    /// are not served, later.
+    fn tell_config(&self) {
+        if self.live.load(Ordering::SeqCst) && self.config_changed.swap(false, Ordering::SeqCst) {
+            self.interrupts.config();
+        }
+    }
+
     /// The driver broke the rules, as `why` says: the device stops until it
     /// is reset.
     pub fn fail(&self, why: &str) {
@@ -113,11 +127,11 @@ pub struct VirtioPci<D> {
 impl<D: VirtioDevice> VirtioPci<D> {
     /// A function of `device`, which serves nothing before
     /// [`Device::start`].
-    pub fn new(device: D, host: VirtioHost) -> io::Result<Self> {
+    pub fn new(mut device: D, host: VirtioHost) -> io::Result<Self> {
         let count = device.queues().clamp(1, layout::QUEUES_MAX);
         let vectors = count + 1;
         let (config, capabilities) =
-            layout::config_space(D::KIND, count, vectors, device.config().len());
+            layout::config_space(D::KIND, count, vectors, device.config_len());
         let shared = Arc::new(Shared {
             interrupts: Interrupts::new(host.interrupts, host.line, vectors, count),
             log: RateLimitedLog::new(host.name.clone(), host.log),
@@ -126,6 +140,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
             live: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             driver_ok: AtomicBool::new(false),
+            config_generation: AtomicU8::new(0),
+            config_changed: AtomicBool::new(false),
         });
         let queues = (0..count)
             .map(|index| {
@@ -135,7 +151,9 @@ impl<D: VirtioDevice> VirtioPci<D> {
                     worker: Worker::new(index, shared.clone())?,
                 })
             })
-            .collect::<io::Result<Vec<_>>>()?;
+            .collect::<io::Result<Vec<Queue>>>()?;
+        let wakers = queues.iter().map(|queue| queue.worker.waker()).collect();
+        device.connect(Notifier::new(Arc::downgrade(&shared), wakers));
         Ok(VirtioPci {
             device,
             config,
@@ -172,6 +190,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         if self.shared.live.swap(live, Ordering::SeqCst) != live && live {
             self.queues.iter().for_each(|queue| queue.worker.wake());
         }
+        self.shared.tell_config();
         self.place_doorbells();
     }
 
@@ -231,6 +250,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
             queue.enabled = false;
         }
         self.shared.failed.store(false, Ordering::SeqCst);
+        // Whoever comes reads it from the start.
+        self.shared.config_changed.store(false, Ordering::SeqCst);
         self.shared.interrupts.reset_device();
         self.settle();
     }
@@ -293,10 +314,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 }
             }
             layout::DEVICE => {
-                let config = self.device.config();
-                for (at, byte) in (within as usize..).zip(data) {
-                    *byte = config.get(at).copied().unwrap_or(0);
-                }
+                data.fill(0);
+                self.device.read_config(within as usize, data);
             }
             layout::MSIX_TABLE => self.shared.interrupts.table_read(within, data),
             layout::MSIX_PENDING => self.shared.interrupts.pending_read(within, data),
@@ -315,6 +334,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
                     queue.worker.wake();
                 }
             }
+            layout::DEVICE => self.device.write_config(within as usize, data),
             layout::MSIX_TABLE => self.shared.interrupts.table_write(within, data),
             _ => {}
         }
@@ -369,6 +389,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
             driver_features: self.common.driver_features,
             queue_select: self.common.queue_select,
             config_vector: self.shared.interrupts.config_vector(),
+            config_generation: self.shared.config_generation.load(Ordering::SeqCst),
+            config_changed: self.shared.config_changed.load(Ordering::SeqCst),
             vectors,
             queues: queues.collect(),
         }
@@ -414,6 +436,10 @@ impl<D: VirtioDevice> VirtioPci<D> {
         };
         let failed = state.status & NEEDS_RESET != 0;
         self.shared.failed.store(failed, Ordering::SeqCst);
+        let generation = &self.shared.config_generation;
+        generation.store(state.config_generation, Ordering::SeqCst);
+        let changed = &self.shared.config_changed;
+        changed.store(state.config_changed, Ordering::SeqCst);
         let interrupts = &self.shared.interrupts;
         interrupts.restore(&state.vectors, state.isr);
         interrupts.set_config_vector(state.config_vector);

@@ -28,6 +28,12 @@ pub struct TransportState {
     pub queue_select: u16,
     /// Vector of configuration changes.
     pub config_vector: u16,
+    /// Configuration generation.
+    #[serde(default)]
+    pub config_generation: u8,
+    /// The driver was not told yet that the configuration changed.
+    #[serde(default)]
+    pub config_changed: bool,
     /// The MSI-X table.
     pub vectors: Vec<VectorState>,
     /// The queues, in order.
