@@ -73,6 +73,8 @@ pub enum Request {
         console: u32,
         /// Whether to write to it.
         writing: Writing,
+        /// So many lines of the past at most; all that is there if not given.
+        lines: Option<u32>,
     },
     /// A connection to a port of the guest's vsock ([`Event::Connected`],
     /// with a descriptor).

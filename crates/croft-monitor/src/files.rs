@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use croft_api::monitor::{RunDisk, RunRequest};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartDisk;
+use croft_api::vmm::StartRequest;
 use rustix::fs::OFlags;
 
 use crate::control::Control;
@@ -73,14 +73,16 @@ impl Files {
         })
     }
 
-    /// What the payload is told of the disks.
-    pub fn start_disks(&self) -> Vec<StartDisk> {
-        self.disks.iter().map(Disk::describe).collect()
-    }
-
-    /// Whether it is a saved machine.
-    pub fn restores(&self) -> bool {
-        self.saved.is_some()
+    /// What the payload is told.
+    pub fn start_request(&self, run: &RunRequest) -> StartRequest {
+        StartRequest {
+            machine: run.machine.clone(),
+            kernel: quoted(&run.kernel),
+            initrd: run.initrd.as_deref().map(quoted),
+            disks: self.disks.iter().map(Disk::describe).collect(),
+            saved: self.saved.is_some(),
+            gdb: self.gdb.is_some(),
+        }
     }
 
     /// What is handed to the payload, in the order of
@@ -141,7 +143,7 @@ fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
 }
 
 /// What a machine that is saved was run with.
-fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
+pub fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
     let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
     let disks = run.disks.iter().map(|disk| {
         Ok::<_, io::Error>(RunDisk {

@@ -206,15 +206,15 @@ impl Lifecycle {
                 vec![]
             }
             Input::Held => {
-                self.from_to(Phase::Running, Phase::Paused);
+                self.pass(Phase::Running, Phase::Paused);
                 vec![]
             }
             Input::Continued => {
-                self.from_to(Phase::Paused, Phase::Running);
+                self.pass(Phase::Paused, Phase::Running);
                 vec![]
             }
             Input::Reset => {
-                self.from_to(Phase::Crashed, Phase::Running);
+                self.pass(Phase::Crashed, Phase::Running);
                 vec![]
             }
             Input::Crashed => self.crashed(now),
@@ -223,7 +223,7 @@ impl Lifecycle {
         })
     }
 
-    fn from_to(&mut self, from: Phase, to: Phase) {
+    fn pass(&mut self, from: Phase, to: Phase) {
         if self.phase == from {
             self.phase = to;
         }
