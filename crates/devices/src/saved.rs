@@ -14,6 +14,7 @@ use crate::pvpanic::PvpanicState;
 use crate::rtc::RtcState;
 use crate::testdev::TestDevState;
 use crate::uart::UartState;
+use crate::virtio::balloon::VirtioBalloonState;
 use crate::virtio::blk::VirtioBlkState;
 use crate::virtio::rng::VirtioRngState;
 
@@ -124,6 +125,8 @@ device_states! {
     VirtioBlk(VirtioBlkState) = "virtio-blk";
     /// See [`crate::virtio::rng`].
     VirtioRng(VirtioRngState) = "virtio-rng";
+    /// See [`crate::virtio::balloon`].
+    VirtioBalloon(VirtioBalloonState) = "virtio-balloon";
 }
 
 /// A device's state under the name it was added by.

@@ -2,10 +2,11 @@
 //! which may block; input waits until the guest has room for it.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use croft_devices::uart::{UartHandle, UartNotify};
+use croft_isolate::{Role, spawn};
 
 use crate::config::Ended;
 use crate::sync::Signal;
@@ -100,9 +101,9 @@ impl ConsolePump {
         backend: Arc<dyn ConsoleBackend>,
     ) -> std::io::Result<Self> {
         let shared = signal.clone();
-        let thread = thread::Builder::new()
-            .name("console".to_owned())
-            .spawn(move || pump(&uart, &shared, &*backend))?;
+        let thread = spawn(Role::Console, "console", move || {
+            pump(&uart, &shared, &*backend);
+        })?;
         Ok(ConsolePump { signal, thread })
     }
 

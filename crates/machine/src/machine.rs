@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
+use croft_devices::virtio::balloon::BalloonHandle;
 use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -44,6 +45,7 @@ pub struct Machine {
     /// For who saves it.
     pub(crate) description: Description,
     pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) balloon: BalloonHandle,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -162,7 +164,9 @@ impl Machine {
             events.clone(),
             config.test_devices,
         )?;
-        let disks = Plugger::new(&chipset, &ram, &console).plug(config.disks, config.vcpus)?;
+        let plugger = Plugger::new(&chipset, &ram, &console);
+        let disks = plugger.plug(config.disks, config.vcpus)?;
+        let balloon = plugger.plug_balloon()?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -173,6 +177,7 @@ impl Machine {
                 disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
             ),
             disks,
+            balloon,
             ram,
             partition,
             vcpus,
@@ -207,6 +212,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            balloon: self.balloon.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

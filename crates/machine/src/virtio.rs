@@ -4,12 +4,15 @@
 //! | slot | device                                     |
 //! |------|--------------------------------------------|
 //! | 1    | entropy                                    |
-//! | 2–31 | disks, in the order of the configuration   |
+//! | 2–24 | disks, in the order of the configuration   |
+//! | 25–28 | shares                                    |
+//! | 31   | balloon                                    |
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use croft_devices::virtio::balloon::{BalloonHandle, VirtioBalloon};
 use croft_devices::virtio::blk::VirtioBlk;
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
@@ -27,8 +30,11 @@ use crate::error::MachineError;
 const RNG_SLOT: u8 = 1;
 /// First slot of a disk.
 const DISK_SLOT: u8 = 2;
+/// Slot of the balloon. Devices that a machine has one of are at the end, so
+/// that disks have neighbouring slots.
+const BALLOON_SLOT: u8 = 31;
 /// Most disks of a machine.
-pub const DISKS_MAX: usize = 30;
+pub const DISKS_MAX: usize = 23;
 /// Queues of a disk at most: each in use has a thread.
 const DISK_QUEUES_MAX: u32 = 4;
 
@@ -120,6 +126,15 @@ impl<'a> Plugger<'a> {
             self.add(DISK_SLOT + index, &name, device)?;
         }
         Ok(plugged)
+    }
+
+    /// The balloon.
+    pub fn plug_balloon(&self) -> Result<BalloonHandle, MachineError> {
+        let name = "balloon0";
+        let device = VirtioBalloon::new(self.ram.size(), name, self.log.clone());
+        let handle = device.handle();
+        self.add(BALLOON_SLOT, name, device)?;
+        Ok(handle)
     }
 
     fn add(

@@ -1,6 +1,6 @@
 //! Virtio devices on PCI (Virtual I/O Device Version 1.2, "virtio 1.2").
 //!
-//! A device of one kind ([`blk`], [`rng`]) is a [`VirtioDevice`]: what it
+//! A device of one kind ([`blk`], [`rng`], [`balloon`]) is a [`VirtioDevice`]: what it
 //! offers, and a [`QueueHandler`] that serves one request. Everything that is
 //! the same in all of them is [`transport`]: configuration space, registers,
 //! negotiation, interrupts, saving.
@@ -28,6 +28,7 @@
 //! queue that change: the device stops, says so in the log and in its status
 //! (DEVICE_NEEDS_RESET), and works again after a reset (2.1.2).
 
+pub mod balloon;
 pub mod blk;
 mod log;
 pub mod queue;
@@ -39,6 +40,7 @@ mod worker;
 
 use std::sync::Arc;
 
+use croft_isolate::Role;
 use croft_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -93,6 +95,11 @@ pub trait VirtioDevice: Send {
     /// What it is.
     const KIND: Kind;
 
+    /// What the threads that serve its queues may do.
+    fn role(&self) -> Role {
+        Role::Device
+    }
+
     /// Feature bits of this kind (0–23); the transport adds its own.
     fn features(&self) -> u64;
 
@@ -122,11 +129,18 @@ pub trait VirtioDevice: Send {
     /// `features`. Every reset asks for new ones.
     fn handler(&self, queue: u16, features: u64) -> Box<dyn QueueHandler>;
 
+    /// The driver or the machine reset it: no handler is in use any more.
+    fn reset(&mut self) {}
+
     /// The state of device and transport together.
     fn save(&self, transport: TransportState) -> DeviceState;
 
     /// The transport's part of a state that this device could have saved.
     fn check<'a>(&self, state: &'a DeviceState) -> Result<&'a TransportState, StateError>;
+
+    /// Takes its own part of a state over that [`check`](Self::check) found
+    /// good.
+    fn restore(&mut self, _state: &DeviceState) {}
 }
 
 /// Copies what `config` has from byte `offset` on.

@@ -73,6 +73,11 @@ impl Buffers {
         self.len() == 0
     }
 
+    /// Guest-physical address and length of each piece, in order.
+    pub fn pieces(&self) -> &[(u64, u32)] {
+        &self.pieces
+    }
+
     /// Bytes `offset..offset + len` as pieces of guest memory; fewer where
     /// the buffers end before.
     pub fn slices<'a>(

@@ -110,7 +110,7 @@ pub struct Rig<D> {
     pub device: VirtioPci<D>,
     pub ram: GuestRam,
     pub world: Arc<World>,
-    queues: [DriverQueue; 4],
+    queues: [DriverQueue; 8],
 }
 
 impl<D: VirtioDevice> Rig<D> {

@@ -13,8 +13,9 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
+use croft_isolate::{Role, spawn_sized};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::poll::{EpollContext, EpollEvents};
 
@@ -38,6 +39,7 @@ pub struct InUse {
 /// What worker and transport share.
 struct Link {
     index: u16,
+    role: Role,
     shared: Arc<Shared>,
     wake: EventFd,
     poll: EpollContext<u32>,
@@ -54,14 +56,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// For queue `index`, without a thread yet.
-    pub fn new(index: u16, shared: Arc<Shared>) -> io::Result<Self> {
+    /// For queue `index`, without a thread yet, which will have this role.
+    pub fn new(index: u16, role: Role, shared: Arc<Shared>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let poll = EpollContext::new().map_err(io::Error::from)?;
         poll.add(&wake, WAKE).map_err(io::Error::from)?;
         Ok(Worker {
             link: Arc::new(Link {
                 index,
+                role,
                 shared,
                 wake,
                 poll,
@@ -78,8 +81,8 @@ impl Worker {
         if self.thread.is_none() {
             let link = self.link.clone();
             let name = format!("{}-{}", link.shared.name, link.index);
-            let thread = thread::Builder::new().name(name).stack_size(STACK);
-            self.thread = Some(thread.spawn(move || link.run())?);
+            let thread = spawn_sized(link.role, name, STACK, move || link.run());
+            self.thread = Some(thread?);
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ mod tests;
 use std::sync::Arc;
 
 use croft_disk::{Disk, SECTOR};
+use croft_isolate::Role;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -78,6 +79,10 @@ impl VirtioDevice for VirtioBlk {
         // Mass storage, of another kind than those listed.
         class: 0x01_80_00,
     };
+
+    fn role(&self) -> Role {
+        Role::Disk
+    }
 
     fn features(&self) -> u64 {
         config::features(self.disk.is_read_only(), self.queues)

@@ -148,7 +148,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 Ok(Queue {
                     place: fresh_place(device.queue_size()),
                     enabled: false,
-                    worker: Worker::new(index, shared.clone())?,
+                    worker: Worker::new(index, device.role(), shared.clone())?,
                 })
             })
             .collect::<io::Result<Vec<Queue>>>()?;
@@ -244,6 +244,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
     fn finish_reset(&mut self) {
         self.resetting = false;
         self.common = Common::default();
+        self.device.reset();
         let size = self.device.queue_size();
         for queue in &mut self.queues {
             queue.place = fresh_place(size);
@@ -584,7 +585,9 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let transport = self.device.check(state)?.clone();
-        self.set_state(&transport)
+        self.set_state(&transport)?;
+        self.device.restore(state);
+        Ok(())
     }
 }
 
