@@ -46,9 +46,7 @@ fn find(socket: &OsStr) -> PathBuf {
     let name = socket.to_str().and_then(|name| name.parse().ok());
     let directories = Directories::find();
     match (name, directories) {
-        (Some(name), Ok(directories))
-            if !path.exists() && directories.instance(&name).is_dir() =>
-        {
+        (Some(name), Ok(directories)) if !path.exists() && directories.instance(&name).is_dir() => {
             directories.socket(&name)
         }
         _ => path,

@@ -1,6 +1,6 @@
 //! `croft create`, and what `croft run` shares with it.
 
-use clap::ValueEnum;
+use clap::{ArgGroup, ValueEnum};
 
 use super::machine::MachineOptions;
 use super::values::parse_name;
@@ -17,13 +17,10 @@ Examples:
 
 /// `croft create`.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("payload").args(["image", "kernel"]).required(true))]
 pub struct CreateOptions {
     /// Image to make it from: a name of 'croft image list', or debian:12, debian:13
-    #[arg(
-        conflicts_with = "kernel",
-        required_unless_present = "kernel",
-        value_name = "IMAGE"
-    )]
+    #[arg(value_name = "IMAGE")]
     pub image: Option<String>,
 
     /// The instance's name; made from the image's when not given

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 
+use clap::ArgGroup;
+
 use super::create::InstanceOptions;
 use super::machine::{MachineOptions, PlaceOptions};
 use super::values::parse_name;
@@ -40,13 +42,10 @@ Console:
 
 /// `croft run`.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("payload").args(["image", "kernel"]).required(true))]
 pub struct RunOptions {
     /// Image to make an instance from: a name of 'croft image list', or debian:12, debian:13
-    #[arg(
-        conflicts_with = "kernel",
-        required_unless_present = "kernel",
-        value_name = "IMAGE"
-    )]
+    #[arg(value_name = "IMAGE")]
     pub image: Option<String>,
 
     /// Run an instance in the background: print its name once it runs
