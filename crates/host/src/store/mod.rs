@@ -216,6 +216,10 @@ impl Instances {
     pub fn delete(&self, name: &InstanceName) -> Result<(), StoreError> {
         let lock = self.lock(name)?;
         self.clean();
+        // A monitor that was killed leaves its sockets.
+        for socket in [self.directories.socket(name), self.directories.vsock(name)] {
+            let _ = fs::remove_file(socket);
+        }
         let directory = self.directories.instance(name);
         remove(&directory, lock).map_err(failed(name, "cannot delete it"))
     }
