@@ -71,12 +71,19 @@ pub struct RunRequest {
     pub initrd: Option<OsString>,
     /// The disks.
     pub disks: Vec<RunDisk>,
+    /// Directories of the host's in the guest.
+    #[serde(default)]
+    pub shares: Vec<RunShare>,
     /// Path of a file to which console output is appended.
     pub log: Option<OsString>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbAddress>,
     /// Path of the control socket to make.
     pub control: Option<OsString>,
+    /// Path of the socket to make by which programs connect to the guest, if
+    /// the machine has a socket device. What the guest connects to is beside
+    /// it: the same path with `_<port>` behind.
+    pub vsock: Option<OsString>,
     /// Whether the terminal's descriptor comes along. The monitor gives it
     /// back its modes if `croft` is killed before it can.
     pub terminal: bool,
@@ -122,6 +129,8 @@ pub struct RestoreRequest {
     /// As in [`RunRequest`].
     pub control: Option<OsString>,
     /// As in [`RunRequest`].
+    pub vsock: Option<OsString>,
+    /// As in [`RunRequest`].
     pub terminal: bool,
 }
 
@@ -144,9 +153,11 @@ impl RestoreRequest {
             kernel: self.kernel.unwrap_or(saved.kernel),
             initrd: self.initrd.or(saved.initrd),
             disks: self.disks.unwrap_or(saved.disks),
+            shares: saved.shares,
             log: self.log,
             gdb: self.gdb,
             control: self.control,
+            vsock: self.vsock,
             terminal: self.terminal,
         }
     }
@@ -164,6 +175,17 @@ impl RunRequest {
 pub struct RunDisk {
     /// Path of a raw image or block device.
     pub path: OsString,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+/// A directory of the host's in a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunShare {
+    /// Its path.
+    pub path: OsString,
+    /// By which the guest mounts it.
+    pub tag: String,
     /// Refuse every change.
     pub read_only: bool,
 }

@@ -25,7 +25,8 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the state if `saved`,
+    /// console, kernel, the initrd if named, the disks, the shares'
+    /// directories, the state if `saved`,
     /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
@@ -39,6 +40,19 @@ pub enum Request {
     /// Save the machine to the file whose descriptor comes along, from its
     /// position on, and end.
     Save,
+    /// Connect the stream socket that comes along to this port of the guest.
+    /// The vmm writes `OK <port of the host>` and a line end to it when the
+    /// guest has accepted, and closes it when it does not.
+    VsockConnect {
+        /// The guest's port.
+        port: u32,
+    },
+    /// The answer to [`Event::VsockRequest`]: the connected stream socket
+    /// that comes along, or none, which refuses.
+    VsockAnswer {
+        /// As in the question.
+        id: u64,
+    },
 }
 
 /// What a machine is started from.
@@ -52,6 +66,9 @@ pub struct StartRequest {
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
     pub disks: Vec<StartDisk>,
+    /// Directories of the host's, open as places only (`O_PATH`).
+    #[serde(default)]
+    pub shares: Vec<StartShare>,
     /// Whether the state of a saved machine comes with it, a file at its
     /// position: the machine goes on from there.
     pub saved: bool,
@@ -64,6 +81,7 @@ impl StartRequest {
     pub fn descriptors(&self) -> usize {
         2 + usize::from(self.initrd.is_some())
             + self.disks.len()
+            + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
     }
@@ -75,6 +93,15 @@ pub struct StartDisk {
     /// Its name for messages.
     pub name: String,
     /// Refuse every change; its descriptor is open for reading only.
+    pub read_only: bool,
+}
+
+/// A directory of the host's that a machine is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartShare {
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// Refuse every change.
     pub read_only: bool,
 }
 
@@ -97,6 +124,14 @@ pub enum Event {
     SaveFailed {
         /// Why not.
         message: String,
+    },
+    /// The guest wants to be connected to this port of the host. To be
+    /// answered by [`Request::VsockAnswer`].
+    VsockRequest {
+        /// For the answer.
+        id: u64,
+        /// The host's port.
+        port: u32,
     },
     /// A line for the operator.
     Log {

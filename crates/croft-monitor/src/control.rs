@@ -209,10 +209,12 @@ mod tests {
                 append: String::new(),
                 no_reboot: false,
                 test_devices: false,
+                vsock: None,
             },
             kernel: "/kernel".into(),
             initrd: None,
             disks: Vec::new(),
+            shares: Vec::new(),
         }
     }
 

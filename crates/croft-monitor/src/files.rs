@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::monitor::{RunDisk, RunRequest};
+use croft_api::monitor::{RunDisk, RunRequest, RunShare};
 use croft_api::saved::SavedRun;
 use croft_api::vmm::StartRequest;
 use rustix::fs::OFlags;
@@ -14,6 +14,8 @@ use rustix::fs::OFlags;
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
+use crate::shares::Share;
+use crate::vsock::Vsock;
 use croft_host::socket::SocketFile;
 
 /// All of them, open.
@@ -22,9 +24,11 @@ pub struct Files {
     kernel: File,
     initrd: Option<File>,
     disks: Vec<Disk>,
+    shares: Vec<Share>,
     saved: Option<File>,
     log: Option<File>,
     control: Option<Control>,
+    vsock: Option<Vsock>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
 }
@@ -36,6 +40,8 @@ pub struct Kept {
     pub log: Option<File>,
     /// Where commands can connect.
     pub control: Option<Control>,
+    /// Where programs connect to the guest.
+    pub vsock: Option<Vsock>,
     /// Removes the debugger's socket when dropped.
     pub _socket: Option<SocketFile>,
 }
@@ -50,12 +56,18 @@ impl Files {
             None => None,
         };
         let disks = Disk::open_all(&run.disks)?;
+        let shares = run.shares.iter().map(Share::open);
+        let shares = shares.collect::<Result<_, _>>()?;
         let log = match &run.log {
             Some(path) => Some(open_log(path)?),
             None => None,
         };
         let control = match &run.control {
             Some(path) => Some(bind_control(path, run)?),
+            None => None,
+        };
+        let vsock = match &run.vsock {
+            Some(path) => Some(bind_vsock(path)?),
             None => None,
         };
         let gdb = match &run.gdb {
@@ -66,9 +78,11 @@ impl Files {
             kernel,
             initrd,
             disks,
+            shares,
             saved,
             log,
             control,
+            vsock,
             gdb,
         })
     }
@@ -80,6 +94,7 @@ impl Files {
             kernel: quoted(&run.kernel),
             initrd: run.initrd.as_deref().map(quoted),
             disks: self.disks.iter().map(Disk::describe).collect(),
+            shares: self.shares.iter().map(Share::describe).collect(),
             saved: self.saved.is_some(),
             gdb: self.gdb.is_some(),
         }
@@ -95,10 +110,12 @@ impl Files {
         let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener]);
         let kept = Kept {
             log: self.log,
             control: self.control,
+            vsock: self.vsock,
             _socket: socket,
         };
         (handed.flatten().collect(), kept)
@@ -142,6 +159,12 @@ fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
         })
 }
 
+fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {
+    let name = quoted(path);
+    Vsock::bind(path.as_ref())
+        .map_err(|error| format!("vsock socket {name}: {error}; choose another path with --vsock"))
+}
+
 /// What a machine that is saved was run with.
 pub fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
     let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
@@ -151,11 +174,18 @@ pub fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
             read_only: disk.read_only,
         })
     });
+    let shares = run.shares.iter().map(|share| {
+        Ok::<_, io::Error>(RunShare {
+            path: absolute(&share.path)?,
+            ..share.clone()
+        })
+    });
     Ok(SavedRun {
         machine: run.machine.clone(),
         kernel: absolute(&run.kernel)?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
+        shares: shares.collect::<Result<_, _>>()?,
     })
 }
 

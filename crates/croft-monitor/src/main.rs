@@ -24,7 +24,9 @@ mod keep;
 mod lines;
 mod payload;
 mod relay;
+mod shares;
 mod terminal;
+mod vsock;
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -13,11 +13,12 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, SavedError, SavedMachine,
+    Payload, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::engine::{Chosen, Wanted};
+use crate::report::Reporter;
 
 /// Bytes of a saved machine read at once.
 const BUFFER: usize = 1 << 20;
@@ -33,6 +34,7 @@ pub struct Start<S = Saved> {
     kernel: NamedFile,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
+    shares: Vec<ShareConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
 }
@@ -64,6 +66,13 @@ impl Start<File> {
             read_only: disk.read_only,
         });
         let disks = disks.collect();
+        let shares = request.shares.into_iter().zip(descriptors.by_ref());
+        let shares = shares.map(|(share, directory)| ShareConfig {
+            directory,
+            tag: share.tag,
+            read_only: share.read_only,
+        });
+        let shares = shares.collect();
         let saved = if request.saved {
             descriptors.next().map(File::from)
         } else {
@@ -74,6 +83,7 @@ impl Start<File> {
             kernel: named(kernel, request.kernel),
             initrd,
             disks,
+            shares,
             saved,
             gdb: descriptors.next(),
         };
@@ -91,6 +101,7 @@ impl Start<File> {
             kernel: self.kernel,
             initrd: self.initrd,
             disks: self.disks,
+            shares: self.shares,
             saved: saved.transpose()?,
             gdb: self.gdb,
         })
@@ -116,6 +127,7 @@ impl Start {
         self,
         chosen: &Chosen,
         console: Arc<dyn ConsoleBackend>,
+        reporter: &Reporter,
     ) -> Result<Machine, Outcome> {
         let spec = self.machine;
         let config = MachineConfig {
@@ -129,6 +141,11 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            shares: self.shares,
+            vsock: spec.vsock.map(|cid| VsockConfig {
+                cid,
+                host: Arc::new(reporter.clone()),
+            }),
             no_reboot: spec.no_reboot,
             test_devices: spec.test_devices,
         };

@@ -93,8 +93,10 @@ fn config() -> MachineConfig {
             name: "disk".to_owned(),
             read_only: false,
         }],
+        vsock: None,
         no_reboot: true,
         test_devices: true,
+        shares: Vec::new(),
     }
 }
 

@@ -287,9 +287,9 @@ pub const COMMON: &[Line] = &[
     ),
     line(
         Sysno::getsockopt,
-        SETUP.union(GDB),
+        SETUP.union(GDB).union(DEVICE),
         Always,
-        "which kind of socket the debugger's is",
+        "which kind of socket the debugger's is, or one for the guest",
     ),
     line(
         Sysno::getsockname,
@@ -489,7 +489,7 @@ pub const SHARES: &[Line] = &[
     line(Sysno::unlinkat, SHARE, Always, "deletes"),
     line(Sysno::renameat2, SHARE, Always, "renames"),
     line(Sysno::fchmod, SHARE, Always, "permissions"),
-    line(Sysno::fchmodat, SHARE, Always, "permissions"),
+    line(Sysno::fchmodat2, SHARE, Always, "permissions"),
     line(Sysno::fchown, SHARE, Always, "owners"),
     line(Sysno::fchownat, SHARE, Always, "owners"),
     line(Sysno::utimensat, SHARE, Always, "times"),

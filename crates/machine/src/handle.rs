@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
 use thiserror::Error;
@@ -37,6 +38,12 @@ pub enum SaveError {
         /// What the host answered.
         source: DiskError,
     },
+    /// The guest knows files of a share, which the saved machine could not
+    /// find again.
+    #[error(
+        "the guest uses share '{0}', whose files are the host's; unmount it in the guest, save, and mount it again afterwards"
+    )]
+    Share(String),
     /// The host could not write it.
     #[error("cannot write the machine's state: {0}")]
     Write(#[from] io::Error),
@@ -49,6 +56,7 @@ pub struct MachineHandle {
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
     pub(crate) balloon: BalloonHandle,
+    pub(crate) vsock: Option<VsockHandle>,
     pub(crate) input: ConsoleInput,
 }
 
@@ -115,6 +123,11 @@ impl MachineHandle {
     /// more.
     pub fn push_input(&self, bytes: &[u8]) -> Result<(), Ended> {
         self.input.push(bytes)
+    }
+
+    /// The host's side of the socket device, if there is one.
+    pub fn vsock(&self) -> Option<&VsockHandle> {
+        self.vsock.as_ref()
     }
 
     fn ask<R>(&self, request: impl FnOnce(SyncSender<R>) -> Request) -> Result<R, Ended> {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
+use croft_devices::virtio::fs::ShareHandle;
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -23,7 +25,7 @@ use crate::loader::Payload;
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
-use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, fit};
+use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedShare, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -46,6 +48,8 @@ pub struct Machine {
     pub(crate) description: Description,
     pub(crate) disks: Vec<Arc<RawDisk>>,
     pub(crate) balloon: BalloonHandle,
+    pub(crate) shares: Vec<ShareHandle>,
+    pub(crate) vsock: Option<VsockHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -167,6 +171,9 @@ impl Machine {
         let plugger = Plugger::new(&chipset, &ram, &console);
         let disks = plugger.plug(config.disks, config.vcpus)?;
         let balloon = plugger.plug_balloon()?;
+        let shares = plugger.plug_shares(config.shares)?;
+        let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
+        let vsock = vsock.transpose()?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -175,9 +182,13 @@ impl Machine {
                 config.memory,
                 config.test_devices,
                 disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
-            ),
+                shares.iter().map(SavedShare::of).collect(),
+            )
+            .with_vsock(vsock.is_some()),
             disks,
             balloon,
+            shares,
+            vsock,
             ram,
             partition,
             vcpus,
@@ -213,6 +224,7 @@ impl Machine {
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
             balloon: self.balloon.clone(),
+            vsock: self.vsock.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

@@ -52,7 +52,9 @@ pub fn config() -> MachineConfig {
         model: CpuModel::PortableV1,
         payload: payload("quiet"),
         disks: Vec::new(),
+        vsock: None,
         no_reboot: false,
+        shares: Vec::new(),
         test_devices: false,
     }
 }
@@ -171,6 +173,7 @@ fn the_debug_exit_port_is_there_when_asked_for() {
         Act::Halt
     });
     let config = MachineConfig {
+        shares: Vec::new(),
         test_devices: true,
         ..config()
     };

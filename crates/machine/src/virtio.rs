@@ -6,15 +6,20 @@
 //! | 1    | entropy                                    |
 //! | 2–24 | disks, in the order of the configuration   |
 //! | 25–28 | shares                                    |
+//! | 29   | sockets (vsock)                            |
 //! | 31   | balloon                                    |
 
+use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use croft_devices::virtio::balloon::{BalloonHandle, VirtioBalloon};
 use croft_devices::virtio::blk::VirtioBlk;
+use croft_devices::virtio::fs::{ShareHandle, VirtioFs};
 use croft_devices::virtio::rng::VirtioRng;
+use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
 use croft_devices::{SharedLine, platform};
 use croft_disk::RawDisk;
@@ -30,9 +35,15 @@ use crate::error::MachineError;
 const RNG_SLOT: u8 = 1;
 /// First slot of a disk.
 const DISK_SLOT: u8 = 2;
+/// First slot of a share.
+const SHARE_SLOT: u8 = 25;
+/// Most shares of a machine.
+pub const SHARES_MAX: usize = 4;
 /// Slot of the balloon. Devices that a machine has one of are at the end, so
 /// that disks have neighbouring slots.
 const BALLOON_SLOT: u8 = 31;
+/// Slot of the socket device.
+const VSOCK_SLOT: u8 = 29;
 /// Most disks of a machine.
 pub const DISKS_MAX: usize = 23;
 /// Queues of a disk at most: each in use has a thread.
@@ -48,6 +59,34 @@ pub struct DiskConfig {
     pub name: String,
     /// Refuse every change.
     pub read_only: bool,
+}
+
+/// A directory of the host's that a machine is made with.
+#[derive(Debug)]
+pub struct ShareConfig {
+    /// The directory, open as a place (`O_PATH`) or for reading.
+    pub directory: OwnedFd,
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+/// The socket device that a machine is made with.
+#[derive(Clone)]
+pub struct VsockConfig {
+    /// The guest's context id.
+    pub cid: u32,
+    /// Makes the connections that the guest asks for.
+    pub host: Arc<dyn VsockHost>,
+}
+
+impl fmt::Debug for VsockConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VsockConfig")
+            .field("cid", &self.cid)
+            .finish_non_exhaustive()
+    }
 }
 
 impl DoorbellRegistry for PartitionSide {
@@ -128,6 +167,14 @@ impl<'a> Plugger<'a> {
         Ok(plugged)
     }
 
+    /// The socket device. Returns the host's side of it.
+    pub fn plug_vsock(&self, config: VsockConfig) -> Result<VsockHandle, MachineError> {
+        let device = VirtioVsock::new(config.cid, config.host);
+        let handle = device.handle();
+        self.add(VSOCK_SLOT, "vsock0", device)?;
+        Ok(handle)
+    }
+
     /// The balloon.
     pub fn plug_balloon(&self) -> Result<BalloonHandle, MachineError> {
         let name = "balloon0";
@@ -135,6 +182,23 @@ impl<'a> Plugger<'a> {
         let handle = device.handle();
         self.add(BALLOON_SLOT, name, device)?;
         Ok(handle)
+    }
+
+    /// Directories of the host's.
+    pub fn plug_shares(&self, shares: Vec<ShareConfig>) -> Result<Vec<ShareHandle>, MachineError> {
+        if shares.len() > SHARES_MAX {
+            return Err(MachineError::Shares(shares.len()));
+        }
+        let mut plugged: Vec<ShareHandle> = Vec::with_capacity(shares.len());
+        for (index, config) in (0u8..).zip(shares) {
+            if plugged.iter().any(|share| share.tag() == config.tag) {
+                return Err(MachineError::ShareTwice(config.tag));
+            }
+            let device = VirtioFs::new(config.directory, &config.tag, config.read_only)?;
+            plugged.push(device.handle());
+            self.add(SHARE_SLOT + index, &format!("share{index}"), device)?;
+        }
+        Ok(plugged)
     }
 
     fn add(

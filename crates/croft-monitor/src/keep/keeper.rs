@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use croft_api::agent::READY_PORT;
 use croft_api::control::{Event as Told, Request, TIMEOUT_MAX, Writing};
 use croft_api::instance::Status;
 use croft_api::monitor::{Event as Starting, KeepRequest};
@@ -16,11 +17,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::Place;
+use super::agent::Agent;
 use super::clients::{self, Asked, Clients};
 use super::console::Console;
 use super::log::Log;
 use super::running::Running;
 use crate::files;
+use crate::vsock::{self, Vsock};
 
 /// Most bytes of each of the console's two logs.
 const CONSOLE_LOG: u64 = 1 << 20;
@@ -45,6 +48,8 @@ enum Source {
     Stderr,
     Client(clients::Source),
     Viewer(u64),
+    Vsock(vsock::Source),
+    Agent,
 }
 
 /// An instance, and everything that belongs to it.
@@ -63,6 +68,8 @@ pub struct Keeper {
     saving: Option<u64>,
     console: Console,
     log: Log,
+    /// The guest's agent while it says that it is ready.
+    agent: Option<Agent>,
     running: Option<Running>,
     /// What has happened and is not dealt with.
     inputs: VecDeque<Input>,
@@ -86,6 +93,7 @@ impl Keeper {
             starter: Some((sender, receiver)),
             clients: place.clients,
             saving: None,
+            agent: None,
             running: None,
             inputs: VecDeque::from([Input::Command(Command::Start)]),
             status: Status {
@@ -174,6 +182,7 @@ impl Keeper {
         self.status.starts = self.status.starts.saturating_add(1);
         self.status.engine = None;
         self.status.agent = None;
+        self.agent = None;
         self.console.forget_input();
         match Running::spawn(&self.request.run) {
             Ok(running) => {
@@ -263,6 +272,8 @@ impl Keeper {
                     }
                 }
                 Source::Viewer(number) => self.console.serve(number),
+                Source::Vsock(source) => self.hear_vsock(source),
+                Source::Agent => self.hear_agent(),
             }
         }
         if let Some(running) = &mut self.running {
@@ -290,7 +301,10 @@ impl Keeper {
         if let Some(running) = &self.running {
             let payload = &running.payload;
             let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, !payload.receiver.ended());
+            flags.set(
+                PollFlags::IN,
+                !payload.receiver.ended() && running.has_room(),
+            );
             flags.set(
                 PollFlags::OUT,
                 payload.sender.backlog() > 0 && !payload.receiver.ended(),
@@ -306,6 +320,12 @@ impl Keeper {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, running.has_stderr());
             interests.push((Source::Stderr, payload.stderr.as_fd(), flags));
+            let vsock = running.kept.vsock.iter().filter(|_| running.has_room());
+            let vsock = vsock.flat_map(Vsock::sources);
+            interests.extend(vsock.map(|(source, fd)| (Source::Vsock(source), fd, PollFlags::IN)));
+        }
+        if let Some(agent) = &self.agent {
+            interests.push((Source::Agent, agent.as_fd(), PollFlags::IN));
         }
         let clients = self.clients.sources();
         interests.extend(clients.map(|(source, fd, flags)| (Source::Client(source), fd, flags)));
@@ -352,6 +372,7 @@ impl Keeper {
                             .answer(client, &Told::Failed { message }, vec![]);
                     }
                 }
+                vmm::Event::VsockRequest { id, port } => self.connect_host(id, port),
                 vmm::Event::Log { text } => self.say(&text),
                 // Kept until the payload is gone.
                 vmm::Event::Stopped(_) => {}
@@ -369,6 +390,63 @@ impl Keeper {
         }
         if readable && !self.console.take_output(guest) {
             running.console_ended = true;
+        }
+    }
+
+    /// A program of the host's wants to be connected to the guest.
+    fn hear_vsock(&mut self, source: vsock::Source) {
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        let asked = running.kept.vsock.as_mut().and_then(|v| v.hear(source));
+        if let Some((port, socket)) = asked {
+            running.give(&vmm::Request::VsockConnect { port }, Some(socket));
+        }
+    }
+
+    /// The guest wants to be connected to a port of the host's: to this
+    /// process, if its agent wants to say that it is ready.
+    fn connect_host(&mut self, id: u64, port: u32) {
+        let socket = if port == READY_PORT {
+            pair().ok().map(|(ours, theirs)| {
+                self.agent = Some(Agent::new(ours));
+                theirs
+            })
+        } else {
+            let vsock = self.running.as_ref().and_then(|r| r.kept.vsock.as_ref());
+            vsock.and_then(|vsock| vsock.connect(port).ok())
+        };
+        if let Some(running) = &mut self.running {
+            running.give(&vmm::Request::VsockAnswer { id }, socket);
+        }
+    }
+
+    fn connect_guest(&mut self, port: u32) -> Answer {
+        if self.request.run.vsock.is_none() {
+            return Err("it has no vsock, by which its guest could be reached".to_owned());
+        }
+        let running = self.running.as_mut().filter(|_| {
+            let phase = self.life.phase();
+            matches!(phase, Phase::Running | Phase::Stopping)
+        });
+        let running = running.ok_or_else(|| format!("it is {}", self.life.phase()))?;
+        let (ours, theirs) = pair().map_err(|error| format!("cannot make a socket: {error}"))?;
+        running.give(&vmm::Request::VsockConnect { port }, Some(ours));
+        Ok((Told::Connected, vec![theirs]))
+    }
+
+    fn hear_agent(&mut self) {
+        let heard = self.agent.as_mut().map(Agent::hear);
+        match heard {
+            Some(Ok(Some(_))) => {
+                self.agent = None;
+                self.status.agent.get_or_insert_default().ready = true;
+            }
+            Some(Ok(None)) | None => {}
+            Some(Err(error)) => {
+                self.agent = None;
+                self.say(&format!("the guest's agent: {error}"));
+            }
         }
     }
 
@@ -407,9 +485,7 @@ impl Keeper {
                 writing,
                 lines,
             } => self.attach(console, writing, lines),
-            Request::Connect { .. } => {
-                Err("this machine has no vsock, by which its guest could be reached".to_owned())
-            }
+            Request::Connect { port } => self.connect_guest(port),
             Request::ResizeConsole { console, .. } => match console {
                 SERIAL => Err("a serial console knows no size".to_owned()),
                 other => Err(no_console(other)),

@@ -14,6 +14,7 @@
 //! the payload goes with it, and the lock: whoever looks next sees from the
 //! lock that what `state.json` says is no longer so.
 
+mod agent;
 mod clients;
 mod console;
 mod keeper;

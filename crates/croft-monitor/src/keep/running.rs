@@ -1,5 +1,6 @@
 //! The payload of an instance, from its spawning to its end.
 
+use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use crate::files::{Files, Kept};
 use crate::lines::Lines;
 use crate::payload::{Payload, describe};
 
+/// Messages waiting for a payload that is asked no further.
+const BACKLOG: usize = 64;
 /// How long a payload that has said its last may take to exit.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -24,8 +27,8 @@ pub struct Running {
     pub console_ended: bool,
     outcome: Option<Outcome>,
     kill_at: Option<Instant>,
-    /// Removes the debugger's socket.
-    _kept: Kept,
+    /// Where programs connect to the guest, and the debugger's socket.
+    pub kept: Kept,
 }
 
 impl Running {
@@ -42,15 +45,26 @@ impl Running {
             console_ended: false,
             outcome: None,
             kill_at: None,
-            _kept: kept,
+            kept,
         })
     }
 
     /// Asks it for something. One that cannot hear is about to be seen dead.
     pub fn ask(&mut self, request: &Request) {
-        if self.payload.sender.push(request, vec![]).is_err() {
+        self.give(request, None);
+    }
+
+    /// Asks it for something that a descriptor comes with.
+    pub fn give(&mut self, request: &Request, descriptor: Option<OwnedFd>) {
+        let descriptors = descriptor.into_iter().collect();
+        if self.payload.sender.push(request, descriptors).is_err() {
             self.payload.kill();
         }
+    }
+
+    /// Whether it has room for requests that come without bound.
+    pub fn has_room(&self) -> bool {
+        self.payload.sender.backlog() < BACKLOG
     }
 
     /// What it says. It is not trusted to speak well.

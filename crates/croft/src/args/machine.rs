@@ -4,9 +4,11 @@ use std::ffi::OsString;
 
 use clap::ValueEnum;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use croft_api::monitor::{GdbAddress, RunDisk};
+use croft_api::monitor::{GdbAddress, RunDisk, RunShare};
 
-use super::values::{parse_append, parse_code_cache, parse_cpus, parse_disk, parse_gdb};
+use super::values::{
+    parse_append, parse_code_cache, parse_cpus, parse_disk, parse_gdb, parse_share,
+};
 use crate::size;
 
 /// `--engine`.
@@ -66,6 +68,11 @@ pub struct PlaceOptions {
     /// Make a socket by which 'croft save' finds the machine
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
     pub control: Option<OsString>,
+
+    /// Make a socket by which programs connect to the guest's vsock ports; the guest connects
+    /// to port P of the host at the same path with '_P' behind
+    #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
+    pub vsock: Option<OsString>,
 }
 
 /// What a machine is.
@@ -87,6 +94,11 @@ pub struct MachineOptions {
     /// several times, and the guest sees /dev/vda, vdb and so on, after the image's own disk
     #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
     pub disks: Vec<RunDisk>,
+
+    /// Directory of the host's for the guest, which mounts it by 'mount -t virtiofs TAG /mnt';
+    /// can be given up to four times
+    #[arg(long = "share", value_name = "HOST:TAG[,readonly]", value_hint = clap::ValueHint::DirPath, value_parser = OsStringValueParser::new().try_map(parse_share))]
+    pub shares: Vec<RunShare>,
 
     /// Kernel command line, for example 'console=ttyS0 quiet'; for an image it is added to its own
     #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_append)]

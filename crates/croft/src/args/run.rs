@@ -25,6 +25,8 @@ Examples:
   With two disks, the second one shared with other readers:
     croft run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda' \\
       --disk root.img --disk data.img,readonly
+  With a directory of the host's, mounted by 'mount -t virtiofs src /mnt':
+    croft run --kernel vmlinuz --initrd initrd.img --share ~/src:src,readonly
   With a debugger:
     croft run --kernel vmlinux --append nokaslr --gdb 1234
     gdb vmlinux -ex 'target remote localhost:1234'";
@@ -64,6 +66,10 @@ pub struct RunOptions {
 
     #[command(flatten)]
     pub place: PlaceOptions,
+
+    /// The guest's vsock context id
+    #[arg(long, value_name = "CID", default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=0xFFFF_FFFE), requires = "vsock")]
+    pub vsock_cid: u32,
 
     /// Command to run in the instance once it is ready; the instance is stopped when it has ended
     #[arg(

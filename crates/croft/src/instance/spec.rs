@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use croft_api::monitor::RunDisk;
+use croft_api::monitor::{RunDisk, RunShare};
 use croft_api::{CpuModel, EngineChoice, MachineSpec, RestartPolicy, SoftwareSpec};
-use croft_host::store::{Boot, CONFIG_VERSION, Disk};
+use croft_host::store::{Boot, CONFIG_VERSION, Disk, Share};
 use croft_host::{Config, InstanceName, now};
 
 use super::Fault;
 use crate::args::create::{InstanceOptions, Restart};
 use crate::args::machine::{Cpu, Engine, MachineOptions, SoftwareOptions};
+
+/// The guest's address at its vsock: the lowest there is. It is its own affair,
+/// as the host's side are sockets with paths.
+const GUEST_CID: u32 = 3;
 
 /// The virtual hardware.
 pub fn machine_spec(options: &MachineOptions, name: &str) -> MachineSpec {
@@ -27,6 +31,7 @@ pub fn machine_spec(options: &MachineOptions, name: &str) -> MachineSpec {
         append: options.append.clone(),
         no_reboot: options.no_reboot,
         test_devices: options.test_devices,
+        vsock: None,
     }
 }
 
@@ -82,7 +87,10 @@ pub fn kernel_config(
     Ok(Config {
         version: CONFIG_VERSION,
         created: now(),
-        machine: machine_spec(machine, name.as_str()),
+        machine: MachineSpec {
+            vsock: Some(GUEST_CID),
+            ..machine_spec(machine, name.as_str())
+        },
         boot: Boot::Kernel {
             kernel: absolute(kernel.as_ref())?,
             initrd: match &machine.initrd {
@@ -91,6 +99,7 @@ pub fn kernel_config(
             },
         },
         disks: disks(&machine.disks)?,
+        shares: shares(&machine.shares)?,
         image: None,
         restart: instance.restart.into(),
         ephemeral: instance.ephemeral,
@@ -106,6 +115,17 @@ fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
         })
     });
     disks.collect()
+}
+
+fn shares(shares: &[RunShare]) -> Result<Vec<Share>, Fault> {
+    let shares = shares.iter().map(|share| {
+        Ok(Share {
+            path: absolute(share.path.as_ref())?,
+            tag: share.tag.clone(),
+            read_only: share.read_only,
+        })
+    });
+    shares.collect()
 }
 
 /// A file that an instance uses is found from wherever it is started. It is

@@ -104,13 +104,15 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        vsock: options.place.vsock,
         terminal: false,
     }
 }
 
 fn request(options: RunOptions) -> Result<RunRequest, String> {
     let name = options.name.as_deref().unwrap_or(UNNAMED);
-    let machine = machine_spec(&options.machine, name);
+    let mut machine = machine_spec(&options.machine, name);
+    machine.vsock = options.place.vsock.as_ref().map(|_| options.vsock_cid);
     let kernel = options.machine.kernel;
     let instance = &options.instance;
     if instance.restart != Restart::No || instance.ephemeral || instance.autostart {
@@ -124,9 +126,11 @@ fn request(options: RunOptions) -> Result<RunRequest, String> {
         kernel: kernel.ok_or("name an image, or a kernel with --kernel")?,
         initrd: options.machine.initrd,
         disks: options.machine.disks,
+        shares: options.machine.shares,
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        vsock: options.place.vsock,
         terminal: false,
     })
 }

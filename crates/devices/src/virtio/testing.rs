@@ -306,6 +306,11 @@ impl<D: VirtioDevice> Rig<D> {
         self.half(Self::device_area(queue) + 2)
     }
 
+    /// There is a used element that was not looked at.
+    pub fn has_used(&self, queue: u16) -> bool {
+        self.used_index(queue) != self.queues[usize::from(queue)].seen
+    }
+
     /// The next used element: head and length.
     pub fn used(&mut self, queue: u16) -> (u32, u32) {
         let seen = self.queues[usize::from(queue)].seen;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use croft_api::monitor::{KeepRequest, RunDisk, RunRequest};
+use croft_api::monitor::{KeepRequest, RunDisk, RunRequest, RunShare};
 use croft_api::{MachineSpec, RestartPolicy};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,8 @@ pub struct Config {
     pub boot: Boot,
     /// The disks, in the guest's order.
     pub disks: Vec<Disk>,
+    /// Directories of the host's in the guest.
+    pub shares: Vec<Share>,
     /// The image that it was created from.
     pub image: Option<ImageUse>,
     /// What happens when it ends.
@@ -58,6 +60,17 @@ pub struct Disk {
     pub read_only: bool,
 }
 
+/// A directory of the host's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Its path.
+    pub path: PathBuf,
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
 /// An image in use: it is kept as long as an instance names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageUse {
@@ -79,9 +92,11 @@ impl Config {
                 kernel: path(kernel),
                 initrd: initrd.as_deref().map(path),
                 disks: self.run_disks(&directory),
+                shares: self.run_shares(&directory),
                 log: None,
                 gdb: None,
                 control: None,
+                vsock: self.machine.vsock.map(|_| directories.vsock(name).into()),
                 terminal: false,
             },
             socket: directories.socket(name).into(),
@@ -89,6 +104,15 @@ impl Config {
             restart: self.restart,
             ephemeral: self.ephemeral,
         }
+    }
+
+    fn run_shares(&self, directory: &Path) -> Vec<RunShare> {
+        let shares = self.shares.iter().map(|share| RunShare {
+            path: directory.join(&share.path).into(),
+            tag: share.tag.clone(),
+            read_only: share.read_only,
+        });
+        shares.collect()
     }
 
     fn run_disks(&self, directory: &Path) -> Vec<RunDisk> {

@@ -27,6 +27,7 @@ fn config() -> Config {
             append: String::new(),
             no_reboot: false,
             test_devices: false,
+            vsock: Some(3),
         },
         boot: Boot::Kernel {
             kernel: "/boot/vmlinuz".into(),
@@ -36,6 +37,7 @@ fn config() -> Config {
             path: "disk.img".into(),
             read_only: false,
         }],
+        shares: Vec::new(),
         image: None,
         restart: RestartPolicy::OnFailure,
         ephemeral: false,

@@ -83,6 +83,7 @@ fn with_disks(sizes: &[u64]) -> MachineConfig {
     MachineConfig {
         vcpus: 2,
         disks: sizes.iter().map(disk).collect(),
+        vsock: None,
         ..config()
     }
 }
@@ -214,6 +215,7 @@ fn another_machine_is_refused_by_name() {
         (
             MachineConfig {
                 test_devices: true,
+                shares: Vec::new(),
                 ..with_disks(&[4096, 8192])
             },
             "test devices",
