@@ -4,6 +4,7 @@ mod args;
 mod doctor;
 mod error;
 mod exit;
+mod image;
 mod instance;
 mod run;
 mod save;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Autostart(options) => instance::autostart(&options).into(),
         Command::Restore(options) => run::restore(*options).into(),
         Command::Save(options) => save::run(&options).into(),
+        Command::Image(command) => image::run(command).into(),
         Command::Doctor(options) => doctor::run(&options).into(),
         Command::Completion { shell } => completion(&shell.to_string()).into(),
         Command::Version => {

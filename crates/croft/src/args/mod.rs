@@ -2,6 +2,7 @@
 
 pub mod create;
 pub mod doctor;
+pub mod image;
 pub mod instance;
 pub mod machine;
 pub mod output;
@@ -67,6 +68,9 @@ pub enum Command {
     /// Start all instances that were created with --autostart
     #[command(after_help = instance::AUTOSTART_HELP)]
     Autostart(instance::AutostartOptions),
+    /// Build, import, list and export the images that instances are made from
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Save a running machine, with its memory, to a file, and end it
     #[command(after_help = save::HELP)]
     Save(save::SaveOptions),
