@@ -20,6 +20,7 @@
 pub mod agent;
 pub mod channel;
 pub mod control;
+pub mod disk;
 pub mod engines;
 pub mod hello;
 pub mod instance;

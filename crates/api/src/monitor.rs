@@ -25,6 +25,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::RunDisk;
 use crate::hello::Protocol;
 use crate::instance::RestartPolicy;
 use crate::machine::{EngineChoice, MachineSpec, SoftwareSpec};
@@ -170,15 +171,6 @@ impl RunRequest {
     }
 }
 
-/// A disk of a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunDisk {
-    /// Path of a raw image or block device.
-    pub path: OsString,
-    /// Refuse every change.
-    pub read_only: bool,
-}
-
 /// A directory of the host's in a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunShare {
@@ -215,6 +207,15 @@ pub enum Event {
     Paused,
     /// It continues.
     Resumed,
+    /// It is held because the host failed at a disk. It goes on when it is
+    /// resumed, or by itself when the host works again; then follows
+    /// `Resumed`.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What happened.
+        message: String,
+    },
     /// A line for the operator.
     Log {
         /// Without a line end.

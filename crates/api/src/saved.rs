@@ -17,8 +17,9 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::disk::RunDisk;
 use crate::machine::MachineSpec;
-use crate::monitor::{RunDisk, RunShare};
+use crate::monitor::RunShare;
 
 const MAGIC: [u8; 8] = *b"CROFTST\n";
 /// Version that this build writes.
@@ -145,10 +146,7 @@ mod tests {
             },
             kernel: "/vmlinuz".into(),
             initrd: None,
-            disks: vec![RunDisk {
-                path: "/disk".into(),
-                read_only: true,
-            }],
+            disks: vec![RunDisk::new("/disk")],
             shares: vec![RunShare {
                 path: "/srv".into(),
                 tag: "srv".to_owned(),

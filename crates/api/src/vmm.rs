@@ -10,6 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::StartDisk;
 use crate::hello::Protocol;
 use crate::machine::MachineSpec;
 use crate::outcome::Outcome;
@@ -80,20 +81,15 @@ impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
         2 + usize::from(self.initrd.is_some())
-            + self.disks.len()
+            + self
+                .disks
+                .iter()
+                .map(|disk| disk.layers.len())
+                .sum::<usize>()
             + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
     }
-}
-
-/// A disk that a machine is started with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartDisk {
-    /// Its name for messages.
-    pub name: String,
-    /// Refuse every change; its descriptor is open for reading only.
-    pub read_only: bool,
 }
 
 /// A directory of the host's that a machine is started with.
@@ -123,6 +119,15 @@ pub enum Event {
     /// It was not saved, and goes on.
     SaveFailed {
         /// Why not.
+        message: String,
+    },
+    /// It stands still because the host failed at a disk. It goes on when it
+    /// is resumed, or by itself when the host works again; then follows
+    /// `Resumed`.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What happened.
         message: String,
     },
     /// The guest wants to be connected to this port of the host. To be

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::monitor::{RunDisk, RunRequest, RunShare};
+use croft_api::monitor::{RunRequest, RunShare};
 use croft_api::saved::SavedRun;
 use croft_api::vmm::StartRequest;
 use rustix::fs::OFlags;
@@ -63,7 +63,7 @@ impl Files {
             None => None,
         };
         let control = match &run.control {
-            Some(path) => Some(bind_control(path, run)?),
+            Some(path) => Some(bind_control(path, run, &disks)?),
             None => None,
         };
         let vsock = match &run.vsock {
@@ -100,6 +100,11 @@ impl Files {
         }
     }
 
+    /// What the file of the machine begins with, if it is saved.
+    pub fn saved_run(&self, run: &RunRequest) -> io::Result<SavedRun> {
+        saved_run(run, &self.disks)
+    }
+
     /// What is handed to the payload, in the order of
     /// [`croft_api::vmm::Request::Start`] behind the console, and the rest.
     pub fn split(self) -> (Vec<OwnedFd>, Kept) {
@@ -109,7 +114,7 @@ impl Files {
         };
         let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
             .into_iter()
-            .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
             .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener]);
         let kept = Kept {
@@ -150,9 +155,9 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
     Err(format!("{what} {name} {problem}"))
 }
 
-fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
+fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Control, String> {
     let name = quoted(path);
-    saved_run(run)
+    saved_run(run, disks)
         .and_then(|run| Control::bind(path.as_ref(), run))
         .map_err(|error| {
             format!("control socket {name}: {error}; choose another path with --control")
@@ -166,14 +171,9 @@ fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {
 }
 
 /// What a machine that is saved was run with.
-pub fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
+fn saved_run(run: &RunRequest, disks: &[Disk]) -> io::Result<SavedRun> {
     let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
-    let disks = run.disks.iter().map(|disk| {
-        Ok::<_, io::Error>(RunDisk {
-            path: absolute(&disk.path)?,
-            read_only: disk.read_only,
-        })
-    });
+    let disks = disks.iter().map(Disk::found);
     let shares = run.shares.iter().map(|share| {
         Ok::<_, io::Error>(RunShare {
             path: absolute(&share.path)?,

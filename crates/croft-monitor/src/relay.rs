@@ -299,6 +299,7 @@ impl Relay {
                 vmm::Event::Started { engine, reason } => Event::Started { engine, reason },
                 vmm::Event::Paused => Event::Paused,
                 vmm::Event::Resumed => Event::Resumed,
+                vmm::Event::DiskFailed { disk, message } => Event::DiskFailed { disk, message },
                 vmm::Event::SaveFailed { message } => {
                     if let Some(control) = &mut self.kept.control {
                         let message = message.clone();

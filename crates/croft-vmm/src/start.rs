@@ -17,6 +17,7 @@ use croft_machine::{
 };
 use rustix::net::{AddressFamily, sockopt};
 
+use crate::disks;
 use crate::engine::{Chosen, Wanted};
 use crate::report::Reporter;
 
@@ -59,13 +60,10 @@ impl Start<File> {
         let initrd = request
             .initrd
             .and_then(|name| descriptors.next().map(|descriptor| named(descriptor, name)));
-        let disks = request.disks.into_iter().zip(descriptors.by_ref());
-        let disks = disks.map(|(disk, descriptor)| DiskConfig {
-            file: File::from(descriptor),
-            name: disk.name,
-            read_only: disk.read_only,
-        });
-        let disks = disks.collect();
+        let disks = request.disks.into_iter();
+        let disks = disks
+            .map(|disk| disks::config(disk, &mut descriptors))
+            .collect();
         let shares = request.shares.into_iter().zip(descriptors.by_ref());
         let shares = shares.map(|(share, directory)| ShareConfig {
             directory,

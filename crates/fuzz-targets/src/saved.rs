@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use croft_api::saved::SavedRun;
+use croft_disk::Layer;
 use croft_engine::CpuModel;
 use croft_engine_software::SoftwareEngine;
 use croft_machine::{
@@ -88,11 +89,7 @@ fn config() -> MachineConfig {
             initrd: None,
             append: String::new(),
         },
-        disks: vec![DiskConfig {
-            file: copy(disk),
-            name: "disk".to_owned(),
-            read_only: false,
-        }],
+        disks: vec![DiskConfig::new("disk", vec![Layer::raw(copy(disk))])],
         vsock: None,
         no_reboot: true,
         test_devices: true,

@@ -96,7 +96,7 @@ impl Instances {
                         outcome => StartError::Ended(outcome),
                     });
                 }
-                Some((Event::Paused | Event::Resumed, _)) => {}
+                Some((Event::Paused | Event::Resumed | Event::DiskFailed { .. }, _)) => {}
                 None => {
                     return Err(StartError::Failed(format!(
                         "{PROGRAM} ended before it had started the instance; its last words are in {LAST_WORDS} of the instance's directory"

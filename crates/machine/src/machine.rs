@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
+use croft_devices::virtio::blk::BlkHandle;
 use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::virtio::vsock::VsockHandle;
-use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
@@ -46,7 +46,7 @@ pub struct Machine {
     pub(crate) gdb: Option<GdbListener>,
     /// For who saves it.
     pub(crate) description: Description,
-    pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
@@ -169,7 +169,7 @@ impl Machine {
             config.test_devices,
         )?;
         let plugger = Plugger::new(&chipset, &ram, &console);
-        let disks = plugger.plug(config.disks, config.vcpus)?;
+        let disks = plugger.plug(config.disks, config.vcpus, &events)?;
         let balloon = plugger.plug_balloon()?;
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
@@ -181,7 +181,10 @@ impl Machine {
                 config.vcpus,
                 config.memory,
                 config.test_devices,
-                disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
+                disks
+                    .iter()
+                    .map(|disk| SavedDisk::of(disk.disk()))
+                    .collect(),
                 shares.iter().map(SavedShare::of).collect(),
             )
             .with_vsock(vsock.is_some()),
@@ -223,6 +226,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            disks: self.disks.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             input: ConsoleInput {

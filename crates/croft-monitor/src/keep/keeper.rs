@@ -22,7 +22,7 @@ use super::clients::{self, Asked, Clients};
 use super::console::Console;
 use super::log::Log;
 use super::running::Running;
-use crate::files;
+use crate::control;
 use crate::vsock::{self, Vsock};
 
 /// Most bytes of each of the console's two logs.
@@ -74,6 +74,8 @@ pub struct Keeper {
     /// What has happened and is not dealt with.
     inputs: VecDeque<Input>,
     status: Status,
+    /// What there is to say of the next phase.
+    note: Option<String>,
     /// What was last told and written.
     told: Option<Status>,
 }
@@ -102,6 +104,7 @@ impl Keeper {
                 outcome: before.and_then(|status| status.outcome),
                 ..Status::created(now())
             },
+            note: None,
             told: None,
             request,
         }
@@ -200,7 +203,7 @@ impl Keeper {
         let phase = self.life.phase();
         if self.status.phase != phase {
             self.status.since = now();
-            self.status.note = None;
+            self.status.note = self.note.take();
         }
         self.status.phase = phase;
         self.status.restarts = self.life.restarts();
@@ -365,6 +368,12 @@ impl Keeper {
                 }
                 vmm::Event::Paused => self.inputs.push_back(Input::Held),
                 vmm::Event::Resumed => self.inputs.push_back(Input::Continued),
+                vmm::Event::DiskFailed { disk, message } => {
+                    let text = format!("disk {disk}: {message}");
+                    self.say(&text);
+                    self.note = Some(text);
+                    self.inputs.push_back(Input::Held);
+                }
                 vmm::Event::SaveFailed { message } => {
                     self.say(&format!("not saved: {message}"));
                     if let Some(client) = self.saving.take() {
@@ -536,8 +545,7 @@ impl Keeper {
         let running = self.running.as_mut().filter(|_| self.saving.is_none());
         let running = running.ok_or("it is being saved already")?;
         let file = descriptors.into_iter().next().ok_or("no file came along")?;
-        let saved = files::saved_run(&self.request.run).map_err(|error| error.to_string())?;
-        let file = crate::control::begin(file, &saved)?;
+        let file = control::begin(file, &running.saved)?;
         let pushed = running.payload.sender.push(&vmm::Request::Save, vec![file]);
         pushed.map_err(|error| error.to_string())?;
         self.saving = Some(client);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use croft_api::Outcome;
 use croft_api::monitor::RunRequest;
+use croft_api::saved::SavedRun;
 use croft_api::vmm::{Event, Request};
 
 use crate::files::{Files, Kept};
@@ -27,6 +28,8 @@ pub struct Running {
     pub console_ended: bool,
     outcome: Option<Outcome>,
     kill_at: Option<Instant>,
+    /// What its file begins with, if it is saved.
+    pub saved: SavedRun,
     /// Where programs connect to the guest, and the debugger's socket.
     pub kept: Kept,
 }
@@ -36,6 +39,9 @@ impl Running {
     pub fn spawn(run: &RunRequest) -> Result<Self, Outcome> {
         let files = Files::open(run, None).map_err(|message| Outcome::Invalid { message })?;
         let start = files.start_request(run);
+        let saved = files.saved_run(run).map_err(|error| Outcome::Failed {
+            message: error.to_string(),
+        })?;
         let (handed, kept) = files.split();
         let payload =
             Payload::start(start, handed).map_err(|message| Outcome::Failed { message })?;
@@ -45,6 +51,7 @@ impl Running {
             console_ended: false,
             outcome: None,
             kill_at: None,
+            saved,
             kept,
         })
     }

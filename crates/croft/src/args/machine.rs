@@ -4,11 +4,11 @@ use std::ffi::OsString;
 
 use clap::ValueEnum;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use croft_api::monitor::{GdbAddress, RunDisk, RunShare};
+use croft_api::disk::RunDisk;
+use croft_api::monitor::{GdbAddress, RunShare};
 
-use super::values::{
-    parse_append, parse_code_cache, parse_cpus, parse_disk, parse_gdb, parse_share,
-};
+use super::disk;
+use super::values::{parse_append, parse_code_cache, parse_cpus, parse_gdb, parse_share};
 use crate::size;
 
 /// `--engine`.
@@ -90,9 +90,9 @@ pub struct MachineOptions {
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "kernel")]
     pub initrd: Option<OsString>,
 
-    /// Disk: a raw image or block device, writable unless ',readonly' follows; can be given
-    /// several times, and the guest sees /dev/vda, vdb and so on, after the image's own disk
-    #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
+    /// Disk: a raw or qcow2 image or block device, with options (below); can be given several
+    /// times, and the guest sees /dev/vda, vdb and so on, after the image's own disk
+    #[arg(long = "disk", value_name = disk::VALUE, value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(disk::parse_disk))]
     pub disks: Vec<RunDisk>,
 
     /// Directory of the host's for the guest, which mounts it by 'mount -t virtiofs TAG /mnt';

@@ -1,6 +1,7 @@
 //! The command line: a file for each command, and what they share.
 
 pub mod create;
+pub mod disk;
 pub mod doctor;
 pub mod image;
 pub mod instance;
@@ -30,10 +31,11 @@ pub struct Args {
 pub enum Command {
     /// Make an instance from an image and run it; or run a kernel in the foreground
     #[command(after_help = "See 'croft run --help' for examples and exit codes.",
-              after_long_help = format!("{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, run::CONSOLE))]
+              after_long_help = format!("{}\n\n{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, disk::HELP, run::CONSOLE))]
     Run(Box<run::RunOptions>),
     /// Make an instance, and leave it
-    #[command(after_help = create::HELP)]
+    #[command(after_help = "See 'croft create --help' for the options of disks, and examples.",
+              after_long_help = format!("{}\n\n{}", disk::HELP, create::HELP))]
     Create(Box<create::CreateOptions>),
     /// Start instances
     #[command(after_help = instance::HELP)]

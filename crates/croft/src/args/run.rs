@@ -25,6 +25,10 @@ Examples:
   With two disks, the second one shared with other readers:
     croft run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda' \\
       --disk root.img --disk data.img,readonly
+  An overlay, which takes what the guest changes, over an image that stays as it is:
+    qemu-img create -f qcow2 -b debian.qcow2 -F qcow2 web.qcow2
+    croft run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda1' \\
+      --disk web.qcow2,backing=debian.qcow2
   With a directory of the host's, mounted by 'mount -t virtiofs src /mnt':
     croft run --kernel vmlinuz --initrd initrd.img --share ~/src:src,readonly
   With a debugger:

@@ -74,9 +74,17 @@ fn table(known: &Known) -> String {
         row("memory", size::format(config.machine.memory));
         row("processors", config.machine.cpus.to_string());
         for disk in &config.disks {
-            let read_only = if disk.read_only { ", read-only" } else { "" };
-            let path = disk.path.display();
-            row("disk", format!("{path}{read_only}"));
+            let read_only = if disk.options.read_only {
+                ", read-only"
+            } else {
+                ""
+            };
+            let layers = disk
+                .layers
+                .iter()
+                .map(|layer| layer.path.display().to_string());
+            let layers: Vec<String> = layers.collect();
+            row("disk", format!("{}{read_only}", layers.join(" over ")));
         }
         let policy = match config.restart {
             RestartPolicy::No => "no",

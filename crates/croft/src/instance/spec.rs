@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use croft_api::monitor::{RunDisk, RunShare};
+use croft_api::disk::{RunDisk, RunLayer};
+use croft_api::monitor::RunShare;
 use croft_api::{CpuModel, EngineChoice, MachineSpec, RestartPolicy, SoftwareSpec};
-use croft_host::store::{Boot, CONFIG_VERSION, Disk, Share};
+use croft_host::store::{Boot, CONFIG_VERSION, Disk, Layer, Share};
 use croft_host::{Config, InstanceName, now};
 
 use super::Fault;
@@ -107,17 +108,25 @@ pub fn kernel_config(
     })
 }
 
-fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
+/// Disks that somebody names, which stay where they are.
+pub fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
+    let layer = |layer: &RunLayer| {
+        Ok::<_, Fault>(Layer {
+            path: absolute(layer.path.as_ref())?,
+            format: layer.format,
+        })
+    };
     let disks = disks.iter().map(|disk| {
         Ok(Disk {
-            path: absolute(disk.path.as_ref())?,
-            read_only: disk.read_only,
+            layers: disk.layers.iter().map(layer).collect::<Result<_, _>>()?,
+            options: disk.options,
         })
     });
     disks.collect()
 }
 
-fn shares(shares: &[RunShare]) -> Result<Vec<Share>, Fault> {
+/// Directories that somebody names.
+pub fn shares(shares: &[RunShare]) -> Result<Vec<Share>, Fault> {
     let shares = shares.iter().map(|share| {
         Ok(Share {
             path: absolute(share.path.as_ref())?,

@@ -267,6 +267,10 @@ impl Session {
                 Event::Log { text } => self.say(&text),
                 Event::Paused => self.say("paused"),
                 Event::Resumed => self.say("resumed"),
+                Event::DiskFailed { disk, message } => self.say(&format!(
+                    "paused because the host failed: {disk}, {message}; it goes on by itself when \
+                     that is mended"
+                )),
                 Event::Stopped(outcome) => self.outcome = Some(outcome),
             }
         }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use croft_api::monitor::{KeepRequest, RunDisk, RunRequest, RunShare};
+use croft_api::disk::{DiskFormat, DiskOptions, RunDisk, RunLayer};
+use croft_api::monitor::{KeepRequest, RunRequest, RunShare};
 use croft_api::{MachineSpec, RestartPolicy};
 use serde::{Deserialize, Serialize};
 
@@ -54,10 +55,21 @@ pub enum Boot {
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
-    /// Its file.
+    /// Its own file, and what is below it: its backing file, that one's, and
+    /// so on. Names in images count for nothing.
+    pub layers: Vec<Layer>,
+    /// How it is served.
+    #[serde(default)]
+    pub options: DiskOptions,
+}
+
+/// A file of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Its path.
     pub path: PathBuf,
-    /// Refuse every change.
-    pub read_only: bool,
+    /// What it is; guessed from its contents when not said.
+    pub format: Option<DiskFormat>,
 }
 
 /// A directory of the host's.
@@ -116,9 +128,13 @@ impl Config {
     }
 
     fn run_disks(&self, directory: &Path) -> Vec<RunDisk> {
+        let layer = |layer: &Layer| RunLayer {
+            path: directory.join(&layer.path).into(),
+            format: layer.format,
+        };
         let disks = self.disks.iter().map(|disk| RunDisk {
-            path: directory.join(&disk.path).into(),
-            read_only: disk.read_only,
+            layers: disk.layers.iter().map(layer).collect(),
+            options: disk.options,
         });
         disks.collect()
     }

@@ -31,7 +31,7 @@ use croft_api::instance::STATE_VERSION;
 use croft_api::{Phase, Status};
 use thiserror::Error;
 
-pub use config::{Boot, Config, Disk, ImageUse, Share, VERSION as CONFIG_VERSION};
+pub use config::{Boot, Config, Disk, ImageUse, Layer, Share, VERSION as CONFIG_VERSION};
 
 use crate::directories::Directories;
 use crate::files;

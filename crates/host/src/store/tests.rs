@@ -34,8 +34,11 @@ fn config() -> Config {
             initrd: None,
         },
         disks: vec![Disk {
-            path: "disk.img".into(),
-            read_only: false,
+            layers: vec![Layer {
+                path: "disk.img".into(),
+                format: None,
+            }],
+            options: Default::default(),
         }],
         shares: Vec::new(),
         image: None,
@@ -70,7 +73,7 @@ fn made_changed_and_deleted() {
     assert!(!all.config(&name("web")).unwrap().autostart);
     let keep = config().keep_request(all.directories(), &name("web"));
     let disk = all.directories().instance(&name("web")).join("disk.img");
-    assert_eq!(keep.run.disks[0].path, disk);
+    assert_eq!(keep.run.disks[0].layers[0].path, disk);
     assert_eq!(keep.run.kernel, "/boot/vmlinuz");
     all.delete(&name("web")).unwrap();
     assert!(entries(&all).is_empty());
