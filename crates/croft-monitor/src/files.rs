@@ -6,10 +6,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::disk::StartDisk;
 use croft_api::monitor::{RunRequest, RunShare};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartShare;
+use croft_api::vmm::StartRequest;
 use rustix::fs::OFlags;
 
 use crate::control::Control;
@@ -96,19 +95,22 @@ impl Files {
         })
     }
 
-    /// What the payload is told of the disks.
-    pub fn start_disks(&self) -> Vec<StartDisk> {
-        self.disks.iter().map(Disk::describe).collect()
+    /// What the payload is told.
+    pub fn start_request(&self, run: &RunRequest) -> StartRequest {
+        StartRequest {
+            machine: run.machine.clone(),
+            kernel: run.kernel.as_deref().map(quoted),
+            initrd: run.initrd.as_deref().map(quoted),
+            disks: self.disks.iter().map(Disk::describe).collect(),
+            shares: self.shares.iter().map(Share::describe).collect(),
+            saved: self.saved.is_some(),
+            gdb: self.gdb.is_some(),
+        }
     }
 
-    /// What the payload is told of the shares.
-    pub fn start_shares(&self) -> Vec<StartShare> {
-        self.shares.iter().map(Share::describe).collect()
-    }
-
-    /// Whether it is a saved machine.
-    pub fn restores(&self) -> bool {
-        self.saved.is_some()
+    /// What the file of the machine begins with, if it is saved.
+    pub fn saved_run(&self, run: &RunRequest) -> io::Result<SavedRun> {
+        saved_run(run, &self.disks)
     }
 
     /// What is handed to the payload, in the order of
