@@ -70,3 +70,8 @@ fn qcow2() {
 fn saved() {
     smoke("saved", 1000);
 }
+
+#[test]
+fn bootdisk() {
+    smoke("bootdisk", 3000);
+}

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use croft_api::monitor::{GdbAddress, RunShare};
+use croft_host::{InstanceName, NameError};
 
 use crate::size;
 
@@ -74,14 +75,8 @@ pub fn parse_share(text: OsString) -> Result<RunShare, String> {
 }
 
 /// An instance's name.
-pub fn parse_name(text: &str) -> Result<String, String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if starts_well && text.len() <= 63 && text.chars().all(plain) {
-        Ok(text.to_owned())
-    } else {
-        Err("use 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first".to_owned())
-    }
+pub fn parse_name(text: &str) -> Result<String, NameError> {
+    text.parse::<InstanceName>().map(|name| name.to_string())
 }
 
 /// A port or the path of a socket.
