@@ -234,7 +234,6 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
-            disks: self.disks.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             input: ConsoleInput {
