@@ -21,6 +21,7 @@ pub mod channel;
 pub mod control;
 pub mod engines;
 pub mod hello;
+pub mod jail;
 pub mod machine;
 pub mod monitor;
 pub mod outcome;

@@ -67,6 +67,9 @@ pub struct RunRequest {
     /// Whether the terminal's descriptor comes along. The monitor gives it
     /// back its modes if `croft` is killed before it can.
     pub terminal: bool,
+    /// Leave the vmm without its jail, for debugging Croft.
+    #[serde(default)]
+    pub no_jail: bool,
 }
 
 /// What to restore, and what is to be other than it was.
@@ -94,6 +97,9 @@ pub struct RestoreRequest {
     pub control: Option<OsString>,
     /// As in [`RunRequest`].
     pub terminal: bool,
+    /// As in [`RunRequest`].
+    #[serde(default)]
+    pub no_jail: bool,
 }
 
 impl RestoreRequest {
@@ -119,6 +125,7 @@ impl RestoreRequest {
             gdb: self.gdb,
             control: self.control,
             terminal: self.terminal,
+            no_jail: self.no_jail,
         }
     }
 }

@@ -26,7 +26,8 @@ pub const PROTOCOL: Protocol = Protocol {
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
     /// console, kernel, the initrd if named, the disks, the state if `saved`,
-    /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
+    /// the debugger's listening socket if `gdb`, `/dev/kvm` if it was opened.
+    /// The vmm gets no path to open, and could open none.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -57,6 +58,22 @@ pub struct StartRequest {
     pub saved: bool,
     /// Whether a debugger's listening socket comes with it.
     pub gdb: bool,
+    /// Whether `/dev/kvm` comes with it.
+    #[serde(default)]
+    pub kvm: KvmDevice,
+}
+
+/// What became of `/dev/kvm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvmDevice {
+    /// The machine is to run on another engine.
+    #[default]
+    Unwanted,
+    /// Its descriptor comes along.
+    Handed,
+    /// The monitor could not open it: the error number.
+    Refused(i32),
 }
 
 impl StartRequest {
@@ -66,6 +83,7 @@ impl StartRequest {
             + self.disks.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
+            + usize::from(self.kvm == KvmDevice::Handed)
     }
 }
 

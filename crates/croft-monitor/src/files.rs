@@ -6,9 +6,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
+use croft_api::EngineChoice;
 use croft_api::monitor::{RunDisk, RunRequest};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartDisk;
+use croft_api::vmm::{KvmDevice, StartDisk};
 use rustix::fs::OFlags;
 
 use crate::control::Control;
@@ -27,6 +28,8 @@ pub struct Files {
     control: Option<Control>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
+    /// `/dev/kvm`, if the machine may run on it.
+    kvm: Option<io::Result<File>>,
 }
 
 /// What the monitor keeps.
@@ -70,7 +73,17 @@ impl Files {
             log,
             control,
             gdb,
+            kvm: open_kvm(run.machine.engine),
         })
+    }
+
+    /// What the payload is told of `/dev/kvm`.
+    pub fn kvm_device(&self) -> KvmDevice {
+        match &self.kvm {
+            None => KvmDevice::Unwanted,
+            Some(Ok(_)) => KvmDevice::Handed,
+            Some(Err(error)) => KvmDevice::Refused(error.raw_os_error().unwrap_or_default()),
+        }
     }
 
     /// What the payload is told of the disks.
@@ -93,7 +106,8 @@ impl Files {
         let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
-            .chain([self.saved.map(Into::into), listener]);
+            .chain([self.saved.map(Into::into), listener])
+            .chain([self.kvm.and_then(Result::ok).map(Into::into)]);
         let kept = Kept {
             log: self.log,
             control: self.control,
@@ -129,6 +143,17 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
         return Ok(file);
     };
     Err(format!("{what} {name} {problem}"))
+}
+
+/// Opens `/dev/kvm`, which the payload cannot; it knows what a failure means.
+fn open_kvm(engine: EngineChoice) -> Option<io::Result<File>> {
+    const DEVICE: &str = "/dev/kvm";
+    match engine {
+        EngineChoice::Software | EngineChoice::Lockstep => None,
+        EngineChoice::Auto | EngineChoice::Kvm => {
+            Some(OpenOptions::new().read(true).write(true).open(DEVICE))
+        }
+    }
 }
 
 fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {

@@ -102,10 +102,16 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
         disks: files.start_disks(),
         saved: files.restores(),
         gdb: files.gdb.is_some(),
+        kvm: files.kvm_device(),
     };
     let (handed, kept) = files.split();
-    match Payload::start(start, handed) {
-        Ok(payload) => Relay::new(sender, receiver, console, payload, kept, terminal).run(),
+    match Payload::start(start, handed, run.no_jail) {
+        Ok(mut payload) => {
+            for text in payload.complaints.drain(..) {
+                sender.push(&Event::Log { text }, vec![])?;
+            }
+            Relay::new(sender, receiver, console, payload, kept, terminal).run()
+        }
         Err(message) => sender.deliver(&Event::Stopped(Outcome::Failed { message }), vec![]),
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use croft_api::control::Event as Answer;
 use croft_api::monitor::{Event, Request};
 use croft_api::{Outcome, Receiver, Sender, WireError, vmm};
+use croft_isolate::trap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -45,6 +46,8 @@ pub struct Relay {
     /// A piece of a line from the payload's standard error.
     line: Vec<u8>,
     stderr_ended: bool,
+    /// What the payload's jail said that it refused.
+    refused: Option<String>,
     outcome: Option<Outcome>,
     kill_at: Option<Instant>,
     stop_requested: bool,
@@ -81,6 +84,7 @@ impl Relay {
             input: Queue::default(),
             line: Vec::new(),
             stderr_ended: false,
+            refused: None,
             outcome: None,
             kill_at: None,
             stop_requested: false,
@@ -108,7 +112,10 @@ impl Relay {
             Some(outcome) => outcome,
             None if self.stop_requested => Outcome::Requested,
             None => Outcome::Failed {
-                message: status.map_or_else(|error| error.to_string(), describe),
+                message: match status {
+                    Ok(ended) => describe(ended, self.refused.as_deref()),
+                    Err(error) => error.to_string(),
+                },
             },
         };
         if let Some(control) = &mut self.kept.control {
@@ -354,7 +361,10 @@ impl Relay {
             };
             let text = String::from_utf8_lossy(&line);
             let text: String = text.trim_end().chars().take(LINE).collect();
-            if !text.is_empty() {
+            if let Some(what) = trap::refused(&text) {
+                // The outcome tells.
+                self.refused = Some(what.escape_debug().to_string());
+            } else if !text.is_empty() {
                 self.say(format!("croft-vmm: {}", text.escape_debug()))?;
             }
             if self.line.is_empty() {

@@ -8,9 +8,11 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use croft_api::machine::{CpuModel as Model, MachineSpec};
-use croft_api::vmm::StartRequest;
+use croft_api::vmm::{KvmDevice, StartRequest};
 use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
+use croft_engine_kvm::KvmEngine;
+use croft_isolate::Wants;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
     Payload, SavedError, SavedMachine,
@@ -21,6 +23,9 @@ use crate::engine::{Chosen, Wanted};
 
 /// Bytes of a saved machine read at once.
 const BUFFER: usize = 1 << 20;
+
+/// What stands for a `/dev/kvm` that nobody looked for: ENOENT.
+const NO_DEVICE: i32 = 2;
 
 /// A saved machine in its file.
 pub type Saved = SavedMachine<BufReader<File>>;
@@ -35,6 +40,8 @@ pub struct Start<S = Saved> {
     disks: Vec<DiskConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
+    /// `/dev/kvm`, or the number of the error that opening it gave.
+    kvm: Result<OwnedFd, i32>,
 }
 
 impl Start<File> {
@@ -75,9 +82,22 @@ impl Start<File> {
             initrd,
             disks,
             saved,
-            gdb: descriptors.next(),
+            gdb: request.gdb.then(|| descriptors.next()).flatten(),
+            kvm: match request.kvm {
+                KvmDevice::Handed => descriptors.next().ok_or(NO_DEVICE),
+                KvmDevice::Refused(errno) => Err(errno),
+                KvmDevice::Unwanted => Err(NO_DEVICE),
+            },
         };
         Ok((start, console))
+    }
+
+    /// What the jail has to leave open for it.
+    pub fn wants(&self) -> Wants {
+        Wants {
+            kvm: self.kvm.is_ok(),
+            shares: false,
+        }
     }
 
     /// Reads what a saved machine was.
@@ -93,11 +113,17 @@ impl Start<File> {
             disks: self.disks,
             saved: saved.transpose()?,
             gdb: self.gdb,
+            kvm: self.kvm,
         })
     }
 }
 
 impl Start {
+    /// The KVM engine on what came for it.
+    pub fn kvm(&mut self) -> KvmEngine {
+        KvmEngine::handed(std::mem::replace(&mut self.kvm, Err(NO_DEVICE)))
+    }
+
     /// What it asks of its engine.
     pub fn wanted(&self) -> Wanted {
         Wanted {
@@ -132,16 +158,18 @@ impl Start {
             no_reboot: spec.no_reboot,
             test_devices: spec.test_devices,
         };
+        let gdb = self.gdb.map(listener).transpose();
+        let gdb = gdb.map_err(|error| Outcome::Failed {
+            message: format!("the debugger's socket: {error}"),
+        })?;
         let engine = &*chosen.engine;
         let made = match self.saved {
             Some(saved) => Machine::restore(engine, config, saved, console),
             None => Machine::new(engine, config, console),
         };
         let mut machine = made.map_err(refusal)?;
-        if let Some(socket) = self.gdb {
-            machine.set_gdb(listener(socket).map_err(|error| Outcome::Failed {
-                message: format!("the debugger's socket: {error}"),
-            })?);
+        if let Some(listener) = gdb {
+            machine.set_gdb(listener);
         }
         Ok(machine)
     }

@@ -330,7 +330,7 @@ mod tests {
         );
         let (group, part) = ControlGroup::create_in(&Hierarchies::default(), false, "a.1", &LIMITS);
         assert!(group.is_none());
-        let text = part.complaint().unwrap();
+        let text = part.state.unwrap_err();
         assert!(
             text.contains("not mounted") && text.contains("systemd-run"),
             "{text}"

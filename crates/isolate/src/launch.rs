@@ -57,6 +57,8 @@ pub struct Launch {
     pub program: PathBuf,
     /// Its arguments; those that tell it of its jail come behind them.
     pub arguments: Vec<OsString>,
+    /// Its environment, `NAME=VALUE`.
+    pub environment: Vec<OsString>,
     /// Its standard input, output and error; it gets no other descriptor.
     pub descriptors: [OwnedFd; 3],
     /// Put it into namespaces.
@@ -395,10 +397,10 @@ fn above_standard(descriptor: OwnedFd) -> io::Result<OwnedFd> {
 /// system calls only.
 struct Plan {
     program: CString,
-    /// Owns what `arguments` points to.
-    _words: Vec<CString>,
+    /// Owns what the next two point to.
+    _words: [Vec<CString>; 2],
     arguments: Vec<*const libc::c_char>,
-    environment: [*const libc::c_char; 1],
+    environment: Vec<*const libc::c_char>,
     descriptors: [OwnedFd; 3],
     /// A byte comes here when the parent is ready.
     wait: OwnedFd,
@@ -416,24 +418,24 @@ impl Plan {
         let word = |bytes: &[u8]| CString::new(bytes).map_err(|_| LaunchError::Name);
         let program = word(launch.program.as_os_str().as_bytes())?;
         let added = given.map(Given::arguments).unwrap_or_default();
-        let words = std::iter::once(Ok(program.clone()))
-            .chain(
-                launch
-                    .arguments
-                    .iter()
-                    .chain(&added)
-                    .map(|argument| word(argument.as_bytes())),
-            )
-            .collect::<Result<Vec<_>, _>>()?;
-        let pointers = words.iter().map(|word| word.as_ptr());
-        let arguments = pointers.chain([ptr::null()]).collect();
+        let words = |first: Option<&CString>, words: &[OsString]| {
+            let rest = words.iter().map(|one| word(one.as_bytes()));
+            let first = first.cloned().map(Ok);
+            first.into_iter().chain(rest).collect::<Result<Vec<_>, _>>()
+        };
+        let pointers = |words: &[CString]| {
+            let all = words.iter().map(|word| word.as_ptr());
+            all.chain([ptr::null()]).collect()
+        };
+        let arguments = words(Some(&program), &[&launch.arguments[..], &added].concat())?;
+        let environment = words(None, &launch.environment)?;
         let copy = |descriptor: &OwnedFd| descriptor.try_clone().and_then(above_standard);
         let [input, output, error] = &launch.descriptors;
         Ok(Plan {
             program,
-            arguments,
-            _words: words,
-            environment: [ptr::null()],
+            arguments: pointers(&arguments),
+            environment: pointers(&environment),
+            _words: [arguments, environment],
             descriptors: [copy(input)?, copy(output)?, copy(error)?],
             wait: above_standard(wait)?,
             fail: above_standard(fail)?,

@@ -64,4 +64,8 @@ pub struct PlaceOptions {
     /// Make a socket by which 'croft save' finds the machine
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
     pub control: Option<OsString>,
+
+    /// Leave croft-vmm without its jail, so that a debugger can be attached to it
+    #[arg(long, hide = true)]
+    pub no_jail: bool,
 }

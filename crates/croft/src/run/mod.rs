@@ -112,6 +112,7 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         gdb: options.place.gdb,
         control: options.place.control,
         terminal: false,
+        no_jail: options.place.no_jail,
     }
 }
 
@@ -143,6 +144,7 @@ fn request(options: RunOptions) -> RunRequest {
         gdb: options.place.gdb,
         control: options.place.control,
         terminal: false,
+        no_jail: options.place.no_jail,
     }
 }
 
