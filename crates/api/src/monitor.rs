@@ -64,6 +64,10 @@ pub struct RunRequest {
     pub gdb: Option<GdbAddress>,
     /// Path of the control socket to make.
     pub control: Option<OsString>,
+    /// Path of the socket to make by which programs connect to the guest, if
+    /// the machine has a socket device. What the guest connects to is beside
+    /// it: the same path with `_<port>` behind.
+    pub vsock: Option<OsString>,
     /// Whether the terminal's descriptor comes along. The monitor gives it
     /// back its modes if `croft` is killed before it can.
     pub terminal: bool,
@@ -96,6 +100,8 @@ pub struct RestoreRequest {
     /// As in [`RunRequest`].
     pub control: Option<OsString>,
     /// As in [`RunRequest`].
+    pub vsock: Option<OsString>,
+    /// As in [`RunRequest`].
     pub terminal: bool,
     /// As in [`RunRequest`].
     #[serde(default)]
@@ -124,6 +130,7 @@ impl RestoreRequest {
             log: self.log,
             gdb: self.gdb,
             control: self.control,
+            vsock: self.vsock,
             terminal: self.terminal,
             no_jail: self.no_jail,
         }

@@ -40,6 +40,19 @@ pub enum Request {
     /// Save the machine to the file whose descriptor comes along, from its
     /// position on, and end.
     Save,
+    /// Connect the stream socket that comes along to this port of the guest.
+    /// The vmm writes `OK <port of the host>` and a line end to it when the
+    /// guest has accepted, and closes it when it does not.
+    VsockConnect {
+        /// The guest's port.
+        port: u32,
+    },
+    /// The answer to [`Event::VsockRequest`]: the connected stream socket
+    /// that comes along, or none, which refuses.
+    VsockAnswer {
+        /// As in the question.
+        id: u64,
+    },
 }
 
 /// What a machine is started from.
@@ -115,6 +128,14 @@ pub enum Event {
     SaveFailed {
         /// Why not.
         message: String,
+    },
+    /// The guest wants to be connected to this port of the host. To be
+    /// answered by [`Request::VsockAnswer`].
+    VsockRequest {
+        /// For the answer.
+        id: u64,
+        /// The host's port.
+        port: u32,
     },
     /// A line for the operator.
     Log {

@@ -15,6 +15,7 @@ use rustix::fs::OFlags;
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
+use crate::vsock::Vsock;
 use croft_host::socket::SocketFile;
 
 /// All of them, open.
@@ -26,6 +27,7 @@ pub struct Files {
     saved: Option<File>,
     log: Option<File>,
     control: Option<Control>,
+    vsock: Option<Vsock>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
     /// `/dev/kvm`, if the machine may run on it.
@@ -39,6 +41,8 @@ pub struct Kept {
     pub log: Option<File>,
     /// Where commands can connect.
     pub control: Option<Control>,
+    /// Where programs connect to the guest.
+    pub vsock: Option<Vsock>,
     /// Removes the debugger's socket when dropped.
     pub _socket: Option<SocketFile>,
 }
@@ -61,6 +65,10 @@ impl Files {
             Some(path) => Some(bind_control(path, run)?),
             None => None,
         };
+        let vsock = match &run.vsock {
+            Some(path) => Some(bind_vsock(path)?),
+            None => None,
+        };
         let gdb = match &run.gdb {
             Some(address) => Some(GdbListener::bind(address)?),
             None => None,
@@ -72,6 +80,7 @@ impl Files {
             saved,
             log,
             control,
+            vsock,
             gdb,
             kvm: open_kvm(run.machine.engine),
         })
@@ -111,6 +120,7 @@ impl Files {
         let kept = Kept {
             log: self.log,
             control: self.control,
+            vsock: self.vsock,
             _socket: socket,
         };
         (handed.flatten().collect(), kept)
@@ -163,6 +173,12 @@ fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
         .map_err(|error| {
             format!("control socket {name}: {error}; choose another path with --control")
         })
+}
+
+fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {
+    let name = quoted(path);
+    Vsock::bind(path.as_ref())
+        .map_err(|error| format!("vsock socket {name}: {error}; choose another path with --vsock"))
 }
 
 /// What a machine that is saved was run with.

@@ -20,6 +20,7 @@ mod gdb;
 mod payload;
 mod relay;
 mod terminal;
+mod vsock;
 
 use std::fs::File;
 use std::io::{self, Write};

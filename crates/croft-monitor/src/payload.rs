@@ -35,7 +35,7 @@ const DEVICE_PROCESSORS: u64 = 2;
 pub struct Payload {
     // Ends before its group goes.
     child: Child,
-    _group: Option<ControlGroup>,
+    group: Option<ControlGroup>,
     /// To it.
     pub sender: Sender,
     /// From it.
@@ -94,7 +94,7 @@ impl Payload {
         let (sender, receiver) = channel(ours, vmm::PROTOCOL, PROGRAM);
         let mut payload = Payload {
             child,
-            _group: group,
+            group,
             sender,
             receiver,
             console,
@@ -116,6 +116,12 @@ impl Payload {
 
     /// Waits for its exit, which is due, and helps if it does not come.
     pub fn reap(&mut self) -> io::Result<Ended> {
+        let ended = self.wait()?;
+        self.group = None;
+        Ok(ended)
+    }
+
+    fn wait(&mut self) -> io::Result<Ended> {
         let deadline = Instant::now() + EXIT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

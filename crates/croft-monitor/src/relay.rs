@@ -23,11 +23,15 @@ use crate::control;
 use crate::files::Kept;
 use crate::payload::{Payload, describe};
 use crate::terminal::Terminal;
+use crate::vsock;
 
 /// How long a payload may take to stop before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 /// Messages queued in one direction before the other end is read no further.
 const BACKLOG: usize = 64;
+/// The same for what the payload's own questions have for answers: more than
+/// a payload asks that keeps to the rules.
+const ANSWERS: usize = 1024;
 /// Longest line passed on from the payload's standard error, in bytes.
 const LINE: usize = 1000;
 
@@ -62,6 +66,7 @@ enum Source {
     Guest,
     Stderr,
     Control(control::Source),
+    Vsock(vsock::Source),
 }
 
 impl Relay {
@@ -165,6 +170,7 @@ impl Relay {
                     }
                 }
                 Source::Control(source) => self.hear_control(source)?,
+                Source::Vsock(source) => self.hear_vsock(source)?,
                 Source::Croft | Source::Payload => {}
             }
         }
@@ -185,6 +191,7 @@ impl Relay {
         let read = PollFlags::IN;
         let write = PollFlags::OUT;
         let listening = self.sender.backlog() < BACKLOG;
+        let answering = self.payload.sender.backlog() < ANSWERS;
         let interests: [(Source, BorrowedFd<'_>, PollFlags); 5] = [
             (
                 Source::Croft,
@@ -195,8 +202,10 @@ impl Relay {
             (
                 Source::Payload,
                 self.payload.receiver.as_fd(),
-                when(listening && !self.payload.receiver.ended(), read)
-                    | when(self.payload.sender.backlog() > 0, write),
+                when(
+                    listening && answering && !self.payload.receiver.ended(),
+                    read,
+                ) | when(self.payload.sender.backlog() > 0, write),
             ),
             (
                 Source::Terminal,
@@ -218,12 +227,18 @@ impl Relay {
             let sources = control.sources().into_iter();
             sources.map(|(source, descriptor)| (Source::Control(source), descriptor, read))
         });
+        let room = self.payload.sender.backlog() < BACKLOG;
+        let vsock = self.kept.vsock.iter().filter(|_| room).flat_map(|vsock| {
+            let sources = vsock.sources().into_iter();
+            sources.map(|(source, descriptor)| (Source::Vsock(source), descriptor, read))
+        });
         // A hang-up is reported even where nothing is asked for, and would
         // make the loop spin: leave out what is of no interest. Croft's
         // socket stays in, for its hang-up is of interest always.
         let interests: Vec<_> = interests
             .into_iter()
             .chain(control)
+            .chain(vsock)
             .filter(|(source, _, flags)| !flags.is_empty() || matches!(source, Source::Croft))
             .collect();
         let mut descriptors: Vec<PollFd<'_>> = interests
@@ -303,6 +318,15 @@ impl Relay {
                         text: format!("not saved: {message}"),
                     }
                 }
+                vmm::Event::VsockRequest { id, port } => {
+                    // Where nobody listens the guest is refused.
+                    let vsock = self.kept.vsock.as_ref();
+                    let socket = vsock.and_then(|vsock| vsock.connect(port).ok());
+                    let answer = vmm::Request::VsockAnswer { id };
+                    let socket = socket.into_iter().collect();
+                    self.payload.sender.push(&answer, socket)?;
+                    continue;
+                }
                 vmm::Event::Log { text } => Event::Log { text },
                 vmm::Event::Stopped(outcome) => {
                     self.outcome.get_or_insert(outcome);
@@ -319,6 +343,15 @@ impl Relay {
         let asked = self.kept.control.as_mut().and_then(|c| c.hear(source));
         if let Some(file) = asked {
             self.payload.sender.push(&vmm::Request::Save, vec![file])?;
+        }
+        Ok(())
+    }
+
+    fn hear_vsock(&mut self, source: vsock::Source) -> Result<(), Gone> {
+        let asked = self.kept.vsock.as_mut().and_then(|v| v.hear(source));
+        if let Some((port, socket)) = asked {
+            let request = vmm::Request::VsockConnect { port };
+            self.payload.sender.push(&request, vec![socket])?;
         }
         Ok(())
     }

@@ -117,7 +117,7 @@ fn run(reporter: &Reporter, mut receiver: Receiver, jail: Jail) -> Outcome {
         Err(message) => return Outcome::Invalid { message },
     };
     let console = Arc::new(Console::new(console, reporter.clone()));
-    let machine = match start.make(&chosen, console.clone()) {
+    let machine = match start.make(&chosen, console.clone(), reporter) {
         Ok(machine) => machine,
         Err(outcome) => return outcome,
     };

@@ -15,11 +15,12 @@ use croft_engine_kvm::KvmEngine;
 use croft_isolate::Wants;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, SavedError, SavedMachine,
+    Payload, SavedError, SavedMachine, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::engine::{Chosen, Wanted};
+use crate::report::Reporter;
 
 /// Bytes of a saved machine read at once.
 const BUFFER: usize = 1 << 20;
@@ -142,6 +143,7 @@ impl Start {
         self,
         chosen: &Chosen,
         console: Arc<dyn ConsoleBackend>,
+        reporter: &Reporter,
     ) -> Result<Machine, Outcome> {
         let spec = self.machine;
         let config = MachineConfig {
@@ -155,6 +157,10 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            vsock: spec.vsock.map(|cid| VsockConfig {
+                cid,
+                host: Arc::new(reporter.clone()),
+            }),
             no_reboot: spec.no_reboot,
             test_devices: spec.test_devices,
         };

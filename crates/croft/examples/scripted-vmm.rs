@@ -112,7 +112,10 @@ fn obey(mut receiver: Receiver, sender: &Shared) {
                     message: "a script cannot be saved".to_owned(),
                 },
             ),
-            Request::PowerButton | Request::Start(_) => {}
+            Request::PowerButton
+            | Request::Start(_)
+            | Request::VsockConnect { .. }
+            | Request::VsockAnswer { .. } => {}
         }
     }
     std::process::exit(0);

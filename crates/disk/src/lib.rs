@@ -17,5 +17,5 @@ mod raw;
 pub use disk::{Disk, DiskError, SECTOR};
 pub use file::{OpenError, check};
 pub use lock::LockError;
-pub use memory::IoMemory;
+pub use memory::{Direction, IoMemory, transfer};
 pub use raw::RawDisk;

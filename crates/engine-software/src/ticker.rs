@@ -101,6 +101,7 @@ impl Inner {
 mod tests {
     use super::*;
     use std::sync::atomic::Ordering;
+    use std::thread;
 
     #[test]
     fn the_earlier_timer_comes_first_and_a_dropped_one_not_at_all() {

@@ -7,13 +7,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::umask;
 
 /// Longest path in bytes that an address has room for: `sun_path` of unix(7)
@@ -23,6 +24,16 @@ const PATH_MAX: usize = 107;
 /// Connects to the socket at `path`.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(Short::new(path)?.path())
+}
+
+/// Connects to the socket at `path`, or fails where that would wait: where
+/// whoever listens does not keep up.
+pub fn connect_at_once(path: &Path) -> io::Result<OwnedFd> {
+    let short = Short::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(short.path())?)?;
+    Ok(socket)
 }
 
 /// Makes a socket at `path`, where one that nobody listens on gives way; and

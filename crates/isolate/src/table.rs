@@ -287,9 +287,9 @@ pub const COMMON: &[Line] = &[
     ),
     line(
         Sysno::getsockopt,
-        SETUP.union(GDB),
+        SETUP.union(GDB).union(DEVICE),
         Always,
-        "which kind of socket the debugger's is",
+        "which kind of socket the debugger's is, or one for the guest",
     ),
     line(
         Sysno::getsockname,

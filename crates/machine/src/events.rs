@@ -38,6 +38,8 @@ pub enum Request {
     Resume(SyncSender<()>),
     /// As by a reset button.
     Reset(SyncSender<()>),
+    /// The guest is to give this many bytes of memory back.
+    Balloon(u64, SyncSender<()>),
     /// Write the state there and end.
     Save(Box<dyn Write + Send>, SyncSender<Result<(), SaveError>>),
     /// End.

@@ -3,8 +3,11 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
+use std::time::Duration;
 
 use croft_devices::pm::PmHandle;
+use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
 use thiserror::Error;
@@ -46,6 +49,8 @@ pub struct MachineHandle {
     pub(crate) events: Events,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
+    pub(crate) balloon: BalloonHandle,
+    pub(crate) vsock: Option<VsockHandle>,
     pub(crate) input: ConsoleInput,
 }
 
@@ -90,10 +95,33 @@ impl MachineHandle {
         self.ask(|done| Request::Save(out, done))?
     }
 
+    /// Asks the guest to give `bytes` of its memory back, and to take back
+    /// what of it that leaves: the size of its balloon. A guest without a
+    /// driver for it does nothing; one in need keeps its memory.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), Ended> {
+        self.ask(|done| Request::Balloon(bytes, done))
+    }
+
+    /// What the guest has given back.
+    pub fn balloon(&self) -> BalloonReport {
+        self.balloon.report()
+    }
+
+    /// Asks the guest how it uses its memory; `None` when it does not say
+    /// within `patience`.
+    pub fn memory_statistics(&self, patience: Duration) -> Option<BalloonStatistics> {
+        self.balloon.statistics(patience)
+    }
+
     /// Types `bytes` on the serial console; blocks while the guest takes no
     /// more.
     pub fn push_input(&self, bytes: &[u8]) -> Result<(), Ended> {
         self.input.push(bytes)
+    }
+
+    /// The host's side of the socket device, if there is one.
+    pub fn vsock(&self) -> Option<&VsockHandle> {
+        self.vsock.as_ref()
     }
 
     fn ask<R>(&self, request: impl FnOnce(SyncSender<R>) -> Request) -> Result<R, Ended> {

@@ -68,10 +68,11 @@ mod tests;
 
 pub use config::{Ended, MachineConfig, Outcome, State};
 pub use console::ConsoleBackend;
+pub use croft_devices::virtio::vsock::{VsockHandle, VsockHost};
 pub use error::MachineError;
 pub use gdb::GdbListener;
 pub use handle::{MachineHandle, SaveError};
 pub use loader::{NamedFile, Payload};
 pub use machine::Machine;
 pub use saved::{SavedError, SavedMachine};
-pub use virtio::{DISKS_MAX, DiskConfig};
+pub use virtio::{DISKS_MAX, DiskConfig, VsockConfig};

@@ -4,6 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
+use croft_devices::virtio::balloon::BalloonHandle;
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -45,6 +47,8 @@ pub struct Machine {
     /// For who saves it.
     pub(crate) description: Description,
     pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) balloon: BalloonHandle,
+    pub(crate) vsock: Option<VsockHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -166,7 +170,11 @@ impl Machine {
             events.clone(),
             config.test_devices,
         )?;
-        let disks = Plugger::new(&chipset, &ram, &console).plug(config.disks, config.vcpus)?;
+        let plugger = Plugger::new(&chipset, &ram, &console);
+        let disks = plugger.plug(config.disks, config.vcpus)?;
+        let balloon = plugger.plug_balloon()?;
+        let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
+        let vsock = vsock.transpose()?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -175,8 +183,11 @@ impl Machine {
                 config.memory,
                 config.test_devices,
                 disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
-            ),
+            )
+            .with_vsock(vsock.is_some()),
             disks,
+            balloon,
+            vsock,
             ram,
             partition,
             vcpus,
@@ -211,6 +222,8 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            balloon: self.balloon.clone(),
+            vsock: self.vsock.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

@@ -149,6 +149,12 @@ impl Owner {
                 self.reset()?;
                 let _ = done.send(());
             }
+            // Here, since it may interrupt the guest: a machine that is being
+            // saved stands still.
+            Event::Request(Request::Balloon(bytes, done)) => {
+                self.machine.balloon.set_target(bytes);
+                let _ = done.send(());
+            }
             Event::Request(Request::Save(mut out, done)) => {
                 if self.saving {
                     let _ = done.send(Err(SaveError::Busy));

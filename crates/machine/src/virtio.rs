@@ -4,14 +4,20 @@
 //! | slot | device                                     |
 //! |------|--------------------------------------------|
 //! | 1    | entropy                                    |
-//! | 2–31 | disks, in the order of the configuration   |
+//! | 2–24 | disks, in the order of the configuration   |
+//! | 25–28 | shares                                    |
+//! | 29   | sockets (vsock)                            |
+//! | 31   | balloon                                    |
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use croft_devices::virtio::balloon::{BalloonHandle, VirtioBalloon};
 use croft_devices::virtio::blk::VirtioBlk;
 use croft_devices::virtio::rng::VirtioRng;
+use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
 use croft_devices::{SharedLine, platform};
 use croft_disk::RawDisk;
@@ -27,8 +33,13 @@ use crate::error::MachineError;
 const RNG_SLOT: u8 = 1;
 /// First slot of a disk.
 const DISK_SLOT: u8 = 2;
+/// Slot of the balloon. Devices that a machine has one of are at the end, so
+/// that disks have neighbouring slots.
+const BALLOON_SLOT: u8 = 31;
+/// Slot of the socket device.
+const VSOCK_SLOT: u8 = 29;
 /// Most disks of a machine.
-pub const DISKS_MAX: usize = 30;
+pub const DISKS_MAX: usize = 23;
 /// Queues of a disk at most: each in use has a thread.
 const DISK_QUEUES_MAX: u32 = 4;
 
@@ -42,6 +53,23 @@ pub struct DiskConfig {
     pub name: String,
     /// Refuse every change.
     pub read_only: bool,
+}
+
+/// The socket device that a machine is made with.
+#[derive(Clone)]
+pub struct VsockConfig {
+    /// The guest's context id.
+    pub cid: u32,
+    /// Makes the connections that the guest asks for.
+    pub host: Arc<dyn VsockHost>,
+}
+
+impl fmt::Debug for VsockConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VsockConfig")
+            .field("cid", &self.cid)
+            .finish_non_exhaustive()
+    }
 }
 
 impl DoorbellRegistry for PartitionSide {
@@ -120,6 +148,23 @@ impl<'a> Plugger<'a> {
             self.add(DISK_SLOT + index, &name, device)?;
         }
         Ok(plugged)
+    }
+
+    /// The socket device. Returns the host's side of it.
+    pub fn plug_vsock(&self, config: VsockConfig) -> Result<VsockHandle, MachineError> {
+        let device = VirtioVsock::new(config.cid, config.host);
+        let handle = device.handle();
+        self.add(VSOCK_SLOT, "vsock0", device)?;
+        Ok(handle)
+    }
+
+    /// The balloon.
+    pub fn plug_balloon(&self) -> Result<BalloonHandle, MachineError> {
+        let name = "balloon0";
+        let device = VirtioBalloon::new(self.ram.size(), name, self.log.clone());
+        let handle = device.handle();
+        self.add(BALLOON_SLOT, name, device)?;
+        Ok(handle)
     }
 
     fn add(

@@ -65,6 +65,11 @@ pub struct PlaceOptions {
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
     pub control: Option<OsString>,
 
+    /// Make a socket by which programs connect to the guest's vsock ports; the guest connects
+    /// to port P of the host at the same path with '_P' behind
+    #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
+    pub vsock: Option<OsString>,
+
     /// Leave croft-vmm without its jail, so that a debugger can be attached to it
     #[arg(long, hide = true)]
     pub no_jail: bool,

@@ -82,6 +82,10 @@ pub struct RunOptions {
     #[command(flatten)]
     pub place: PlaceOptions,
 
+    /// The guest's vsock context id
+    #[arg(long, value_name = "CID", default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=0xFFFF_FFFE), requires = "vsock")]
+    pub vsock_cid: u32,
+
     /// Compare each block that the software engine translates with its interpreter, to find
     /// errors in the engine; slow, and for one processor
     #[arg(long, hide = true, conflicts_with = "engine")]

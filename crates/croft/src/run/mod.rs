@@ -111,6 +111,7 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        vsock: options.place.vsock,
         terminal: false,
         no_jail: options.place.no_jail,
     }
@@ -136,6 +137,7 @@ fn request(options: RunOptions) -> RunRequest {
             append: options.append,
             no_reboot: options.no_reboot,
             test_devices: options.test_devices,
+            vsock: options.place.vsock.as_ref().map(|_| options.vsock_cid),
         },
         kernel: options.kernel,
         initrd: options.initrd,
@@ -143,6 +145,7 @@ fn request(options: RunOptions) -> RunRequest {
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        vsock: options.place.vsock,
         terminal: false,
         no_jail: options.place.no_jail,
     }

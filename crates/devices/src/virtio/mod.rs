@@ -1,7 +1,8 @@
 //! Virtio devices on PCI (Virtual I/O Device Version 1.2, "virtio 1.2").
 //!
-//! A device of one kind ([`blk`], [`rng`]) is a [`VirtioDevice`]: what it
-//! offers, and a [`QueueHandler`] that serves one request. Everything that is
+//! A device of one kind ([`blk`], [`rng`], [`balloon`], [`vsock`]) is a [`VirtioDevice`]:
+//! what it offers, and a [`QueueHandler`] that serves one request, or a
+//! [`Service`] for all its queues together. Everything that is
 //! the same in all of them is [`transport`]: configuration space, registers,
 //! negotiation, interrupts, saving.
 //!
@@ -15,7 +16,8 @@
 //!                        Link (slot, wake) ◄─────────────┘ interrupt
 //! ```
 //!
-//! Requests are served on worker threads only. A worker holds its queue's
+//! Requests are served on worker threads only, one for each queue or one for
+//! all of a device's. A worker holds its queue's
 //! lock while it serves; a vCPU thread never waits for that lock while a
 //! queue is in use. What needs the queue (a reset by the guest) is therefore
 //! finished by whichever of the guest's following accesses finds it free,
@@ -28,13 +30,16 @@
 //! queue that change: the device stops, says so in the log and in its status
 //! (DEVICE_NEEDS_RESET), and works again after a reset (2.1.2).
 
+pub mod balloon;
 pub mod blk;
 mod log;
 pub mod queue;
 pub mod rng;
+pub mod service;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;
 mod worker;
 
 use std::sync::Arc;
@@ -47,6 +52,7 @@ use crate::interrupt::{InterruptSink, LineInput};
 use crate::saved::{DeviceState, StateError};
 pub use log::{LogSink, RateLimitedLog};
 pub use queue::{Buffers, Chain, QueueError};
+pub use service::{Next, Queues, Service};
 pub use transport::{Notifier, TransportState, VirtioPci};
 
 /// Gives out event objects for writes to guest-physical addresses:
@@ -124,15 +130,51 @@ pub trait VirtioDevice: Send {
     /// anything else.
     fn connect(&mut self, _notifier: Notifier) {}
 
-    /// What serves queue `queue` from now on, under the negotiated
-    /// `features`. Every reset asks for new ones.
-    fn handler(&self, queue: u16, features: u64) -> Box<dyn QueueHandler>;
+    /// Whether one worker serves all queues together, by one
+    /// [`service`](Self::service). Otherwise each queue has its own.
+    fn one_worker(&self) -> bool {
+        false
+    }
+
+    /// What serves the requests of queue `queue` from now on, under the
+    /// negotiated `features`. Every reset asks for new ones. Either this or
+    /// [`service`](Self::service) is a device's own.
+    fn handler(&self, _queue: u16, _features: u64) -> Box<dyn QueueHandler> {
+        Box::new(Unserved)
+    }
+
+    /// What a worker runs from now on for queue `queue`, or for all of them
+    /// (`queue` is then 0), under the negotiated `features`. Every reset asks
+    /// for new ones.
+    fn service(&self, queue: u16, features: u64) -> Box<dyn Service> {
+        Box::new(service::Requests::new(queue, self.handler(queue, features)))
+    }
+
+    /// The driver or the machine reset it: no handler is in use any more.
+    fn reset(&mut self) {}
 
     /// The state of device and transport together.
     fn save(&self, transport: TransportState) -> DeviceState;
 
     /// The transport's part of a state that this device could have saved.
     fn check<'a>(&self, state: &'a DeviceState) -> Result<&'a TransportState, StateError>;
+
+    /// Takes its own part of a state over that [`check`](Self::check) found
+    /// good. No handler is in use; new ones are asked for afterwards.
+    fn restore(&mut self, _state: &DeviceState) {}
+}
+
+/// Leaves all requests where they are.
+struct Unserved;
+
+impl QueueHandler for Unserved {
+    fn ready(&mut self) -> bool {
+        false
+    }
+
+    fn serve(&mut self, _ram: &GuestRam, _chain: &Chain) -> Result<u32, QueueError> {
+        Ok(0)
+    }
 }
 
 /// Copies what `config` has from byte `offset` on.

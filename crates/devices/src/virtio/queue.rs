@@ -46,6 +46,9 @@ pub enum QueueError {
     /// A request that has not the parts it needs.
     #[error("a request {0}")]
     Request(&'static str),
+    /// The host could not do its part.
+    #[error("it cannot be waited for: {0}")]
+    Host(#[from] std::io::Error),
     /// Not for RAM that is there: see [`VolatileMemoryError`].
     #[error(transparent)]
     Memory(#[from] VolatileMemoryError),
@@ -71,6 +74,11 @@ impl Buffers {
     /// True when there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Guest-physical address and length of each piece, in order.
+    pub fn pieces(&self) -> &[(u64, u32)] {
+        &self.pieces
     }
 
     /// Bytes `offset..offset + len` as pieces of guest memory; fewer where
@@ -239,13 +247,18 @@ impl ActiveQueue {
         }
     }
 
+    /// The request taken last is as if it had not been taken.
+    pub fn unpop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
     /// Hands a request back, with the number of bytes written to it.
-    fn push(&mut self, ram: &GuestRam, chain: &Chain, written: u32) -> Result<(), QueueError> {
+    pub fn push(&mut self, ram: &GuestRam, chain: &Chain, written: u32) -> Result<(), QueueError> {
         Ok(self.queue.add_used(ram.mappings(), chain.head, written)?)
     }
 
     /// Whether the driver wants an interrupt for what was handed back.
-    fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, QueueError> {
+    pub fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, QueueError> {
         let wants = self.queue.needs_notification(ram.mappings())?;
         if self.queue.event_idx_enabled() {
             return Ok(wants);
@@ -255,6 +268,22 @@ impl ActiveQueue {
             .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
             .map_err(virtio_queue::Error::GuestMemory)?;
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Whether the driver is to notify of more requests, which is only a hint
+    /// to it. Returns whether there are some.
+    pub fn expect(&mut self, ram: &GuestRam, notify: bool) -> Result<bool, QueueError> {
+        if notify {
+            return Ok(self.queue.enable_notification(ram.mappings())?);
+        }
+        self.queue.disable_notification(ram.mappings())?;
+        self.waits(ram)
+    }
+
+    /// Whether there are requests.
+    pub fn waits(&self, ram: &GuestRam) -> Result<bool, QueueError> {
+        let available = self.queue.avail_idx(ram.mappings(), Ordering::Acquire)?;
+        Ok(available.0 != self.queue.next_avail())
     }
 }
 

@@ -104,6 +104,9 @@ pub struct Description {
     pub test_devices: bool,
     /// Its disks.
     pub disks: Vec<SavedDisk>,
+    /// It had a socket device.
+    #[serde(default)]
+    pub vsock: bool,
 }
 
 /// A disk of a saved machine.
@@ -140,7 +143,13 @@ impl Description {
             memory,
             test_devices,
             disks,
+            vsock: false,
         }
+    }
+
+    /// With a socket device, or without.
+    pub(crate) fn with_vsock(self, vsock: bool) -> Self {
+        Description { vsock, ..self }
     }
 
     /// Refuses a machine that is not made of the same.
@@ -166,6 +175,10 @@ impl Description {
                 text(self.test_devices).to_owned(),
                 text(now.test_devices).to_owned(),
             );
+        }
+        if self.vsock != now.vsock {
+            let text = |there: bool| if there { "vsock" } else { "no vsock" };
+            return differs(text(self.vsock).to_owned(), text(now.vsock).to_owned());
         }
         if self.disks.len() != now.disks.len() {
             let text = |count: usize| format!("{count} disks");

@@ -166,11 +166,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         }
         self.common.status = status;
         if status & !before & DRIVER_OK != 0 {
-            for index in 0..self.queues.len() {
-                if self.queues[index].enabled {
-                    self.activate(index, (0, 0));
-                }
-            }
+            self.activate(&[]);
         }
         self.settle();
     }

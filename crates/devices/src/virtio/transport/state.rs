@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::DRIVER_OK;
 use crate::pci::ConfigState;
 
 /// Version written by this Croft.
@@ -38,6 +39,13 @@ pub struct TransportState {
     pub vectors: Vec<VectorState>,
     /// The queues, in order.
     pub queues: Vec<QueueState>,
+}
+
+impl TransportState {
+    /// The driver has finished setting the device up.
+    pub fn driver_at_work(&self) -> bool {
+        self.status & DRIVER_OK != 0
+    }
 }
 
 /// State of an MSI-X vector; masked at power-on.

@@ -39,7 +39,7 @@ impl Gate {
 #[derive(Default)]
 struct Echo {
     gate: Arc<Gate>,
-    written: Arc<Mutex<Vec<(usize, Vec<u8>)>>>,
+    written: Arc<Mutex<Vec<u8>>>,
     notifier: Arc<Mutex<Option<Notifier>>>,
 }
 
@@ -71,7 +71,9 @@ impl VirtioDevice for Echo {
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {
-        lock(&self.written).push((offset, data.to_vec()));
+        let mut written = lock(&self.written);
+        written.push(offset as u8);
+        written.extend(data);
     }
 
     fn connect(&mut self, notifier: Notifier) {
@@ -696,7 +698,7 @@ fn the_driver_hears_of_another_configuration() {
         assert_eq!(rig.read(0x15, 1), 3);
     }
     rig.write(layout::DEVICE + 4, 4, 0x0403_0201);
-    assert_eq!(*lock(&written), [(4, vec![1, 2, 3, 4])]);
+    assert_eq!(*lock(&written), [4, 1, 2, 3, 4]);
     drop(rig);
     notifier.config_changed();
     notifier.wake(0);
