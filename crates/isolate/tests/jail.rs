@@ -4,10 +4,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use croft_isolate::launch::Ended;
 use croft_isolate::{Child, Launch, Role, trap};
 use rustix::pipe::{PipeFlags, pipe_with};
+
+/// The role of a process without a jail.
+const FREE: &str = "free";
 
 /// A prisoner, and its three descriptors' other ends.
 struct Prisoner {
@@ -17,7 +21,7 @@ struct Prisoner {
     errors: File,
 }
 
-fn prisoner(role: Role, call: &str) -> Prisoner {
+fn prisoner(role: &str, call: &str) -> Prisoner {
     // target/release/deps/jail-… to target/release/examples/prisoner.
     let here = std::env::current_exe().unwrap();
     let program: PathBuf = here
@@ -31,10 +35,10 @@ fn prisoner(role: Role, call: &str) -> Prisoner {
     let (errors, far_errors) = pipe();
     let launch = Launch {
         program,
-        arguments: vec![role.word().into(), call.into()],
+        arguments: vec![role.into(), call.into()],
         environment: Vec::new(),
         descriptors: [far_input, far_output, far_errors],
-        jail: true,
+        jail: role != FREE,
         keeps_ids: false,
     };
     Prisoner {
@@ -47,7 +51,10 @@ fn prisoner(role: Role, call: &str) -> Prisoner {
 
 /// How it ended, what it printed, and what it said of errors.
 fn told(role: Role, call: &str) -> (Ended, String, String) {
-    let mut prisoner = prisoner(role, call);
+    tell(prisoner(role.word(), call))
+}
+
+fn tell(mut prisoner: Prisoner) -> (Ended, String, String) {
     let (mut output, mut errors) = (String::new(), String::new());
     prisoner.output.read_to_string(&mut output).unwrap();
     prisoner.errors.read_to_string(&mut errors).unwrap();
@@ -144,7 +151,7 @@ fn the_process_has_nothing() {
         input,
         output,
         errors,
-    } = prisoner(Role::Vcpu, "wait");
+    } = prisoner(Role::Vcpu.word(), "wait");
     let mut line = String::new();
     let mut output = BufReader::new(output);
     output.read_line(&mut line).unwrap();
@@ -213,6 +220,25 @@ fn the_process_has_nothing() {
     drop(input);
     assert_eq!(child.wait(None).unwrap(), Some(Ended::Exited(0)));
     drop((output, errors));
+}
+
+/// The fastest of some starts each, on a machine that has other work too.
+#[test]
+fn the_jail_is_put_on_in_milliseconds() {
+    const MOST: Duration = Duration::from_millis(10);
+    let time = |role: &str| {
+        let start = Instant::now();
+        let (ended, _, errors) = tell(prisoner(role, "nothing"));
+        assert_eq!(ended, Ended::Exited(0), "{errors}");
+        start.elapsed()
+    };
+    let fastest = |role: &str| (0..20).map(|_| time(role)).min().unwrap_or_default();
+    let (jailed, free) = (fastest(Role::Vcpu.word()), fastest(FREE));
+    println!("a process takes {free:?}, one in the jail {jailed:?}");
+    assert!(
+        jailed.saturating_sub(free) < MOST,
+        "{jailed:?} and {free:?}"
+    );
 }
 
 #[test]
