@@ -209,6 +209,7 @@ mod tests {
             kernel: "/kernel".into(),
             initrd: None,
             disks: Vec::new(),
+            shares: Vec::new(),
         }
     }
 

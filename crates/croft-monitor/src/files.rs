@@ -7,14 +7,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use croft_api::EngineChoice;
-use croft_api::monitor::{RunDisk, RunRequest};
+use croft_api::monitor::{RunDisk, RunRequest, RunShare};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::{KvmDevice, StartDisk};
+use croft_api::vmm::{KvmDevice, StartDisk, StartShare};
 use rustix::fs::OFlags;
 
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
+use crate::shares::Share;
 use crate::vsock::Vsock;
 use croft_host::socket::SocketFile;
 
@@ -24,6 +25,7 @@ pub struct Files {
     kernel: File,
     initrd: Option<File>,
     disks: Vec<Disk>,
+    shares: Vec<Share>,
     saved: Option<File>,
     log: Option<File>,
     control: Option<Control>,
@@ -57,6 +59,8 @@ impl Files {
             None => None,
         };
         let disks = Disk::open_all(&run.disks)?;
+        let shares = run.shares.iter().map(Share::open);
+        let shares = shares.collect::<Result<_, _>>()?;
         let log = match &run.log {
             Some(path) => Some(open_log(path)?),
             None => None,
@@ -77,6 +81,7 @@ impl Files {
             kernel,
             initrd,
             disks,
+            shares,
             saved,
             log,
             control,
@@ -100,6 +105,11 @@ impl Files {
         self.disks.iter().map(Disk::describe).collect()
     }
 
+    /// What the payload is told of the shares.
+    pub fn start_shares(&self) -> Vec<StartShare> {
+        self.shares.iter().map(Share::describe).collect()
+    }
+
     /// Whether it is a saved machine.
     pub fn restores(&self) -> bool {
         self.saved.is_some()
@@ -115,6 +125,7 @@ impl Files {
         let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener])
             .chain([self.kvm.and_then(Result::ok).map(Into::into)]);
         let kept = Kept {
@@ -190,11 +201,18 @@ fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
             read_only: disk.read_only,
         })
     });
+    let shares = run.shares.iter().map(|share| {
+        Ok::<_, io::Error>(RunShare {
+            path: absolute(&share.path)?,
+            ..share.clone()
+        })
+    });
     Ok(SavedRun {
         machine: run.machine.clone(),
         kernel: absolute(&run.kernel)?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
+        shares: shares.collect::<Result<_, _>>()?,
     })
 }
 

@@ -19,6 +19,7 @@ mod files;
 mod gdb;
 mod payload;
 mod relay;
+mod shares;
 mod terminal;
 mod vsock;
 
@@ -101,6 +102,7 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
         kernel: files::quoted(&run.kernel),
         initrd: run.initrd.as_deref().map(files::quoted),
         disks: files.start_disks(),
+        shares: files.start_shares(),
         saved: files.restores(),
         gdb: files.gdb.is_some(),
         kvm: files.kvm_device(),

@@ -88,7 +88,8 @@ impl Payload {
             environment,
             descriptors: [theirs, null.into(), far_stderr],
             jail: !no_jail,
-            keeps_ids: false,
+            // Files of a share are made and opened by these ids.
+            keeps_ids: !start.shares.is_empty(),
         };
         // Our copies of its ends go with the launch: its death is then our
         // end of file.

@@ -9,8 +9,9 @@
 
 use std::env;
 
+use croft_isolate::landlock::{self, Share};
 use croft_isolate::launch::Given;
-use croft_isolate::{JailError, Part, Piece, Wants, confine, landlock, report, seal};
+use croft_isolate::{JailError, Part, Piece, Wants, confine, report, seal};
 
 /// The argument that leaves the process as it is, for debugging Croft.
 const OFF: &str = "--no-jail";
@@ -33,11 +34,11 @@ impl Jail {
     }
 
     /// Puts on the rest. Returns what to tell the operator of missing pieces.
-    pub fn close(self, wants: Wants) -> Result<Vec<String>, JailError> {
+    pub fn close(self, wants: Wants, shares: &[Share<'_>]) -> Result<Vec<String>, JailError> {
         let Some(mut parts) = self.parts else {
             return Ok(Vec::new());
         };
-        parts.push(landlock::restrict(&[]));
+        parts.push(landlock::restrict(shares));
         seal(wants)?;
         Ok(report::complaints(&parts))
     }

@@ -99,7 +99,7 @@ fn run(reporter: &Reporter, mut receiver: Receiver, jail: Jail) -> Outcome {
         Err(error) => Err(error),
     };
     let (start, console) = start.unwrap_or_else(|error| gone(Some(&error)));
-    match jail.close(start.wants()) {
+    match jail.close(start.wants(), &start.shares()) {
         Ok(complaints) => complaints.iter().for_each(|line| reporter.log(line)),
         Err(error) => {
             return Outcome::Failed {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -13,9 +13,10 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_engine_kvm::KvmEngine;
 use croft_isolate::Wants;
+use croft_isolate::landlock::Share;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, SavedError, SavedMachine, VsockConfig,
+    Payload, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
@@ -39,6 +40,7 @@ pub struct Start<S = Saved> {
     kernel: NamedFile,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
+    shares: Vec<ShareConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
     /// `/dev/kvm`, or the number of the error that opening it gave.
@@ -72,6 +74,13 @@ impl Start<File> {
             read_only: disk.read_only,
         });
         let disks = disks.collect();
+        let shares = request.shares.into_iter().zip(descriptors.by_ref());
+        let shares = shares.map(|(share, directory)| ShareConfig {
+            directory,
+            tag: share.tag,
+            read_only: share.read_only,
+        });
+        let shares = shares.collect();
         let saved = if request.saved {
             descriptors.next().map(File::from)
         } else {
@@ -82,6 +91,7 @@ impl Start<File> {
             kernel: named(kernel, request.kernel),
             initrd,
             disks,
+            shares,
             saved,
             gdb: request.gdb.then(|| descriptors.next()).flatten(),
             kvm: match request.kvm {
@@ -97,8 +107,24 @@ impl Start<File> {
     pub fn wants(&self) -> Wants {
         Wants {
             kvm: self.kvm.is_ok(),
-            shares: false,
+            shares: !self.shares.is_empty(),
         }
+    }
+
+    /// The directories that stay in reach.
+    pub fn shares(&self) -> Vec<Share<'_>> {
+        let share = |share| {
+            let ShareConfig {
+                directory,
+                read_only,
+                ..
+            } = share;
+            Share {
+                directory: directory.as_fd(),
+                read_only: *read_only,
+            }
+        };
+        self.shares.iter().map(share).collect()
     }
 
     /// Reads what a saved machine was.
@@ -112,6 +138,7 @@ impl Start<File> {
             kernel: self.kernel,
             initrd: self.initrd,
             disks: self.disks,
+            shares: self.shares,
             saved: saved.transpose()?,
             gdb: self.gdb,
             kvm: self.kvm,
@@ -157,6 +184,7 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            shares: self.shares,
             vsock: spec.vsock.map(|cid| VsockConfig {
                 cid,
                 host: Arc::new(reporter.clone()),

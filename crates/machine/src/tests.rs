@@ -54,6 +54,7 @@ pub fn config() -> MachineConfig {
         disks: Vec::new(),
         vsock: None,
         no_reboot: false,
+        shares: Vec::new(),
         test_devices: false,
     }
 }
@@ -172,6 +173,7 @@ fn the_debug_exit_port_is_there_when_asked_for() {
         Act::Halt
     });
     let config = MachineConfig {
+        shares: Vec::new(),
         test_devices: true,
         ..config()
     };

@@ -142,6 +142,7 @@ fn request(options: RunOptions) -> RunRequest {
         kernel: options.kernel,
         initrd: options.initrd,
         disks: options.disks,
+        shares: options.shares,
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
