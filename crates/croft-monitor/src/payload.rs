@@ -9,7 +9,7 @@ use croft_api::channel::channel;
 use croft_api::vmm::{self, Request, StartRequest};
 use croft_api::{Receiver, Sender, pair, programs};
 use croft_isolate::launch::Ended;
-use croft_isolate::{Child, ControlGroup, Launch, Limits, report, trap};
+use croft_isolate::{Child, ControlGroup, Launch, Limits, Part, Piece, report, trap};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::geteuid;
 
@@ -96,6 +96,10 @@ impl Payload {
         let child = launch
             .start(group.as_ref())
             .map_err(|error| format!("cannot start {name}: {error}"))?;
+        if let Some(error) = &child.unlimited {
+            let part = Part::missing(Piece::ControlGroup, error);
+            complaints.extend(report::complaints(&[part]));
+        }
         let (sender, receiver) = channel(ours, vmm::PROTOCOL, PROGRAM);
         let mut payload = Payload {
             child,

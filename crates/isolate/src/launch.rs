@@ -90,6 +90,8 @@ pub struct Child {
     pid: Pid,
     exit: OwnedFd,
     status: Option<Ended>,
+    /// Why it is not in its control group, if it should be.
+    pub unlimited: Option<io::Error>,
 }
 
 /// How a payload ended.
@@ -276,7 +278,7 @@ impl Launch {
         let (failure, fail) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let plan = Plan::new(self, given.as_ref(), wait, fail)?;
         let not_in_child = [go.as_raw_fd(), failure.as_raw_fd()];
-        let child = match clone(flags).map_err(LaunchError::Clone)? {
+        let mut child = match clone(flags).map_err(LaunchError::Clone)? {
             Some(child) => child,
             None => plan.run(not_in_child),
         };
@@ -284,9 +286,7 @@ impl Launch {
         if user {
             map_ids(child.pid(), own.is_some())?;
         }
-        if let Some(group) = group {
-            group.add(child.pid())?;
-        }
+        child.unlimited = group.and_then(|group| group.add(child.pid()).err());
         let mut go = fs::File::from(go);
         go.write_all(&[1])?;
         drop(go);
@@ -379,6 +379,7 @@ fn clone(flags: i32) -> io::Result<Option<Child>> {
         // SAFETY: the kernel made it for us, closed on exec.
         exit: unsafe { OwnedFd::from_raw_fd(exit) },
         status: None,
+        unlimited: None,
     }))
 }
 

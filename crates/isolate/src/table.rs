@@ -225,8 +225,6 @@ pub const KVM: &[Line] = &[
 #[rustfmt::skip]
 pub const SHARES: &[Line] = &[
     line(Sysno::openat2, SHARE, Always, "opens beneath the directory"),
-    line(Sysno::openat, SHARE, Always, "opens what is open anew; names in the directory"),
-    line(Sysno::newfstatat, SHARE, Always, "attributes"),
     line(Sysno::statx, SHARE, Always, "attributes"),
     line(Sysno::fstatfs, SHARE, Always, "the file system's size"),
     line(Sysno::getdents64, SHARE, Always, "lists"),
@@ -239,7 +237,6 @@ pub const SHARES: &[Line] = &[
     line(Sysno::renameat2, SHARE, Always, "renames"),
     line(Sysno::fchmod, SHARE, Always, "permissions"),
     line(Sysno::fchmodat2, SHARE, Always, "permissions"),
-    line(Sysno::fchown, SHARE, Always, "owners"),
     line(Sysno::fchownat, SHARE, Always, "owners"),
     line(Sysno::utimensat, SHARE, Always, "times"),
     line(Sysno::fgetxattr, SHARE, Always, "extended attributes"),
