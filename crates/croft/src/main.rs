@@ -4,6 +4,7 @@ mod args;
 mod doctor;
 mod error;
 mod exit;
+mod image;
 mod run;
 mod save;
 mod say;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(*options).into(),
         Command::Restore(options) => run::restore(*options).into(),
         Command::Save(options) => save::run(&options).into(),
+        Command::Image(command) => image::run(command).into(),
         Command::Doctor(options) => doctor::run(&options).into(),
         Command::Completion { shell } => {
             // Into memory first: the generator panics on a closed pipe.

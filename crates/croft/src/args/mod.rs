@@ -1,6 +1,7 @@
 //! The command line: a file for each command, and what they share.
 
 pub mod doctor;
+pub mod image;
 pub mod machine;
 pub mod output;
 pub mod restore;
@@ -29,6 +30,9 @@ pub enum Command {
     #[command(after_help = "See 'croft run --help' for examples and exit codes.",
               after_long_help = format!("{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, run::CONSOLE))]
     Run(Box<run::RunOptions>),
+    /// Build, import, list and export the images that instances are made from
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Save a running machine, with its memory, to a file, and end it
     #[command(after_help = save::HELP)]
     Save(save::SaveOptions),
