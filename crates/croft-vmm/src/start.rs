@@ -113,18 +113,13 @@ impl Start<File> {
 
     /// The directories that stay in reach.
     pub fn shares(&self) -> Vec<Share<'_>> {
-        let share = |share| {
-            let ShareConfig {
-                directory,
-                read_only,
-                ..
-            } = share;
-            Share {
-                directory: directory.as_fd(),
-                read_only: *read_only,
-            }
-        };
-        self.shares.iter().map(share).collect()
+        self.shares
+            .iter()
+            .map(|share| Share {
+                directory: share.directory.as_fd(),
+                read_only: share.read_only,
+            })
+            .collect()
     }
 
     /// Reads what a saved machine was.
