@@ -179,7 +179,7 @@ pub const COMMON: &[Line] = &[
     line(Sysno::shutdown, DEVICE.union(GDB).union(CONTROL).union(CONSOLE), Always, "one direction ends"),
     line(Sysno::getsockopt, SETUP.union(GDB).union(DEVICE), Always, "which kind of socket the debugger's is, or one for the guest"),
     line(Sysno::getsockname, SETUP, Always, "which kind of socket the debugger's is"),
-    line(Sysno::ioctl, SETUP.union(GDB).union(CONTROL).union(DEVICE), Is(1, &[FIONBIO]), "sockets are made not to block"),
+    line(Sysno::ioctl, MAIN.union(GDB).union(CONTROL).union(DEVICE), Is(1, &[FIONBIO]), "sockets are made not to block"),
     line(Sysno::accept4, GDB, Always, "a debugger connects"),
     line(Sysno::setsockopt, GDB, Always, "its packets are sent at once"),
     // Files that are there.
