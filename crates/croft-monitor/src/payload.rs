@@ -118,6 +118,11 @@ impl Payload {
         Ok(payload)
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.pid().as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// Ends it at once.
     pub fn kill(&mut self) {
         self.child.kill();
