@@ -65,3 +65,8 @@ fn virtio() {
 fn saved() {
     smoke("saved", 1000);
 }
+
+#[test]
+fn image() {
+    smoke("image", 1000);
+}
