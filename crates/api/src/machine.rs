@@ -78,4 +78,7 @@ pub struct MachineSpec {
     /// Offer the devices that outside test suites need (isa-debug-exit and
     /// the test device's ports).
     pub test_devices: bool,
+    /// The guest's context id, 3 or more, if it has a socket device (vsock).
+    #[serde(default)]
+    pub vsock: Option<u32>,
 }

@@ -17,8 +17,9 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::disk::RunDisk;
 use crate::machine::MachineSpec;
-use crate::monitor::RunDisk;
+use crate::monitor::RunShare;
 
 const MAGIC: [u8; 8] = *b"CROFTST\n";
 /// Version that this build writes.
@@ -32,12 +33,16 @@ const LENGTH_MAX: u32 = 1 << 20;
 pub struct SavedRun {
     /// The configuration; its engine, and how that runs, count for nothing.
     pub machine: MachineSpec,
-    /// Path of the kernel, which the machine's next reset loads.
-    pub kernel: OsString,
+    /// Path of the kernel, which the machine's next reset loads; the first
+    /// disk's own without.
+    pub kernel: Option<OsString>,
     /// Path of the initrd.
     pub initrd: Option<OsString>,
     /// The disks.
     pub disks: Vec<RunDisk>,
+    /// Directories of the host's in the guest.
+    #[serde(default)]
+    pub shares: Vec<RunShare>,
 }
 
 /// Why a file is none that can be restored from.
@@ -138,12 +143,15 @@ mod tests {
                 append: "quiet".to_owned(),
                 no_reboot: false,
                 test_devices: false,
+                vsock: None,
             },
-            kernel: "/vmlinuz".into(),
+            kernel: Some("/vmlinuz".into()),
             initrd: None,
-            disks: vec![RunDisk {
-                path: "/disk".into(),
-                read_only: true,
+            disks: vec![RunDisk::new("/disk")],
+            shares: vec![RunShare {
+                path: "/srv".into(),
+                tag: "srv".to_owned(),
+                read_only: false,
             }],
         }
     }

@@ -10,6 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::StartDisk;
 use crate::hello::Protocol;
 use crate::machine::MachineSpec;
 use crate::outcome::Outcome;
@@ -25,8 +26,9 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the state if `saved`,
-    /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
+    /// console, the kernel and the initrd if named, the disks, the shares'
+    /// directories, the state if `saved`, the debugger's listening socket if
+    /// `gdb`. The vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -39,6 +41,19 @@ pub enum Request {
     /// Save the machine to the file whose descriptor comes along, from its
     /// position on, and end.
     Save,
+    /// Connect the stream socket that comes along to this port of the guest.
+    /// The vmm writes `OK <port of the host>` and a line end to it when the
+    /// guest has accepted, and closes it when it does not.
+    VsockConnect {
+        /// The guest's port.
+        port: u32,
+    },
+    /// The answer to [`Event::VsockRequest`]: the connected stream socket
+    /// that comes along, or none, which refuses.
+    VsockAnswer {
+        /// As in the question.
+        id: u64,
+    },
 }
 
 /// What a machine is started from.
@@ -46,12 +61,16 @@ pub enum Request {
 pub struct StartRequest {
     /// The configuration.
     pub machine: MachineSpec,
-    /// The kernel's name for messages.
-    pub kernel: String,
+    /// The kernel's name for messages. Without one the machine boots with what
+    /// is on its first disk, read anew at each start and reset.
+    pub kernel: Option<String>,
     /// The initrd's name for messages.
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
     pub disks: Vec<StartDisk>,
+    /// Directories of the host's, open as places only (`O_PATH`).
+    #[serde(default)]
+    pub shares: Vec<StartShare>,
     /// Whether the state of a saved machine comes with it, a file at its
     /// position: the machine goes on from there.
     pub saved: bool,
@@ -62,19 +81,25 @@ pub struct StartRequest {
 impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
-        2 + usize::from(self.initrd.is_some())
-            + self.disks.len()
+        1 + usize::from(self.kernel.is_some())
+            + usize::from(self.initrd.is_some())
+            + self
+                .disks
+                .iter()
+                .map(|disk| disk.layers.len())
+                .sum::<usize>()
+            + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
     }
 }
 
-/// A disk that a machine is started with.
+/// A directory of the host's that a machine is started with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartDisk {
-    /// Its name for messages.
-    pub name: String,
-    /// Refuse every change; its descriptor is open for reading only.
+pub struct StartShare {
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// Refuse every change.
     pub read_only: bool,
 }
 
@@ -97,6 +122,23 @@ pub enum Event {
     SaveFailed {
         /// Why not.
         message: String,
+    },
+    /// It stands still because the host failed at a disk. It goes on when it
+    /// is resumed, or by itself when the host works again; then follows
+    /// `Resumed`.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What happened.
+        message: String,
+    },
+    /// The guest wants to be connected to this port of the host. To be
+    /// answered by [`Request::VsockAnswer`].
+    VsockRequest {
+        /// For the answer.
+        id: u64,
+        /// The host's port.
+        port: u32,
     },
     /// A line for the operator.
     Log {

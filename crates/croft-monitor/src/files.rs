@@ -6,25 +6,29 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::monitor::{RunDisk, RunRequest};
+use croft_api::monitor::{RunRequest, RunShare};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartDisk;
+use croft_api::vmm::StartRequest;
 use rustix::fs::OFlags;
 
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
-use crate::socket::SocketFile;
+use crate::shares::Share;
+use crate::vsock::Vsock;
+use croft_host::socket::SocketFile;
 
 /// All of them, open.
 #[derive(Debug)]
 pub struct Files {
-    kernel: File,
+    kernel: Option<File>,
     initrd: Option<File>,
     disks: Vec<Disk>,
+    shares: Vec<Share>,
     saved: Option<File>,
     log: Option<File>,
     control: Option<Control>,
+    vsock: Option<Vsock>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
 }
@@ -36,6 +40,8 @@ pub struct Kept {
     pub log: Option<File>,
     /// Where commands can connect.
     pub control: Option<Control>,
+    /// Where programs connect to the guest.
+    pub vsock: Option<Vsock>,
     /// Removes the debugger's socket when dropped.
     pub _socket: Option<SocketFile>,
 }
@@ -44,18 +50,32 @@ impl Files {
     /// Opens everything, or says what is wrong and what to do. `saved` is the
     /// file of a machine that is restored.
     pub fn open(run: &RunRequest, saved: Option<File>) -> Result<Files, String> {
-        let kernel = open_input("kernel", "--kernel", &run.kernel)?;
+        let kernel = match &run.kernel {
+            Some(path) => Some(open_input("kernel", "--kernel", path)?),
+            None if run.disks.is_empty() => {
+                return Err("there is neither a kernel nor a disk to boot from; \
+                            name one with --kernel or --disk"
+                    .to_owned());
+            }
+            None => None,
+        };
         let initrd = match &run.initrd {
             Some(path) => Some(open_input("initrd", "--initrd", path)?),
             None => None,
         };
         let disks = Disk::open_all(&run.disks)?;
+        let shares = run.shares.iter().map(Share::open);
+        let shares = shares.collect::<Result<_, _>>()?;
         let log = match &run.log {
             Some(path) => Some(open_log(path)?),
             None => None,
         };
         let control = match &run.control {
-            Some(path) => Some(bind_control(path, run)?),
+            Some(path) => Some(bind_control(path, run, &disks)?),
+            None => None,
+        };
+        let vsock = match &run.vsock {
+            Some(path) => Some(bind_vsock(path)?),
             None => None,
         };
         let gdb = match &run.gdb {
@@ -66,21 +86,31 @@ impl Files {
             kernel,
             initrd,
             disks,
+            shares,
             saved,
             log,
             control,
+            vsock,
             gdb,
         })
     }
 
-    /// What the payload is told of the disks.
-    pub fn start_disks(&self) -> Vec<StartDisk> {
-        self.disks.iter().map(Disk::describe).collect()
+    /// What the payload is told.
+    pub fn start_request(&self, run: &RunRequest) -> StartRequest {
+        StartRequest {
+            machine: run.machine.clone(),
+            kernel: run.kernel.as_deref().map(quoted),
+            initrd: run.initrd.as_deref().map(quoted),
+            disks: self.disks.iter().map(Disk::describe).collect(),
+            shares: self.shares.iter().map(Share::describe).collect(),
+            saved: self.saved.is_some(),
+            gdb: self.gdb.is_some(),
+        }
     }
 
-    /// Whether it is a saved machine.
-    pub fn restores(&self) -> bool {
-        self.saved.is_some()
+    /// What the file of the machine begins with, if it is saved.
+    pub fn saved_run(&self, run: &RunRequest) -> io::Result<SavedRun> {
+        saved_run(run, &self.disks)
     }
 
     /// What is handed to the payload, in the order of
@@ -90,13 +120,15 @@ impl Files {
             Some((listener, socket)) => (Some(listener), socket),
             None => (None, None),
         };
-        let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
+        let handed = [self.kernel.map(Into::into), self.initrd.map(Into::into)]
             .into_iter()
-            .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
+            .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener]);
         let kept = Kept {
             log: self.log,
             control: self.control,
+            vsock: self.vsock,
             _socket: socket,
         };
         (handed.flatten().collect(), kept)
@@ -131,29 +163,37 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
     Err(format!("{what} {name} {problem}"))
 }
 
-fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
+fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Control, String> {
     let name = quoted(path);
-    saved_run(run)
+    saved_run(run, disks)
         .and_then(|run| Control::bind(path.as_ref(), run))
         .map_err(|error| {
             format!("control socket {name}: {error}; choose another path with --control")
         })
 }
 
+fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {
+    let name = quoted(path);
+    Vsock::bind(path.as_ref())
+        .map_err(|error| format!("vsock socket {name}: {error}; choose another path with --vsock"))
+}
+
 /// What a machine that is saved was run with.
-fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
+fn saved_run(run: &RunRequest, disks: &[Disk]) -> io::Result<SavedRun> {
     let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
-    let disks = run.disks.iter().map(|disk| {
-        Ok::<_, io::Error>(RunDisk {
-            path: absolute(&disk.path)?,
-            read_only: disk.read_only,
+    let disks = disks.iter().map(Disk::found);
+    let shares = run.shares.iter().map(|share| {
+        Ok::<_, io::Error>(RunShare {
+            path: absolute(&share.path)?,
+            ..share.clone()
         })
     });
     Ok(SavedRun {
         machine: run.machine.clone(),
-        kernel: absolute(&run.kernel)?,
+        kernel: run.kernel.as_ref().map(absolute).transpose()?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
+        shares: shares.collect::<Result<_, _>>()?,
     })
 }
 

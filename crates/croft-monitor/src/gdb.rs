@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use croft_api::monitor::GdbAddress;
 
 use crate::files::quoted;
-use crate::socket::{self, SocketFile};
+use croft_host::socket::{self, SocketFile};
 
 /// A bound socket and how to name it.
 #[derive(Debug)]

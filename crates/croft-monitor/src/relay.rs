@@ -7,7 +7,7 @@
 //! ```
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -20,15 +20,18 @@ use rustix::io::Errno;
 use crate::console::Queue;
 use crate::control;
 use crate::files::Kept;
+use crate::lines::Lines;
 use crate::payload::{Payload, describe};
 use crate::terminal::Terminal;
+use crate::vsock;
 
 /// How long a payload may take to stop before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 /// Messages queued in one direction before the other end is read no further.
 const BACKLOG: usize = 64;
-/// Longest line passed on from the payload's standard error, in bytes.
-const LINE: usize = 1000;
+/// The same for what the payload's own questions have for answers: more than
+/// a payload asks that keeps to the rules.
+const ANSWERS: usize = 1024;
 
 /// Everything that is relayed.
 pub struct Relay {
@@ -42,9 +45,8 @@ pub struct Relay {
     output: Queue,
     /// Terminal to guest.
     input: Queue,
-    /// A piece of a line from the payload's standard error.
-    line: Vec<u8>,
-    stderr_ended: bool,
+    /// From the payload's standard error.
+    lines: Lines,
     outcome: Option<Outcome>,
     kill_at: Option<Instant>,
     stop_requested: bool,
@@ -59,6 +61,7 @@ enum Source {
     Guest,
     Stderr,
     Control(control::Source),
+    Vsock(vsock::Source),
 }
 
 impl Relay {
@@ -79,8 +82,7 @@ impl Relay {
             terminal,
             output: Queue::default(),
             input: Queue::default(),
-            line: Vec::new(),
-            stderr_ended: false,
+            lines: Lines::default(),
             outcome: None,
             kill_at: None,
             stop_requested: false,
@@ -124,7 +126,7 @@ impl Relay {
     }
 
     fn is_drained(&self) -> bool {
-        self.payload.receiver.ended() && self.output.is_done() && self.stderr_ended
+        self.payload.receiver.ended() && self.output.is_done() && self.lines.ended()
     }
 
     /// Waits for something to do, and does it.
@@ -158,6 +160,7 @@ impl Relay {
                     }
                 }
                 Source::Control(source) => self.hear_control(source)?,
+                Source::Vsock(source) => self.hear_vsock(source)?,
                 Source::Croft | Source::Payload => {}
             }
         }
@@ -178,6 +181,7 @@ impl Relay {
         let read = PollFlags::IN;
         let write = PollFlags::OUT;
         let listening = self.sender.backlog() < BACKLOG;
+        let answering = self.payload.sender.backlog() < ANSWERS;
         let interests: [(Source, BorrowedFd<'_>, PollFlags); 5] = [
             (
                 Source::Croft,
@@ -188,8 +192,10 @@ impl Relay {
             (
                 Source::Payload,
                 self.payload.receiver.as_fd(),
-                when(listening && !self.payload.receiver.ended(), read)
-                    | when(self.payload.sender.backlog() > 0, write),
+                when(
+                    listening && answering && !self.payload.receiver.ended(),
+                    read,
+                ) | when(self.payload.sender.backlog() > 0, write),
             ),
             (
                 Source::Terminal,
@@ -204,12 +210,17 @@ impl Relay {
             (
                 Source::Stderr,
                 self.payload.stderr.as_fd(),
-                when(listening && !self.stderr_ended, read),
+                when(listening && !self.lines.ended(), read),
             ),
         ];
         let control = self.kept.control.iter().flat_map(|control| {
             let sources = control.sources().into_iter();
             sources.map(|(source, descriptor)| (Source::Control(source), descriptor, read))
+        });
+        let room = self.payload.sender.backlog() < BACKLOG;
+        let vsock = self.kept.vsock.iter().filter(|_| room).flat_map(|vsock| {
+            let sources = vsock.sources().into_iter();
+            sources.map(|(source, descriptor)| (Source::Vsock(source), descriptor, read))
         });
         // A hang-up is reported even where nothing is asked for, and would
         // make the loop spin: leave out what is of no interest. Croft's
@@ -217,6 +228,7 @@ impl Relay {
         let interests: Vec<_> = interests
             .into_iter()
             .chain(control)
+            .chain(vsock)
             .filter(|(source, _, flags)| !flags.is_empty() || matches!(source, Source::Croft))
             .collect();
         let mut descriptors: Vec<PollFd<'_>> = interests
@@ -244,7 +256,7 @@ impl Relay {
         self.receiver.fill()?;
         while let Some((request, _)) = self.receiver.message::<Request>()? {
             let request = match request {
-                Request::Run(_) | Request::Restore(_) => {
+                Request::Run(_) | Request::Restore(_) | Request::Keep(_) => {
                     return Err(Gone::Broken(WireError::Damaged("a second Run")));
                 }
                 Request::PowerButton => vmm::Request::PowerButton,
@@ -287,6 +299,7 @@ impl Relay {
                 vmm::Event::Started { engine, reason } => Event::Started { engine, reason },
                 vmm::Event::Paused => Event::Paused,
                 vmm::Event::Resumed => Event::Resumed,
+                vmm::Event::DiskFailed { disk, message } => Event::DiskFailed { disk, message },
                 vmm::Event::SaveFailed { message } => {
                     if let Some(control) = &mut self.kept.control {
                         let message = message.clone();
@@ -295,6 +308,15 @@ impl Relay {
                     Event::Log {
                         text: format!("not saved: {message}"),
                     }
+                }
+                vmm::Event::VsockRequest { id, port } => {
+                    // Where nobody listens the guest is refused.
+                    let vsock = self.kept.vsock.as_ref();
+                    let socket = vsock.and_then(|vsock| vsock.connect(port).ok());
+                    let answer = vmm::Request::VsockAnswer { id };
+                    let socket = socket.into_iter().collect();
+                    self.payload.sender.push(&answer, socket)?;
+                    continue;
                 }
                 vmm::Event::Log { text } => Event::Log { text },
                 vmm::Event::Stopped(outcome) => {
@@ -312,6 +334,15 @@ impl Relay {
         let asked = self.kept.control.as_mut().and_then(|c| c.hear(source));
         if let Some(file) = asked {
             self.payload.sender.push(&vmm::Request::Save, vec![file])?;
+        }
+        Ok(())
+    }
+
+    fn hear_vsock(&mut self, source: vsock::Source) -> Result<(), Gone> {
+        let asked = self.kept.vsock.as_mut().and_then(|v| v.hear(source));
+        if let Some((port, socket)) = asked {
+            let request = vmm::Request::VsockConnect { port };
+            self.payload.sender.push(&request, vec![socket])?;
         }
         Ok(())
     }
@@ -336,31 +367,10 @@ impl Relay {
     }
 
     fn hear_stderr(&mut self) -> Result<(), WireError> {
-        let mut buffer = [0; 4096];
-        match self.payload.stderr.read(&mut buffer) {
-            Ok(0) => self.stderr_ended = true,
-            Ok(count) => self.line.extend(buffer.iter().take(count)),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => self.stderr_ended = true,
+        for line in self.lines.read(&mut self.payload.stderr) {
+            self.say(format!("croft-vmm: {line}"))?;
         }
-        loop {
-            let end = self.line.iter().position(|byte| *byte == b'\n');
-            let line: Vec<u8> = match end {
-                Some(end) => self.line.drain(..=end).collect(),
-                None if self.line.len() > LINE || self.stderr_ended => {
-                    std::mem::take(&mut self.line)
-                }
-                None => return Ok(()),
-            };
-            let text = String::from_utf8_lossy(&line);
-            let text: String = text.trim_end().chars().take(LINE).collect();
-            if !text.is_empty() {
-                self.say(format!("croft-vmm: {}", text.escape_debug()))?;
-            }
-            if self.line.is_empty() {
-                return Ok(());
-            }
-        }
+        Ok(())
     }
 
     fn say(&mut self, text: String) -> Result<(), WireError> {

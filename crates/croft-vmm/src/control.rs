@@ -41,6 +41,17 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     }),
                 }
             }
+            Ok(Some((Request::VsockConnect { port }, descriptors))) => {
+                let socket = descriptors.into_iter().next();
+                if let (Some(vsock), Some(socket)) = (machine.vsock(), socket) {
+                    vsock.connect(port, socket);
+                }
+            }
+            Ok(Some((Request::VsockAnswer { id }, descriptors))) => {
+                if let Some(vsock) = machine.vsock() {
+                    vsock.answer(id, descriptors.into_iter().next());
+                }
+            }
             Ok(Some((Request::Start(_), _))) => gone(Some(&WireError::Damaged("a second Start"))),
             Ok(None) => gone(None),
             Err(error) => gone(Some(&error)),

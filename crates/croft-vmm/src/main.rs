@@ -7,6 +7,7 @@
 mod console;
 mod control;
 mod counts;
+mod disks;
 mod engine;
 mod report;
 mod start;
@@ -94,7 +95,7 @@ fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
         Err(message) => return Outcome::Invalid { message },
     };
     let console = Arc::new(Console::new(console, reporter.clone()));
-    let machine = match start.make(&chosen, console.clone()) {
+    let machine = match start.make(&chosen, console.clone(), reporter) {
         Ok(machine) => machine,
         Err(outcome) => return outcome,
     };

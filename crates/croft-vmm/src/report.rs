@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use croft_api::vmm::Event;
 use croft_api::{Sender, WireError};
+use croft_machine::VsockHost;
 use rustix::event::{PollFd, PollFlags, poll};
 
 /// Lines waiting for the monitor at most; more are dropped.
@@ -39,17 +40,24 @@ impl Reporter {
         }
     }
 
-    /// Sends a line for the operator, or drops it when the monitor is far
-    /// behind. Never blocks.
-    pub fn log(&self, line: &str) {
-        let text = line.to_owned();
+    /// Sends an event, unless the monitor is far behind; says whether. Never
+    /// blocks.
+    pub fn try_report(&self, event: &Event) -> bool {
         let pushed = {
             let mut sender = self.sender();
-            sender.backlog() < BACKLOG && sender.push(&Event::Log { text }, vec![]).is_ok()
+            sender.backlog() < BACKLOG && sender.push(event, vec![]).is_ok()
         };
         if pushed {
             self.flush();
         }
+        pushed
+    }
+
+    /// Sends a line for the operator, or drops it when the monitor is far
+    /// behind. Never blocks.
+    pub fn log(&self, line: &str) {
+        let text = line.to_owned();
+        self.try_report(&Event::Log { text });
     }
 
     /// True if nothing is left. Without a monitor there is no machine: if
@@ -64,6 +72,12 @@ impl Reporter {
 
     fn sender(&self) -> MutexGuard<'_, Sender> {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl VsockHost for Reporter {
+    fn requested(&self, id: u64, port: u32) -> bool {
+        self.try_report(&Event::VsockRequest { id, port })
     }
 }
 

@@ -14,8 +14,11 @@ use crate::pvpanic::PvpanicState;
 use crate::rtc::RtcState;
 use crate::testdev::TestDevState;
 use crate::uart::UartState;
+use crate::virtio::balloon::VirtioBalloonState;
 use crate::virtio::blk::VirtioBlkState;
+use crate::virtio::fs::VirtioFsState;
 use crate::virtio::rng::VirtioRngState;
+use crate::virtio::vsock::VirtioVsockState;
 
 /// Why a state was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -124,6 +127,12 @@ device_states! {
     VirtioBlk(VirtioBlkState) = "virtio-blk";
     /// See [`crate::virtio::rng`].
     VirtioRng(VirtioRngState) = "virtio-rng";
+    /// See [`crate::virtio::vsock`].
+    VirtioVsock(VirtioVsockState) = "virtio-vsock";
+    /// See [`crate::virtio::balloon`].
+    VirtioBalloon(VirtioBalloonState) = "virtio-balloon";
+    /// See [`crate::virtio::fs`].
+    VirtioFs(VirtioFsState) = "virtio-fs";
 }
 
 /// A device's state under the name it was added by.

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use croft_engine::InterruptRoute;
 use croft_irqchip::Message;
+use croft_isolate::{Role, spawn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -71,9 +72,9 @@ impl IrqFds {
             EpollEvent::new(EventSet::IN, STOP),
         )?;
         let (waiter, shared, routes) = (epoll.clone(), self.shared.clone(), self.routes.clone());
-        let thread = std::thread::Builder::new()
-            .name("irqfd".to_owned())
-            .spawn(move || serve(&waiter, &shared, &routes))?;
+        let thread = spawn(Role::Timers, "irqfd", move || {
+            serve(&waiter, &shared, &routes);
+        })?;
         self.running = Some(Running {
             epoll: epoll.clone(),
             stop,

@@ -7,8 +7,9 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
+
+use croft_isolate::{Role, spawn};
 
 use crate::shared::{VcpuShared, attention, lock};
 
@@ -43,9 +44,7 @@ impl Ticker {
             changed: Condvar::new(),
         });
         let ticker = Ticker(inner.clone());
-        thread::Builder::new()
-            .name("ticker".to_owned())
-            .spawn(move || inner.run(&vcpus))?;
+        spawn(Role::Timers, "ticker", move || inner.run(&vcpus))?;
         Ok(ticker)
     }
 
@@ -102,6 +101,7 @@ impl Inner {
 mod tests {
     use super::*;
     use std::sync::atomic::Ordering;
+    use std::thread;
 
     #[test]
     fn the_earlier_timer_comes_first_and_a_dropped_one_not_at_all() {

@@ -5,7 +5,7 @@ use std::fmt;
 use croft_engine::CpuModel;
 
 use crate::loader::Payload;
-use crate::virtio::DiskConfig;
+use crate::virtio::{DiskConfig, ShareConfig, VsockConfig};
 
 /// What a machine is made from.
 #[derive(Debug)]
@@ -22,6 +22,11 @@ pub struct MachineConfig {
     pub payload: Payload,
     /// Its disks, at most [`DISKS_MAX`](crate::DISKS_MAX).
     pub disks: Vec<DiskConfig>,
+    /// Directories of the host's, at most
+    /// [`SHARES_MAX`](crate::SHARES_MAX).
+    pub shares: Vec<ShareConfig>,
+    /// Its socket device, if it has one.
+    pub vsock: Option<VsockConfig>,
     /// End instead of resetting.
     pub no_reboot: bool,
     /// Offer the devices that outside test suites need.

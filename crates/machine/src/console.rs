@@ -2,10 +2,11 @@
 //! which may block; input waits until the guest has room for it.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use croft_devices::uart::{UartHandle, UartNotify};
+use croft_isolate::{Role, spawn};
 
 use crate::config::Ended;
 use crate::sync::Signal;
@@ -13,10 +14,25 @@ use crate::sync::Signal;
 /// How long a machine that was asked to end waits for its console.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Why a machine stands still that nobody held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskFault {
+    /// The disk's name.
+    pub disk: String,
+    /// What happened.
+    pub message: String,
+}
+
 /// Where a machine's console goes.
 pub trait ConsoleBackend: Send + Sync {
     /// Takes what the guest wrote. Comes on one thread, which may block.
     fn output(&self, bytes: &[u8]);
+
+    /// The machine stands still because the host failed at a disk, or goes on
+    /// by itself after that. Must not block.
+    fn disk_failed(&self, fault: Option<&DiskFault>) {
+        let _ = fault;
+    }
 
     /// Takes a line for the operator. Must not block.
     fn log(&self, line: &str) {
@@ -100,9 +116,9 @@ impl ConsolePump {
         backend: Arc<dyn ConsoleBackend>,
     ) -> std::io::Result<Self> {
         let shared = signal.clone();
-        let thread = thread::Builder::new()
-            .name("console".to_owned())
-            .spawn(move || pump(&uart, &shared, &*backend))?;
+        let thread = spawn(Role::Console, "console", move || {
+            pump(&uart, &shared, &*backend);
+        })?;
         Ok(ConsolePump { signal, thread })
     }
 

@@ -3,8 +3,12 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
+use std::time::Duration;
 
 use croft_devices::pm::PmHandle;
+use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
+use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
 use thiserror::Error;
@@ -35,9 +39,31 @@ pub enum SaveError {
         /// What the host answered.
         source: DiskError,
     },
+    /// The guest knows files of a share, which the saved machine could not
+    /// find again.
+    #[error(
+        "the guest uses share '{0}', whose files are the host's; unmount it in the guest, save, and mount it again afterwards"
+    )]
+    Share(String),
     /// The host could not write it.
     #[error("cannot write the machine's state: {0}")]
     Write(#[from] io::Error),
+}
+
+/// Why a disk has the size that it had.
+#[derive(Debug, Error)]
+pub enum ResizeError {
+    /// There is no such disk.
+    #[error("there is no disk {index}; the machine has {count}, counted from 0")]
+    NoDisk {
+        /// Which was asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// It could not grow.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// Controls one machine. Clones control the same one.
@@ -46,6 +72,9 @@ pub struct MachineHandle {
     pub(crate) events: Events,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
+    pub(crate) disks: Vec<BlkHandle>,
+    pub(crate) balloon: BalloonHandle,
+    pub(crate) vsock: Option<VsockHandle>,
     pub(crate) input: ConsoleInput,
 }
 
@@ -90,10 +119,44 @@ impl MachineHandle {
         self.ask(|done| Request::Save(out, done))?
     }
 
+    /// Asks the guest to give `bytes` of its memory back, and to take back
+    /// what of it that leaves: the size of its balloon. A guest without a
+    /// driver for it does nothing; one in need keeps its memory.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), Ended> {
+        self.ask(|done| Request::Balloon(bytes, done))
+    }
+
+    /// What the guest has given back.
+    pub fn balloon(&self) -> BalloonReport {
+        self.balloon.report()
+    }
+
+    /// Asks the guest how it uses its memory; `None` when it does not say
+    /// within `patience`.
+    pub fn memory_statistics(&self, patience: Duration) -> Option<BalloonStatistics> {
+        self.balloon.statistics(patience)
+    }
+
+    /// Makes disk `index` `bytes` large, which is not less than it is, and
+    /// tells the guest, which sees it live. Waits for nothing but the host's
+    /// disk.
+    pub fn resize_disk(&self, index: usize, bytes: u64) -> Result<(), ResizeError> {
+        let disk = self.disks.get(index).ok_or(ResizeError::NoDisk {
+            index,
+            count: self.disks.len(),
+        })?;
+        Ok(disk.resize(bytes)?)
+    }
+
     /// Types `bytes` on the serial console; blocks while the guest takes no
     /// more.
     pub fn push_input(&self, bytes: &[u8]) -> Result<(), Ended> {
         self.input.push(bytes)
+    }
+
+    /// The host's side of the socket device, if there is one.
+    pub fn vsock(&self) -> Option<&VsockHandle> {
+        self.vsock.as_ref()
     }
 
     fn ask<R>(&self, request: impl FnOnce(SyncSender<R>) -> Request) -> Result<R, Ended> {

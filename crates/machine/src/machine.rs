@@ -4,7 +4,10 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
-use croft_disk::RawDisk;
+use croft_devices::virtio::balloon::BalloonHandle;
+use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::fs::ShareHandle;
+use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
@@ -18,11 +21,11 @@ use crate::error::MachineError;
 use crate::events::{Event, Events};
 use crate::gdb::GdbListener;
 use crate::handle::MachineHandle;
-use crate::loader::Payload;
+use crate::loader::{BootDisk, Payload};
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
-use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, fit};
+use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedShare, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -43,13 +46,18 @@ pub struct Machine {
     pub(crate) gdb: Option<GdbListener>,
     /// For who saves it.
     pub(crate) description: Description,
-    pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) disks: Vec<BlkHandle>,
+    pub(crate) balloon: BalloonHandle,
+    pub(crate) shares: Vec<ShareHandle>,
+    pub(crate) vsock: Option<VsockHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
 /// the kernel's entry. Done at every start.
 pub(crate) struct Firmware {
     payload: Payload,
+    /// The first disk, whether or not it is booted from.
+    disk: Option<BootDisk>,
     acpi: acpi::Config,
 }
 
@@ -57,7 +65,7 @@ impl Firmware {
     /// Writes guest memory and says how the first vCPU starts.
     pub fn load(&self, ram: &GuestRam) -> Result<crate::boot::Boot, MachineError> {
         let rsdp = acpi::write(&self.acpi, ram)?;
-        Ok(self.payload.load(ram, rsdp)?)
+        Ok(self.payload.load(ram, rsdp, self.disk.as_ref())?)
     }
 }
 
@@ -136,8 +144,9 @@ impl Machine {
         let ranges =
             memory_map::ram_ranges(config.memory, physical_bits, memory_map::host_memory())?;
         let ram = GuestRam::new(&ranges)?;
-        let firmware = Firmware {
+        let mut firmware = Firmware {
             payload: config.payload,
+            disk: None,
             acpi: acpi::Config {
                 vcpus: config.vcpus,
                 pci_window_64: memory_map::pci_window_64(physical_bits),
@@ -162,7 +171,17 @@ impl Machine {
             events.clone(),
             config.test_devices,
         )?;
-        let disks = Plugger::new(&chipset, &ram, &console).plug(config.disks, config.vcpus)?;
+        let plugger = Plugger::new(&chipset, &ram, &console);
+        let first = config.disks.first().map(|disk| disk.name.clone());
+        let disks = plugger.plug(config.disks, config.vcpus, &events)?;
+        firmware.disk = first.zip(disks.first()).map(|(name, disk)| BootDisk {
+            disk: disk.disk().clone(),
+            name,
+        });
+        let balloon = plugger.plug_balloon()?;
+        let shares = plugger.plug_shares(config.shares)?;
+        let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
+        let vsock = vsock.transpose()?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -170,9 +189,17 @@ impl Machine {
                 config.vcpus,
                 config.memory,
                 config.test_devices,
-                disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
-            ),
+                disks
+                    .iter()
+                    .map(|disk| SavedDisk::of(disk.disk()))
+                    .collect(),
+                shares.iter().map(SavedShare::of).collect(),
+            )
+            .with_vsock(vsock.is_some()),
             disks,
+            balloon,
+            shares,
+            vsock,
             ram,
             partition,
             vcpus,
@@ -207,6 +234,9 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            disks: self.disks.clone(),
+            balloon: self.balloon.clone(),
+            vsock: self.vsock.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

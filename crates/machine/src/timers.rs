@@ -1,10 +1,11 @@
 //! The thread on which devices' timers expire.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use croft_devices::{Bus, Clock, TimerWaker};
+use croft_isolate::{Role, spawn};
 
 use crate::sync::Signal;
 
@@ -49,9 +50,7 @@ impl Timers {
         signal: Arc<TimerSignal>,
     ) -> std::io::Result<Self> {
         let shared = signal.clone();
-        let thread = thread::Builder::new()
-            .name("timers".to_owned())
-            .spawn(move || run(&bus, &*clock, &shared))?;
+        let thread = spawn(Role::Timers, "timers", move || run(&bus, &*clock, &shared))?;
         Ok(Timers { signal, thread })
     }
 

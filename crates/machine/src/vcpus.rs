@@ -6,6 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use croft_devices::Bus;
 use croft_engine::{CpuIo, Kicker, Stop, Vcpu};
+use croft_isolate::{Role, spawn};
 
 use crate::config::Ended;
 use crate::events::{Event, Events};
@@ -74,15 +75,13 @@ impl VcpuThread {
     ) -> std::io::Result<Self> {
         let kicker = vcpu.kicker();
         let (commands, receiver) = mpsc::channel();
-        let thread = thread::Builder::new()
-            .name(format!("cpu{index}"))
-            .spawn(move || {
-                let obituary = Obituary {
-                    vcpu: index,
-                    events,
-                };
-                serve(&mut *vcpu, &BusIo(bus), &receiver, &obituary);
-            })?;
+        let thread = spawn(Role::Vcpu, format!("cpu{index}"), move || {
+            let obituary = Obituary {
+                vcpu: index,
+                events,
+            };
+            serve(&mut *vcpu, &BusIo(bus), &receiver, &obituary);
+        })?;
         Ok(VcpuThread {
             commands,
             kicker,

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU32};
 
 use thiserror::Error;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
 };
@@ -32,6 +33,12 @@ pub enum MemoryError {
         /// What the host answered.
         reason: String,
     },
+    /// What is given back is not whole pages.
+    #[error("guest memory {0:?} is not whole pages, so that it cannot be given back")]
+    NotPages(Range),
+    /// The host keeps what is given back.
+    #[error("the host does not take guest memory {0:?} back: {1}")]
+    Kept(Range, std::io::Error),
     /// An access reaches outside guest RAM.
     #[error("guest address {address:#x} (+{len} bytes) is not RAM")]
     NotRam {
@@ -163,6 +170,43 @@ impl GuestRam {
             .map_err(|error| not_ram(error, address, len))
     }
 
+    /// Gives whole pages back to the host: they read as zeros from now on,
+    /// and the host backs them again when they are next touched. Leaves the
+    /// traces of a store. The range must lie in one RAM range.
+    pub fn discard(&self, range: Range) -> Result<(), MemoryError> {
+        let Range { start, len } = range;
+        if !start.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) || len == 0 {
+            return Err(MemoryError::NotPages(range));
+        }
+        let outside = || MemoryError::NotRam {
+            address: start,
+            len: usize::try_from(len).unwrap_or(usize::MAX),
+        };
+        let region = self.mappings.find_region(GuestAddress(start));
+        let region = region.ok_or_else(outside)?;
+        let offset = start - region.start_addr().0;
+        if region.len() - offset < len {
+            return Err(outside());
+        }
+        // SAFETY: `len` bytes from `offset` lie in the mapping that `region`
+        // owns, which is private and anonymous. Nobody holds a Rust reference
+        // into guest memory, and to those who access it otherwise this is a
+        // store of zeros.
+        let result = unsafe {
+            let host = region.as_ptr().add(offset as usize);
+            libc::madvise(host.cast(), len as usize, libc::MADV_DONTNEED)
+        };
+        let error = std::io::Error::last_os_error();
+        // Also after an error part of it may be gone.
+        region
+            .bitmap_ref()
+            .mark_dirty(offset as usize, len as usize);
+        match result {
+            0 => Ok(()),
+            _ => Err(MemoryError::Kept(range, error)),
+        }
+    }
+
     /// Copies `data` into guest RAM and leaves the traces of a store.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
         self.mappings
@@ -230,6 +274,34 @@ mod tests {
         let before = table.watch_code(0, 100, 110);
         ram.write((1 << 32) + 96, &[0; 8]).unwrap();
         assert_ne!(table.watch_code(0, 100, 110), before);
+    }
+
+    #[test]
+    fn what_is_given_back_reads_as_zeros() {
+        let ram = two_ranges();
+        let range = |start, len| Range { start, len };
+        ram.write(PAGE_SIZE - 1, &[1, 2]).unwrap();
+        let (table, _) = ram.table(0).unwrap();
+        let before = table.watch_code(1, 100, 110);
+        table.start_dirty_log();
+        ram.discard(range(PAGE_SIZE, PAGE_SIZE)).unwrap();
+        let mut back = [9; 2];
+        ram.read(PAGE_SIZE - 1, &mut back).unwrap();
+        assert_eq!(back, [1, 0]);
+        // What was decoded from there is not there any more.
+        assert_ne!(table.watch_code(1, 100, 110), before);
+        assert_eq!(table.take_dirty(), [0b10]);
+        ram.write(PAGE_SIZE, &[3]).unwrap();
+        ram.read(PAGE_SIZE - 1, &mut back).unwrap();
+        assert_eq!(back, [1, 3]);
+        for (start, len) in [(0, 0), (1, PAGE_SIZE), (0, 1)] {
+            let refused = ram.discard(range(start, len));
+            assert!(matches!(refused, Err(MemoryError::NotPages(_))));
+        }
+        for (start, len) in [(0, 3 * PAGE_SIZE), (1 << 40, PAGE_SIZE), (0, !0 << 12)] {
+            let refused = ram.discard(range(start, len));
+            assert!(matches!(refused, Err(MemoryError::NotRam { .. })));
+        }
     }
 
     #[test]

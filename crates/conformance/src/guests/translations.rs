@@ -14,6 +14,7 @@ guests! { "translations":
     process_context_identifiers [Iret],
     invpcid [Iret],
     faults_need_no_invalidation [Iret],
+    users_jumps_to_nowhere [Iret],
     translate_for_the_debugger [],
 }
 
@@ -195,6 +196,47 @@ fn faults_need_no_invalidation(engine: &dyn Engine) -> Outcome {
     })?;
     m.run()?;
     check_eq!(m.get(FIRST)?, 9, "store after the page became writable");
+    Ok(())
+}
+
+/// A jump whose target is not canonical faults, whatever an engine remembers of
+/// jumps to the target's low bits and of the address spaces they were made in.
+fn users_jumps_to_nowhere(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::long(engine)?;
+    m.program(|p| {
+        let (mut target, mut again) = (p.create_label(), p.create_label());
+        let mut behind = p.create_label();
+        p.xor(r13d, r13d)?;
+        p.user(|p| {
+            p.lea(rax, ptr(target))?;
+            p.lea(r14, ptr(behind))?;
+            p.mov(ecx, 4)?;
+            p.set_label(&mut again)?;
+            p.jmp(rax)?;
+            p.set_label(&mut target)?;
+            p.inc(r13)?;
+            p.jmp(r14)?;
+            p.set_label(&mut behind)?;
+            p.dec(ecx)?;
+            p.jne(again)
+        })?;
+        p.put(0, r13)?;
+        p.mov(rbx, cr3)?;
+        p.mov(cr3, rbx)?;
+        p.user(|p| {
+            for bits in (1..32u64).chain((5..16).map(|n| 1 << n)) {
+                p.mov(rbx, bits << 48)?;
+                p.xor(rbx, rax)?;
+                p.gp(0, |a| a.jmp(rbx))?;
+            }
+            Ok(())
+        })?;
+        p.put(1, r13)?;
+        p.done()
+    })?;
+    m.run()?;
+    check_eq!(m.slot(0)?, 4, "jumps that lead somewhere");
+    check_eq!(m.slot(1)?, 4, "jumps after the change of address space");
     Ok(())
 }
 

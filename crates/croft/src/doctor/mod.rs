@@ -15,7 +15,9 @@ use croft_api::EngineReport;
 use serde::Serialize;
 
 use self::finding::{Finding, Part, State};
-use crate::args::{DoctorOptions, Engine, OutputFormat};
+use crate::args::doctor::DoctorOptions;
+use crate::args::machine::Engine;
+use crate::args::output::OutputFormat;
 use crate::exit::Exit;
 use crate::{print, say};
 

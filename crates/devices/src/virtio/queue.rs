@@ -6,6 +6,7 @@
 //! mistake in that reasoning costs a request and not the host.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use croft_memory::{GuestRam, PageTable};
 use thiserror::Error;
@@ -46,9 +47,20 @@ pub enum QueueError {
     /// A request that has not the parts it needs.
     #[error("a request {0}")]
     Request(&'static str),
+    /// The host could not do its part.
+    #[error("it cannot be waited for: {0}")]
+    Host(#[from] std::io::Error),
     /// Not for RAM that is there: see [`VolatileMemoryError`].
     #[error(transparent)]
     Memory(#[from] VolatileMemoryError),
+    /// Not an offence: the request is to be served again from its start,
+    /// after this time or when the worker is woken (the device goes on after
+    /// a pause, the driver notifies, [`Notifier::wake`]). Until then it is in
+    /// the queue as if it had not been taken.
+    ///
+    /// [`Notifier::wake`]: super::Notifier::wake
+    #[error("a request waits")]
+    Later(Option<Duration>),
 }
 
 /// A piece of guest memory; what is written through it leaves the traces of
@@ -71,6 +83,11 @@ impl Buffers {
     /// True when there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Guest-physical address and length of each piece, in order.
+    pub fn pieces(&self) -> &[(u64, u32)] {
+        &self.pieces
     }
 
     /// Bytes `offset..offset + len` as pieces of guest memory; fewer where
@@ -239,13 +256,18 @@ impl ActiveQueue {
         }
     }
 
+    /// The request taken last is as if it had not been taken.
+    pub fn unpop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
     /// Hands a request back, with the number of bytes written to it.
-    fn push(&mut self, ram: &GuestRam, chain: &Chain, written: u32) -> Result<(), QueueError> {
+    pub fn push(&mut self, ram: &GuestRam, chain: &Chain, written: u32) -> Result<(), QueueError> {
         Ok(self.queue.add_used(ram.mappings(), chain.head, written)?)
     }
 
     /// Whether the driver wants an interrupt for what was handed back.
-    fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, QueueError> {
+    pub fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, QueueError> {
         let wants = self.queue.needs_notification(ram.mappings())?;
         if self.queue.event_idx_enabled() {
             return Ok(wants);
@@ -255,6 +277,22 @@ impl ActiveQueue {
             .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
             .map_err(virtio_queue::Error::GuestMemory)?;
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Whether the driver is to notify of more requests, which is only a hint
+    /// to it. Returns whether there are some.
+    pub fn expect(&mut self, ram: &GuestRam, notify: bool) -> Result<bool, QueueError> {
+        if notify {
+            return Ok(self.queue.enable_notification(ram.mappings())?);
+        }
+        self.queue.disable_notification(ram.mappings())?;
+        self.waits(ram)
+    }
+
+    /// Whether there are requests.
+    pub fn waits(&self, ram: &GuestRam) -> Result<bool, QueueError> {
+        let available = self.queue.avail_idx(ram.mappings(), Ordering::Acquire)?;
+        Ok(available.0 != self.queue.next_avail())
     }
 }
 
@@ -266,10 +304,26 @@ fn in_one_piece(ram: &GuestRam, start: u64, len: u64) -> bool {
     region.len() - offset >= len
 }
 
+/// How long a finished request waits for others, so that one interrupt tells
+/// of them all. Much less than a disk's latency or a timer's tick.
+const GATHER: Duration = Duration::from_micros(50);
+
+/// How [`serve`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// There is nothing left, `live` was taken away, or the handler is not
+    /// ready.
+    All,
+    /// The first request of those that are left waits: see
+    /// [`QueueError::Later`].
+    Later(Option<Duration>),
+}
+
 /// Serves everything that is available while `live`, with an `interrupt`
 /// whenever the driver wants one. Ends when there is nothing left and the
-/// driver knows that it must notify, or when `live` is taken away. Each
-/// request is bounded by the queue's size and RAM.
+/// driver knows that it must notify, when `live` is taken away, or when the
+/// handler is not ready or a request has to wait; then somebody wakes the
+/// worker. Each request is bounded by the queue's size and RAM.
 pub fn serve(
     queue: &mut ActiveQueue,
     handler: &mut dyn QueueHandler,
@@ -277,24 +331,59 @@ pub fn serve(
     chain: &mut Chain,
     live: &AtomicBool,
     mut interrupt: impl FnMut(),
-) -> Result<(), QueueError> {
+) -> Result<Served, QueueError> {
     loop {
         queue.queue.disable_notification(ram.mappings())?;
-        loop {
-            if !live.load(Ordering::SeqCst) {
-                return Ok(());
+        // Since when the driver may not know of requests handed back.
+        let mut untold = None;
+        let ended = loop {
+            if !live.load(Ordering::SeqCst) || !handler.ready() {
+                break Ok(Some(Served::All));
             }
-            if !queue.pop(ram, chain)? {
-                break;
+            match serve_one(queue, handler, ram, chain) {
+                Ok(true) => {}
+                Ok(false) => break Ok(None),
+                Err(QueueError::Later(wait)) => break Ok(Some(Served::Later(wait))),
+                Err(error) => break Err(error),
             }
-            let written = handler.serve(ram, chain)?;
-            queue.push(ram, chain, written)?;
-            if queue.wants_interrupt(ram)? {
-                interrupt();
+            let since: &Instant = untold.get_or_insert_with(Instant::now);
+            if since.elapsed() >= GATHER {
+                untold = None;
+                if queue.wants_interrupt(ram)? {
+                    interrupt();
+                }
             }
+        };
+        if untold.is_some() && queue.wants_interrupt(ram)? {
+            interrupt();
+        }
+        if let Some(served) = ended? {
+            return Ok(served);
         }
         if !queue.queue.enable_notification(ram.mappings())? {
-            return Ok(());
+            return Ok(Served::All);
         }
     }
+}
+
+/// Serves the next request; false when there is none.
+fn serve_one(
+    queue: &mut ActiveQueue,
+    handler: &mut dyn QueueHandler,
+    ram: &GuestRam,
+    chain: &mut Chain,
+) -> Result<bool, QueueError> {
+    if !queue.pop(ram, chain)? {
+        return Ok(false);
+    }
+    match handler.serve(ram, chain) {
+        Ok(written) => queue.push(ram, chain, written)?,
+        Err(error) => {
+            if matches!(error, QueueError::Later(_)) {
+                queue.unpop();
+            }
+            return Err(error);
+        }
+    }
+    Ok(true)
 }

@@ -110,7 +110,7 @@ pub struct Rig<D> {
     pub device: VirtioPci<D>,
     pub ram: GuestRam,
     pub world: Arc<World>,
-    queues: [DriverQueue; 4],
+    queues: [DriverQueue; 8],
 }
 
 impl<D: VirtioDevice> Rig<D> {
@@ -304,6 +304,11 @@ impl<D: VirtioDevice> Rig<D> {
 
     pub fn used_index(&self, queue: u16) -> u16 {
         self.half(Self::device_area(queue) + 2)
+    }
+
+    /// There is a used element that was not looked at.
+    pub fn has_used(&self, queue: u16) -> bool {
+        self.used_index(queue) != self.queues[usize::from(queue)].seen
     }
 
     /// The next used element: head and length.

@@ -7,7 +7,7 @@ use iced_x86::{
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::layout::{CODE, CODE_PAGES, DATA, KINDS, PAGE, Page, ROOM};
+use super::layout::{CODE, CODE_PAGES, DATA, INT3, KINDS, PAGE, Page, ROOM};
 use crate::draft::{Draft, explicit};
 use crate::features;
 use crate::form::{Form, has_memory};
@@ -264,7 +264,7 @@ impl Draw {
         for branch in branches {
             aim(rng, &mut code, branch, &starts);
         }
-        code.push(0xCC);
+        code.push(INT3);
         let mut rflags = values::flags(rng) & !TRAP;
         if !user {
             // Interrupts are for the user: nothing waits for any.

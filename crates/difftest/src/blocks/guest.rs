@@ -32,7 +32,7 @@ use iced_x86::code_asm::{
 
 use super::draw::Case;
 use super::layout::{
-    CODE, CODE_AT, CODE_PAGES, DATA, DATA_AT, KERNEL, KINDS, MMIO, PAGE, Page, RAM, SPARE_RAM,
+    CODE, CODE_AT, CODE_PAGES, DATA, DATA_AT, INT3, KERNEL, KINDS, MMIO, PAGE, Page, RAM, SPARE_RAM,
 };
 use crate::layout::GS_BASE;
 use crate::machine::MachineError;
@@ -75,8 +75,10 @@ const SYSTEM_CS: u64 = 0x10;
 const SYSTEM_SS: u64 = 0x18;
 const USER_SS: u64 = 0x23;
 const USER_CS: u64 = 0x2B;
-/// A batch is over long before, unless a case runs in circles.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A case is over long before, unless it runs in circles.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The machine's bus: a port that ends a batch, and memory that is none.
 struct Bus {
@@ -101,6 +103,15 @@ impl CpuIo for Bus {
     }
 
     fn mmio_write(&self, _address: u64, _data: &[u8]) {}
+}
+
+/// A case that ran in circles.
+#[derive(Clone, Copy, Debug)]
+pub struct Circle {
+    /// Its number in the batch.
+    pub case: usize,
+    /// Where it was when it was ended.
+    pub rip: u64,
 }
 
 /// A guest that runs batches of cases.
@@ -195,13 +206,16 @@ impl Guest {
         &self.profile
     }
 
-    /// Runs a batch, with this data to begin with. False: a case ran in
-    /// circles, and those behind it did not run.
+    /// Runs a batch, with this data to begin with. The result lists the cases
+    /// that ran in circles: they were ended from outside.
     ///
     /// # Errors
     /// The engine ended the run.
-    pub fn run(&mut self, cases: &[Case], data: &[u8]) -> Result<bool, MachineError> {
+    pub fn run(&mut self, cases: &[Case], data: &[u8]) -> Result<Vec<Circle>, MachineError> {
         self.ram.write(DATA_AT, data)?;
+        // What jumps anywhere finds no code of another batch.
+        self.ram
+            .write(CODE_AT, &[INT3; (CODE_PAGES * PAGE) as usize])?;
         let mut records = Vec::with_capacity(cases.len() * RECORD as usize);
         for case in cases {
             self.ram.write(CODE_AT + (case.rip - CODE), &case.code)?;
@@ -211,28 +225,51 @@ impl Guest {
         put(&self.ram, CURSOR, KERNEL + RECORDS)?;
         let end = KERNEL + RECORDS + records.len() as u64;
         put(&self.ram, CURSOR + 8, end)?;
-        let stop = thread::scope(|scope| {
-            let (kicker, started) = (self.kicker(), Instant::now());
-            let watch = scope.spawn(move || {
-                thread::park_timeout(PATIENCE);
-                if started.elapsed() >= PATIENCE {
-                    kicker.kick();
+        let mut circles = Vec::new();
+        loop {
+            let text = match self.go_watched() {
+                Stop::Kicked if self.is_done() => return Ok(circles),
+                Stop::Kicked => {
+                    let case = started(&self.ram)?.saturating_sub(1);
+                    let rip = self.vcpu.save()?.rip;
+                    circles.push(Circle { case, rip });
+                    if circles.len() <= cases.len() {
+                        // On to the next case.
+                        self.vcpu.restore(&self.initial)?;
+                        continue;
+                    }
+                    format!("the batch does not go on: {circles:x?}")
+                }
+                Stop::Failed(text) => text,
+                other => format!("the batch did not come to its end: {other:x?}"),
+            };
+            return Err(EngineError::Unsupported(text).into());
+        }
+    }
+
+    /// As [`Guest::go`], but a case that takes too long is ended.
+    fn go_watched(&mut self) -> Stop {
+        let over = AtomicBool::new(false);
+        let (kicker, ram) = (self.kicker(), self.ram.clone());
+        thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let (mut case, mut since) = (None, Instant::now());
+                while !over.load(Ordering::Acquire) {
+                    thread::park_timeout(LOOK);
+                    let now = started(&ram).ok();
+                    if now != case {
+                        (case, since) = (now, Instant::now());
+                    } else if since.elapsed() >= PATIENCE {
+                        kicker.kick();
+                        return;
+                    }
                 }
             });
             let stop = self.go();
+            over.store(true, Ordering::Release);
             watch.thread().unpark();
             stop
-        });
-        let text = match stop {
-            Stop::Kicked if self.is_done() => return Ok(true),
-            Stop::Kicked => {
-                self.vcpu.restore(&self.initial)?;
-                return Ok(false);
-            }
-            Stop::Failed(text) => text,
-            other => format!("the batch did not come to its end: {other:x?}"),
-        };
-        Err(EngineError::Unsupported(text).into())
+        })
     }
 
     /// Where the first instruction is.
@@ -263,6 +300,14 @@ impl Guest {
     pub fn kicker(&self) -> Kicker {
         self.vcpu.kicker()
     }
+}
+
+/// Cases of the batch that were started.
+fn started(ram: &GuestRam) -> Result<usize, MemoryError> {
+    let mut bytes = [0; 8];
+    ram.read(CURSOR, &mut bytes)?;
+    let behind = u64::from_le_bytes(bytes).wrapping_sub(KERNEL + RECORDS);
+    Ok((behind / RECORD) as usize)
 }
 
 fn record(case: &Case, out: &mut Vec<u8>) {

@@ -19,6 +19,8 @@ pub const CODE_AT: u64 = 0x10_0000;
 pub const CODE_PAGES: u64 = 32;
 /// Bytes of a case's code.
 pub const ROOM: u64 = CODE_PAGES * PAGE / super::BATCH as u64;
+/// The instruction that ends a case, and stands wherever no code does.
+pub const INT3: u8 = 0xCC;
 /// First address of the data.
 pub const DATA: u64 = 0x2100_0000;
 /// Where it is in RAM.

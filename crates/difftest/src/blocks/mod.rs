@@ -19,7 +19,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 pub use draw::{Case, Draw};
-pub use guest::Guest;
+pub use guest::{Circle, Guest};
 
 use crate::machine::MachineError;
 
@@ -47,11 +47,11 @@ impl Blocks {
         })
     }
 
-    /// Runs a batch. False: a case ran in circles, and ended it.
+    /// Runs a batch; the cases of it that ran in circles.
     ///
     /// # Errors
     /// The engine ended the run; the text has its reason.
-    pub fn batch(&mut self) -> Result<bool, MachineError> {
+    pub fn batch(&mut self) -> Result<Vec<Circle>, MachineError> {
         let cases: Vec<Case> = (0..BATCH)
             .map(|slot| self.draw.case(&mut self.rng, slot))
             .collect();

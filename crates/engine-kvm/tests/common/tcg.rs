@@ -92,4 +92,9 @@ pub const LACKS: &[(&str, &str)] = &[
         "system_calls::syscall_and_sysret",
         "SYSCALL clears the arithmetic flags (sysemu/seg_helper.c, helper_syscall)",
     ),
+    (
+        "translations::users_jumps_to_nowhere",
+        "a jump's target is looked at when it is fetched, and the frame has it (translate.c, \
+         gen_op_jmp_v)",
+    ),
 ];

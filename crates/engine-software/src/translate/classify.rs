@@ -15,6 +15,21 @@ pub struct Access {
     pub align: u8,
 }
 
+impl Access {
+    /// A load of eight bytes.
+    pub const READ8: Access = Access {
+        size: 8,
+        write: false,
+        align: 0,
+    };
+    /// A store of eight bytes.
+    pub const WRITE8: Access = Access {
+        size: 8,
+        write: true,
+        align: 0,
+    };
+}
+
 /// Ways to translate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {

@@ -11,16 +11,6 @@ use super::emit::{Emit, Guest, gpr_number};
 use super::hot;
 use super::regs::GUEST_RSP;
 
-const READ8: Access = Access {
-    size: 8,
-    write: false,
-    align: 0,
-};
-const WRITE8: Access = Access {
-    size: 8,
-    write: true,
-    align: 0,
-};
 /// Where an indirect call's target waits while the return address is pushed.
 const TARGET: i32 = hot::TEMP + 16;
 
@@ -53,7 +43,7 @@ impl Emit<'_> {
                     self.interpret(op);
                     return true;
                 }
-                self.leave_to_r10(op, 0, self.options().mode);
+                self.leave_to_r10(op, 0, self.options.mode);
                 false
             }
             Class::CallIndirect => {
@@ -70,13 +60,13 @@ impl Emit<'_> {
                     self.push_return(guest);
                     self.target(guest);
                 }
-                self.leave_to_r10(op, -8, self.options().mode);
+                self.leave_to_r10(op, -8, self.options.mode);
                 false
             }
             _ => {
                 self.free_flags();
                 self.asm.mov(R10, GUEST_RSP);
-                self.check(op, READ8);
+                self.check(op, Access::READ8);
                 self.asm.rm(true, &[0x8B], R10, R10, 0);
                 let drop = if insn.op_count() == 0 {
                     0
@@ -84,7 +74,7 @@ impl Emit<'_> {
                     i32::from(insn.immediate16())
                 };
                 self.add_rsp(8 + drop);
-                self.leave_to_r10(op, i64::from(8 + drop), self.options().mode);
+                self.leave_to_r10(op, i64::from(8 + drop), self.options.mode);
                 false
             }
         }
@@ -93,7 +83,7 @@ impl Emit<'_> {
     /// The target of an indirect branch into R10.
     fn target(&mut self, guest: &Guest<'_>) -> bool {
         if guest.insn.op0_kind() == OpKind::Memory {
-            if !self.operand(guest, READ8) {
+            if !self.operand(guest, Access::READ8) {
                 return false;
             }
             self.asm.rm(true, &[0x8B], R10, R10, 0);
@@ -111,7 +101,7 @@ impl Emit<'_> {
     /// Pushes the address of the next instruction.
     fn push_return(&mut self, guest: &Guest<'_>) {
         self.asm.rm(true, &[0x8D], R10, GUEST_RSP, -8);
-        self.check(guest.op_pointer(), WRITE8);
+        self.check(guest.op_pointer(), Access::WRITE8);
         self.asm.state(true, &[0x8B], R11, hot::PAGE);
         self.asm.rm(true, &[0x8D], R11, R11, guest.next() as i32);
         self.asm.rm(true, &[0x89], R11, R10, 0);

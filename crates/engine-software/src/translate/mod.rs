@@ -24,11 +24,14 @@
 
 mod asm;
 mod classify;
+mod cold;
 mod control;
 mod emit;
 mod hot;
+mod leave;
 mod liveness;
 mod lockstep;
+mod plain;
 mod planted;
 mod region;
 mod regs;

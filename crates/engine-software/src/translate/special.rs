@@ -15,16 +15,6 @@ use crate::cpu::{Cpu, Segment, flag, seg};
 use crate::msr::Msrs;
 use crate::tlb::AccessMode;
 
-const READ8: Access = Access {
-    size: 8,
-    write: false,
-    align: 0,
-};
-const WRITE8: Access = Access {
-    size: 8,
-    write: true,
-    align: 0,
-};
 const RFLAGS: i32 = offset_of!(Cpu, rflags) as i32;
 /// For a value that has no register for a moment.
 const TEMP: i32 = hot::TEMP + 16;
@@ -68,7 +58,7 @@ impl Emit<'_> {
         let insn = guest.insn;
         self.free_flags();
         self.asm.rm(true, &[0x8D], R10, GUEST_RSP, -8);
-        self.check(guest.op_pointer(), WRITE8);
+        self.check(guest.op_pointer(), Access::WRITE8);
         if insn.op0_kind() == OpKind::Register {
             let Some(n) = gpr_number(insn.op0_register()) else {
                 return false;
@@ -84,13 +74,13 @@ impl Emit<'_> {
     }
 
     fn push_memory(&mut self, guest: &Guest<'_>) -> bool {
-        if !self.operand(guest, READ8) {
+        if !self.operand(guest, Access::READ8) {
             return false;
         }
         self.asm.rm(true, &[0x8B], R10, R10, 0);
         self.asm.state(true, &[0x89], R10, TEMP);
         self.asm.rm(true, &[0x8D], R10, GUEST_RSP, -8);
-        self.check(guest.op_pointer(), WRITE8);
+        self.check(guest.op_pointer(), Access::WRITE8);
         self.asm.state(true, &[0x8B], R11, TEMP);
         self.asm.rm(true, &[0x89], R11, R10, 0);
         self.add_rsp(-8);
@@ -104,7 +94,7 @@ impl Emit<'_> {
         debug_assert!(guest.insn.op0_register() != Register::RSP);
         self.free_flags();
         self.asm.mov(R10, GUEST_RSP);
-        self.check(guest.op_pointer(), READ8);
+        self.check(guest.op_pointer(), Access::READ8);
         match place(n) {
             Place::Host(host) => self.asm.rm(true, &[0x8B], host, R10, 0),
             Place::Memory => {
@@ -119,7 +109,7 @@ impl Emit<'_> {
     fn leave_frame(&mut self, guest: &Guest<'_>) -> bool {
         self.free_flags();
         self.asm.mov(R10, RBP);
-        self.check(guest.op_pointer(), READ8);
+        self.check(guest.op_pointer(), Access::READ8);
         self.asm.rm(true, &[0x8B], R11, R10, 0);
         self.asm.rm(true, &[0x8D], GUEST_RSP, RBP, 8);
         self.asm.mov(RBP, R11);
@@ -131,7 +121,7 @@ impl Emit<'_> {
     fn push_flags(&mut self, guest: &Guest<'_>) -> bool {
         self.free_flags();
         self.asm.rm(true, &[0x8D], R10, GUEST_RSP, -8);
-        self.check(guest.op_pointer(), WRITE8);
+        self.check(guest.op_pointer(), Access::WRITE8);
         self.compose_flags();
         self.asm.rm(true, &[0x89], R11, R10, 0);
         self.add_rsp(-8);
@@ -229,7 +219,7 @@ impl Emit<'_> {
         self.asm
             .state_imm8(false, 0x80, 1, RFLAGS, flag::FIXED as i8);
         self.asm.mov_imm32(RAX, (flag::FIXED as u32) << 8);
-        let mode = if self.options().smap {
+        let mode = if self.options.smap {
             AccessMode::SupervisorSmap
         } else {
             AccessMode::Supervisor
@@ -297,7 +287,7 @@ impl Emit<'_> {
         };
         self.asm
             .state_imm32(false, 0x81, digit, RFLAGS, flag as i32);
-        let mode = match (self.options().smap, set) {
+        let mode = match (self.options.smap, set) {
             (true, false) => AccessMode::SupervisorSmap,
             _ => AccessMode::Supervisor,
         };

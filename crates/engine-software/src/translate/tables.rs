@@ -50,13 +50,15 @@ pub struct Page {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Jump {
-    /// Linear address, in user mode XORed with [`Tables::space`].
+    /// Linear address.
     pub tag: u64,
     /// Host address of the code.
     pub code: u64,
     /// Linear address of the page.
     pub page: u64,
-    _room: u64,
+    /// Of user code: the address space's number. Not part of the tag: guests
+    /// jump to any address, so that no bit of one is free.
+    pub space: u64,
 }
 
 /// The tables of one mode.
@@ -73,7 +75,7 @@ pub struct Mode {
 /// All of them.
 #[repr(C)]
 pub struct Tables {
-    /// The address space's number in bits 63:48.
+    /// The address space's number.
     pub space: u64,
     /// Entries in the journal; [`JOURNAL`]: it has overflowed.
     pub journal_len: u64,
@@ -162,7 +164,7 @@ impl Tables {
 
     /// The address space has changed to number `space`.
     pub fn switch(&mut self, space: u16) {
-        self.space = u64::from(space) << 48;
+        self.space = u64::from(space);
         if self.journal_len as usize >= JOURNAL {
             self.clear_pages();
         } else {
@@ -235,20 +237,15 @@ impl Tables {
     /// Remembers that `code` is what stands at `linear`. `global`: in every
     /// address space.
     pub fn add_jump(&mut self, mode: AccessMode, linear: u64, code: u64, global: bool) {
-        let tag = if mode == AccessMode::User {
-            linear ^ self.space
-        } else {
-            self.local_jumps |= !global;
-            linear
-        };
+        self.local_jumps |= mode != AccessMode::User && !global;
         let (word, bit) = page_bit(linear);
         self.jump_pages[word] |= bit;
         if let Some(tables) = self.modes.get_mut(mode as usize) {
-            tables.jumps[jump_index(tag)] = Jump {
-                tag,
+            tables.jumps[jump_index(linear)] = Jump {
+                tag: linear,
                 code,
                 page: linear & !0xFFF,
-                _room: 0,
+                space: self.space,
             };
         }
     }
@@ -285,12 +282,9 @@ mod tests {
     }
 
     fn jump(tables: &Tables, mode: AccessMode, linear: u64) -> Option<u64> {
-        let tag = match mode {
-            AccessMode::User => linear ^ tables.space,
-            _ => linear,
-        };
-        let entry = &tables.modes[mode as usize].jumps[jump_index(tag)];
-        (entry.tag == tag).then_some(entry.code)
+        let entry = &tables.modes[mode as usize].jumps[jump_index(linear)];
+        let here = mode != AccessMode::User || entry.space == tables.space;
+        (entry.tag == linear && here).then_some(entry.code)
     }
 
     /// As the refill routine does it.
@@ -353,7 +347,7 @@ mod tests {
                 let entries = if write { &of.write } else { &of.read };
                 assert!(!hits(entries, 0x40_1234), "{mode:?} {write}");
                 assert!(hits(entries, 0x40_5678), "{mode:?} {write}");
-                assert_eq!(tables.space, 7 << 48);
+                assert_eq!(tables.space, 7);
                 assert_eq!(tables.journal_len, 0);
             }
         }
@@ -404,6 +398,10 @@ mod tests {
         assert_eq!(jump(&tables, AccessMode::User, 0x40_0010), Some(1234));
         tables.switch(2);
         assert_eq!(jump(&tables, AccessMode::User, 0x40_0010), None);
+        for bits in 1..=0xFFFF {
+            let nowhere = 0x40_0010 ^ bits << 48;
+            assert_eq!(jump(&tables, AccessMode::User, nowhere), None);
+        }
         tables.switch(1);
         assert_eq!(jump(&tables, AccessMode::User, 0x40_0010), Some(1234));
     }

@@ -4,9 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use croft_engine::DebugStop;
+use croft_isolate::{Role, spawn};
 use croft_memory::GuestRam;
 use gdbstub::common::Signal;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
@@ -90,26 +91,24 @@ impl GdbServer {
         let mailbox = Arc::new(Mailbox::new()?);
         let mut target = DebugTarget::new(events, ram, vcpus, mailbox.clone());
         let shared = mailbox.clone();
-        let thread = thread::Builder::new()
-            .name("gdb".to_owned())
-            .spawn(move || {
-                while !shared.is_closed() {
-                    match next(&listener, &shared) {
-                        Ok(Some(stream)) => {
-                            console.log("a debugger connected, the guest is stopped");
-                            if let Err(text) = session(stream, &mut target, &shared) {
-                                console.log(&format!("the debugger was dropped: {text}"));
-                            }
-                            target.leave();
+        let thread = spawn(Role::Gdb, "gdb", move || {
+            while !shared.is_closed() {
+                match next(&listener, &shared) {
+                    Ok(Some(stream)) => {
+                        console.log("a debugger connected, the guest is stopped");
+                        if let Err(text) = session(stream, &mut target, &shared) {
+                            console.log(&format!("the debugger was dropped: {text}"));
                         }
-                        Ok(None) => {}
-                        Err(error) => {
-                            console.log(&format!("no debugger can connect: {error}"));
-                            return;
-                        }
+                        target.leave();
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        console.log(&format!("no debugger can connect: {error}"));
+                        return;
                     }
                 }
-            })?;
+            }
+        })?;
         Ok(GdbServer { mailbox, thread })
     }
 

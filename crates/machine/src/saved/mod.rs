@@ -35,9 +35,11 @@ mod sections;
 mod tests;
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
+use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::{BusState, StateError};
-use croft_disk::{Disk, RawDisk};
+use croft_disk::Disk;
 use croft_engine::{CpuProfile, CpuState, PartitionState};
 use croft_memory::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -104,6 +106,12 @@ pub struct Description {
     pub test_devices: bool,
     /// Its disks.
     pub disks: Vec<SavedDisk>,
+    /// Its shares.
+    #[serde(default)]
+    pub shares: Vec<SavedShare>,
+    /// It had a socket device.
+    #[serde(default)]
+    pub vsock: bool,
 }
 
 /// A disk of a saved machine.
@@ -115,8 +123,26 @@ pub struct SavedDisk {
     pub read_only: bool,
 }
 
+/// A share of a saved machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedShare {
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// The guest could not change it.
+    pub read_only: bool,
+}
+
+impl SavedShare {
+    pub(crate) fn of(share: &ShareHandle) -> Self {
+        SavedShare {
+            tag: share.tag().to_owned(),
+            read_only: share.is_read_only(),
+        }
+    }
+}
+
 impl SavedDisk {
-    pub(crate) fn of(disk: &RawDisk) -> Self {
+    pub(crate) fn of(disk: &Arc<dyn Disk>) -> Self {
         SavedDisk {
             bytes: disk.size(),
             read_only: disk.is_read_only(),
@@ -131,6 +157,7 @@ impl Description {
         memory: u64,
         test_devices: bool,
         disks: Vec<SavedDisk>,
+        shares: Vec<SavedShare>,
     ) -> Self {
         Description {
             version: DESCRIPTION_VERSION,
@@ -140,7 +167,14 @@ impl Description {
             memory,
             test_devices,
             disks,
+            shares,
+            vsock: false,
         }
+    }
+
+    /// With a socket device, or without.
+    pub(crate) fn with_vsock(self, vsock: bool) -> Self {
+        Description { vsock, ..self }
     }
 
     /// Refuses a machine that is not made of the same.
@@ -167,6 +201,10 @@ impl Description {
                 text(now.test_devices).to_owned(),
             );
         }
+        if self.vsock != now.vsock {
+            let text = |there: bool| if there { "vsock" } else { "no vsock" };
+            return differs(text(self.vsock).to_owned(), text(now.vsock).to_owned());
+        }
         if self.disks.len() != now.disks.len() {
             let text = |count: usize| format!("{count} disks");
             return differs(text(self.disks.len()), text(now.disks.len()));
@@ -179,6 +217,17 @@ impl Description {
                 };
                 return differs(text(had), text(has));
             }
+        }
+        if self.shares != now.shares {
+            let text = |shares: &[SavedShare]| {
+                let share = |share: &SavedShare| {
+                    let way = if share.read_only { ",readonly" } else { "" };
+                    format!("'{}{way}'", share.tag.escape_debug())
+                };
+                let shares: Vec<_> = shares.iter().map(share).collect();
+                format!("shares [{}]", shares.join(", "))
+            };
+            return differs(text(&self.shares), text(&now.shares));
         }
         Ok(())
     }

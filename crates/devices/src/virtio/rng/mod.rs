@@ -51,9 +51,11 @@ impl VirtioDevice for VirtioRng {
         QUEUE_SIZE
     }
 
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config_len(&self) -> usize {
+        0
     }
+
+    fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
 
     fn handler(&self, _queue: u16, _features: u64) -> Box<dyn QueueHandler> {
         Box::new(Source)

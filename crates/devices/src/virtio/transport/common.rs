@@ -9,7 +9,7 @@
 //! | 0x10   | 2     | vector of configuration changes              |
 //! | 0x12   | 2     | number of queues; read-only                  |
 //! | 0x14   | 1     | device status                                |
-//! | 0x15   | 1     | configuration generation: always 0           |
+//! | 0x15   | 1     | configuration generation; read-only          |
 //! | 0x16   | 2     | queue select; the rest is about that queue   |
 //! | 0x18   | 2     | size; 0 when there is no such queue          |
 //! | 0x1A   | 2     | vector                                       |
@@ -21,6 +21,8 @@
 //! | 0x38   | 4     | not offered (F_NOTIF_CONFIG_DATA, F_RING_RESET) |
 //!
 //! Fields are written as a whole, the last three also by halves (4.1.3.1).
+
+use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FAILED,
@@ -90,6 +92,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
         put(0x10, &interrupts.config_vector().to_le_bytes());
         put(0x12, &(self.queues.len() as u16).to_le_bytes());
         put(0x14, &[self.status()]);
+        let generation = self.shared.config_generation.load(Ordering::SeqCst);
+        put(0x15, &[generation]);
         let index = common.queue_select;
         put(0x16, &index.to_le_bytes());
         if let Some(queue) = self.queues.get(usize::from(index)) {
@@ -162,11 +166,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         }
         self.common.status = status;
         if status & !before & DRIVER_OK != 0 {
-            for index in 0..self.queues.len() {
-                if self.queues[index].enabled {
-                    self.activate(index, (0, 0));
-                }
-            }
+            self.activate(&[]);
         }
         self.settle();
     }

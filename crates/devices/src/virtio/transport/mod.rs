@@ -17,13 +17,14 @@
 mod common;
 mod interrupts;
 pub mod layout;
+mod notifier;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use croft_memory::GuestRam;
 use virtio_bindings::virtio_config::{
@@ -42,6 +43,7 @@ use crate::saved::{DeviceState, StateError, check_version, damaged};
 use common::Common;
 use interrupts::{Interrupts, NO_VECTOR};
 use layout::Capabilities;
+pub use notifier::Notifier;
 pub use state::{QueueState, TransportState, VectorState};
 
 const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
@@ -67,10 +69,22 @@ pub(super) struct Shared {
     failed: AtomicBool,
     /// The driver set DRIVER_OK: it may be interrupted.
     driver_ok: AtomicBool,
+    /// Moves with every change of the device-specific configuration.
+    config_generation: AtomicU8,
+    /// The driver was not told yet that it changed.
+    config_changed: AtomicBool,
     log: RateLimitedLog,
 }
 
 impl Shared {
+    /// Tells the driver of a changed configuration, now or, while requests
+    /// are not served, later.
+    fn tell_config(&self) {
+        if self.live.load(Ordering::SeqCst) && self.config_changed.swap(false, Ordering::SeqCst) {
+            self.interrupts.config();
+        }
+    }
+
     /// The driver broke the rules, as `why` says: the device stops until it
     /// is reset.
     pub fn fail(&self, why: &str) {
@@ -85,11 +99,10 @@ impl Shared {
     }
 }
 
-/// A queue as its registers say, and who serves it.
+/// A queue as its registers say.
 struct Queue {
     place: RingPlace,
     enabled: bool,
-    worker: Worker,
 }
 
 /// A virtio device as a PCI function.
@@ -100,6 +113,8 @@ pub struct VirtioPci<D> {
     shared: Arc<Shared>,
     common: Common,
     queues: Vec<Queue>,
+    /// One for each queue, or one for all.
+    workers: Vec<Worker>,
     doorbells: Arc<dyn DoorbellRegistry>,
     /// Where the queues' doorbells are at the moment: the first one's
     /// address.
@@ -113,11 +128,11 @@ pub struct VirtioPci<D> {
 impl<D: VirtioDevice> VirtioPci<D> {
     /// A function of `device`, which serves nothing before
     /// [`Device::start`].
-    pub fn new(device: D, host: VirtioHost) -> io::Result<Self> {
+    pub fn new(mut device: D, host: VirtioHost) -> io::Result<Self> {
         let count = device.queues().clamp(1, layout::QUEUES_MAX);
         let vectors = count + 1;
         let (config, capabilities) =
-            layout::config_space(D::KIND, count, vectors, device.config().len());
+            layout::config_space(D::KIND, count, vectors, device.config_len());
         let shared = Arc::new(Shared {
             interrupts: Interrupts::new(host.interrupts, host.line, vectors, count),
             log: RateLimitedLog::new(host.name.clone(), host.log),
@@ -126,16 +141,20 @@ impl<D: VirtioDevice> VirtioPci<D> {
             live: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             driver_ok: AtomicBool::new(false),
+            config_generation: AtomicU8::new(0),
+            config_changed: AtomicBool::new(false),
         });
-        let queues = (0..count)
-            .map(|index| {
-                Ok(Queue {
-                    place: fresh_place(device.queue_size()),
-                    enabled: false,
-                    worker: Worker::new(index, shared.clone())?,
-                })
-            })
+        let served = if device.one_worker() { 1 } else { count };
+        let workers = (0..served)
+            .map(|index| Worker::new(index, device.role(), shared.clone()))
             .collect::<io::Result<Vec<_>>>()?;
+        let queues = (0..count).map(|_| Queue {
+            place: fresh_place(device.queue_size()),
+            enabled: false,
+        });
+        let queues = queues.collect();
+        let wakers = workers.iter().map(Worker::waker).collect();
+        device.connect(Notifier::new(Arc::downgrade(&shared), wakers));
         Ok(VirtioPci {
             device,
             config,
@@ -143,6 +162,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             shared,
             common: Common::default(),
             queues,
+            workers,
             doorbells: host.doorbells,
             doorbells_at: None,
             running: false,
@@ -170,33 +190,54 @@ impl<D: VirtioDevice> VirtioPci<D> {
             && self.config.command() & COMMAND_MASTER != 0;
         self.shared.driver_ok.store(driver_ok, Ordering::SeqCst);
         if self.shared.live.swap(live, Ordering::SeqCst) != live && live {
-            self.queues.iter().for_each(|queue| queue.worker.wake());
+            self.workers.iter().for_each(Worker::wake);
         }
+        self.shared.tell_config();
         self.place_doorbells();
     }
 
-    /// Puts an enabled queue to use.
-    fn activate(&mut self, index: usize, positions: (u16, u16)) {
+    /// Who serves a queue.
+    fn worker(&self, index: usize) -> Option<&Worker> {
+        match self.workers.as_slice() {
+            [one] => Some(one),
+            each => each.get(index),
+        }
+    }
+
+    /// Puts the enabled queues to use, each at its `positions` (both 0 where
+    /// there are none).
+    fn activate(&mut self, positions: &[(u16, u16)]) {
         let features = self.common.driver_features;
         let most = self.device.queue_size();
-        let Some(queue) = self.queues.get_mut(index) else {
-            return;
-        };
         let event_idx = features & EVENT_IDX != 0;
-        let made = ActiveQueue::new(&self.shared.ram, queue.place, most, event_idx, positions);
-        match made {
-            Ok(active) => {
-                *queue.worker.slot() = Some(InUse {
-                    queue: active,
-                    handler: self.device.handler(index as u16, features),
-                });
-                if let Err(error) = queue.worker.spawn() {
-                    self.shared
-                        .fail(&format!("no thread for virtqueue {index}: {error}"));
-                }
-                queue.worker.wake();
+        let together = self.device.one_worker();
+        let mut groups: Vec<Vec<_>> = self.workers.iter().map(|_| Vec::new()).collect();
+        for (index, queue) in self.queues.iter().enumerate() {
+            if !queue.enabled {
+                continue;
             }
-            Err(error) => self.shared.fail(&format!("virtqueue {index}: {error}")),
+            let at = positions.get(index).copied().unwrap_or_default();
+            match ActiveQueue::new(&self.shared.ram, queue.place, most, event_idx, at) {
+                Ok(active) => {
+                    let group = if together { 0 } else { index };
+                    if let Some(group) = groups.get_mut(group) {
+                        group.push((index as u16, active));
+                    }
+                }
+                Err(error) => self.shared.fail(&format!("virtqueue {index}: {error}")),
+            }
+        }
+        for (index, (worker, queues)) in (0..).zip(self.workers.iter_mut().zip(groups)) {
+            if queues.is_empty() {
+                continue;
+            }
+            let service = self.device.service(index, features);
+            *worker.slot() = Some(InUse { queues, service });
+            if let Err(error) = worker.spawn() {
+                let text = format!("no thread for virtqueue {index}: {error}");
+                self.shared.fail(&text);
+            }
+            worker.wake();
         }
     }
 
@@ -212,8 +253,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
         if !self.resetting {
             return;
         }
-        for queue in &self.queues {
-            match queue.worker.try_slot() {
+        for worker in &self.workers {
+            match worker.try_slot() {
                 Some(mut slot) => *slot = None,
                 None => return,
             }
@@ -225,12 +266,15 @@ impl<D: VirtioDevice> VirtioPci<D> {
     fn finish_reset(&mut self) {
         self.resetting = false;
         self.common = Common::default();
+        self.device.reset();
         let size = self.device.queue_size();
         for queue in &mut self.queues {
             queue.place = fresh_place(size);
             queue.enabled = false;
         }
         self.shared.failed.store(false, Ordering::SeqCst);
+        // Whoever comes reads it from the start.
+        self.shared.config_changed.store(false, Ordering::SeqCst);
         self.shared.interrupts.reset_device();
         self.settle();
     }
@@ -238,16 +282,16 @@ impl<D: VirtioDevice> VirtioPci<D> {
     /// Stops the workers and waits for the requests being served.
     fn release_queues(&mut self) {
         self.shared.live.store(false, Ordering::SeqCst);
-        for queue in &self.queues {
-            *queue.worker.slot() = None;
+        for worker in &self.workers {
+            *worker.slot() = None;
         }
     }
 
     /// Waits for the requests being served; finishes a reset.
     fn drain(&mut self) {
         self.shared.live.store(false, Ordering::SeqCst);
-        for queue in &self.queues {
-            drop(queue.worker.slot());
+        for worker in &self.workers {
+            drop(worker.slot());
         }
         self.try_finish_reset();
     }
@@ -267,16 +311,18 @@ impl<D: VirtioDevice> VirtioPci<D> {
         }
         let address = |base: u64, index: usize| base + index as u64 * layout::NOTIFY_STEP;
         for (index, queue) in self.queues.iter().enumerate() {
+            let Some(worker) = self.worker(index) else {
+                continue;
+            };
             if let Some(base) = self.doorbells_at {
-                queue.worker.set_doorbell(None);
+                worker.set_doorbell(index as u16, None);
                 self.doorbells.remove(address(base, index));
             }
             if let Some(base) = wanted.filter(|_| queue.enabled) {
-                queue
-                    .worker
-                    .set_doorbell(self.doorbells.add(address(base, index)));
+                let doorbell = self.doorbells.add(address(base, index));
+                worker.set_doorbell(index as u16, doorbell);
                 // What was written between two places is not lost.
-                queue.worker.wake();
+                worker.wake();
             }
         }
         self.doorbells_at = wanted;
@@ -293,10 +339,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 }
             }
             layout::DEVICE => {
-                let config = self.device.config();
-                for (at, byte) in (within as usize..).zip(data) {
-                    *byte = config.get(at).copied().unwrap_or(0);
-                }
+                data.fill(0);
+                self.device.read_config(within as usize, data);
             }
             layout::MSIX_TABLE => self.shared.interrupts.table_read(within, data),
             layout::MSIX_PENDING => self.shared.interrupts.pending_read(within, data),
@@ -311,10 +355,13 @@ impl<D: VirtioDevice> VirtioPci<D> {
             layout::NOTIFY => {
                 // Where there is no doorbell the write comes here.
                 let index = (within / layout::NOTIFY_STEP) as usize;
-                if let Some(queue) = self.queues.get(index) {
-                    queue.worker.wake();
+                if index < self.queues.len()
+                    && let Some(worker) = self.worker(index)
+                {
+                    worker.wake();
                 }
             }
+            layout::DEVICE => self.device.write_config(within as usize, data),
             layout::MSIX_TABLE => self.shared.interrupts.table_write(within, data),
             _ => {}
         }
@@ -343,11 +390,21 @@ impl<D: VirtioDevice> VirtioPci<D> {
         touches(offset, len, data, 4)
     }
 
+    /// How far a queue has come.
+    fn positions(&self, index: u16) -> (u16, u16) {
+        let Some(worker) = self.worker(usize::from(index)) else {
+            return (0, 0);
+        };
+        let slot = worker.slot();
+        let mut queues = slot.iter().flat_map(|in_use| &in_use.queues);
+        let queue = queues.find(|(of, _)| *of == index);
+        queue.map_or((0, 0), |(_, queue)| queue.positions())
+    }
+
     fn state(&self) -> TransportState {
         let (vectors, isr) = self.shared.interrupts.save();
         let queues = (0..).zip(&self.queues).map(|(index, queue)| {
-            let slot = queue.worker.slot();
-            let (next_avail, next_used) = slot.as_ref().map_or((0, 0), |s| s.queue.positions());
+            let (next_avail, next_used) = self.positions(index);
             QueueState {
                 size: queue.place.size,
                 vector: self.shared.interrupts.queue_vector(index),
@@ -369,6 +426,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
             driver_features: self.common.driver_features,
             queue_select: self.common.queue_select,
             config_vector: self.shared.interrupts.config_vector(),
+            config_generation: self.shared.config_generation.load(Ordering::SeqCst),
+            config_changed: self.shared.config_changed.load(Ordering::SeqCst),
             vectors,
             queues: queues.collect(),
         }
@@ -400,9 +459,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
         Ok(())
     }
 
+    /// Goes on from a state that was checked; no queue is in use.
     fn set_state(&mut self, state: &TransportState) -> Result<(), StateError> {
-        self.check(state)?;
-        self.release_queues();
         self.resetting = false;
         self.config.restore(&state.config)?;
         self.common = Common {
@@ -414,6 +472,10 @@ impl<D: VirtioDevice> VirtioPci<D> {
         };
         let failed = state.status & NEEDS_RESET != 0;
         self.shared.failed.store(failed, Ordering::SeqCst);
+        let generation = &self.shared.config_generation;
+        generation.store(state.config_generation, Ordering::SeqCst);
+        let changed = &self.shared.config_changed;
+        changed.store(state.config_changed, Ordering::SeqCst);
         let interrupts = &self.shared.interrupts;
         interrupts.restore(&state.vectors, state.isr);
         interrupts.set_config_vector(state.config_vector);
@@ -428,9 +490,11 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 queue.place = place(saved);
                 queue.enabled = saved.enabled;
             }
-            if saved.enabled && self.common.status & DRIVER_OK != 0 && !failed {
-                self.activate(index, (saved.next_avail, saved.next_used));
-            }
+        }
+        if self.common.status & DRIVER_OK != 0 && !failed {
+            let queues = state.queues.iter();
+            let positions: Vec<_> = queues.map(|q| (q.next_avail, q.next_used)).collect();
+            self.activate(&positions);
         }
         self.settle();
         Ok(())
@@ -558,6 +622,9 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let transport = self.device.check(state)?.clone();
+        self.check(&transport)?;
+        self.release_queues();
+        self.device.restore(state);
         self.set_state(&transport)
     }
 }

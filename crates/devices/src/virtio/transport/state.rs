@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::DRIVER_OK;
 use crate::pci::ConfigState;
 
 /// Version written by this Croft.
@@ -28,10 +29,23 @@ pub struct TransportState {
     pub queue_select: u16,
     /// Vector of configuration changes.
     pub config_vector: u16,
+    /// Configuration generation.
+    #[serde(default)]
+    pub config_generation: u8,
+    /// The driver was not told yet that the configuration changed.
+    #[serde(default)]
+    pub config_changed: bool,
     /// The MSI-X table.
     pub vectors: Vec<VectorState>,
     /// The queues, in order.
     pub queues: Vec<QueueState>,
+}
+
+impl TransportState {
+    /// The driver has finished setting the device up.
+    pub fn driver_at_work(&self) -> bool {
+        self.status & DRIVER_OK != 0
+    }
 }
 
 /// State of an MSI-X vector; masked at power-on.

@@ -1,5 +1,7 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use croft_memory::GuestRam;
 use proptest::prelude::*;
@@ -14,13 +16,19 @@ use crate::virtio::rng::VirtioRng;
 use crate::virtio::testing::{
     BAR, DATA, EVENT_IDX, INDIRECT, NEEDS_RESET, NEXT, QUEUE_LEN, RAM, Rig, VERSION_1, WRITE, wait,
 };
-use crate::virtio::{Chain, Kind, QueueError, QueueHandler, TransportState, VirtioDevice};
+use crate::virtio::{
+    Chain, Kind, Notifier, QueueError, QueueHandler, TransportState, VirtioDevice, copy_config,
+};
 
 /// Requests wait while it is closed.
 #[derive(Default)]
 struct Gate {
     closed: Mutex<bool>,
     opened: Condvar,
+    /// Requests are left in the queue.
+    aside: AtomicBool,
+    /// Requests to put back, from the last one on.
+    later: Mutex<Vec<Option<Duration>>>,
 }
 
 impl Gate {
@@ -34,6 +42,8 @@ impl Gate {
 #[derive(Default)]
 struct Echo {
     gate: Arc<Gate>,
+    written: Arc<Mutex<Vec<u8>>>,
+    notifier: Arc<Mutex<Option<Notifier>>>,
 }
 
 impl VirtioDevice for Echo {
@@ -55,8 +65,22 @@ impl VirtioDevice for Echo {
         64
     }
 
-    fn config(&self) -> &[u8] {
-        b"configuration"
+    fn config_len(&self) -> usize {
+        13
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        copy_config(b"configuration", offset, data);
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let mut written = lock(&self.written);
+        written.push(offset as u8);
+        written.extend(data);
+    }
+
+    fn connect(&mut self, notifier: Notifier) {
+        *lock(&self.notifier) = Some(notifier);
     }
 
     fn handler(&self, _queue: u16, _features: u64) -> Box<dyn QueueHandler> {
@@ -75,12 +99,20 @@ impl VirtioDevice for Echo {
 struct Copier(Arc<Gate>);
 
 impl QueueHandler for Copier {
+    fn ready(&mut self) -> bool {
+        !self.0.aside.load(Ordering::SeqCst)
+    }
+
     fn serve(&mut self, ram: &GuestRam, chain: &Chain) -> Result<u32, QueueError> {
         let mut closed = lock(&self.0.closed);
         while *closed {
             closed = self.0.opened.wait(closed).unwrap();
         }
         drop(closed);
+        let later = lock(&self.0.later).pop();
+        if let Some(wait) = later {
+            return Err(QueueError::Later(wait));
+        }
         let mut bytes = vec![0; chain.readable.len().min(RAM) as usize];
         chain.readable.read(ram, 0, &mut bytes)?;
         Ok(chain.writable.write(ram, 0, &bytes)? as u32)
@@ -640,4 +672,96 @@ fn anything_is_survived() {
         rig.bring_up(0, 2);
         echo(&mut rig, 0, b"mended");
     });
+}
+
+#[test]
+fn the_driver_hears_of_another_configuration() {
+    let echo = Echo::default();
+    let notifier = echo.notifier.clone();
+    let written = echo.written.clone();
+    let mut rig = Rig::new(echo);
+    let notifier = lock(&notifier).clone().unwrap();
+    assert!(rig.negotiate(VERSION_1));
+    rig.use_msix(2);
+    // Before the driver is done it is not disturbed, and hears of it then.
+    notifier.config_changed();
+    assert_eq!(rig.read(0x15, 1), 1);
+    assert!(rig.world.take_messages().is_empty());
+    rig.set_status(0xF);
+    assert_eq!(rig.world.take_messages(), [(0xFEE0_0000, 0)]);
+    notifier.config_changed();
+    assert_eq!(rig.read(0x15, 1), 2);
+    assert_eq!(rig.world.take_messages(), [(0xFEE0_0000, 0)]);
+    // Nor does a machine that stands still send anything.
+    rig.device.pause();
+    notifier.config_changed();
+    assert!(rig.world.take_messages().is_empty());
+    let mut other = Rig::with_ram(Echo::default(), rig.ram.clone());
+    other.device.pause();
+    round_trip(&mut rig.device, &mut other.device);
+    for rig in [&mut rig, &mut other] {
+        rig.device.resume();
+        assert_eq!(rig.world.take_messages(), [(0xFEE0_0000, 0)]);
+        assert_eq!(rig.read(0x15, 1), 3);
+    }
+    rig.write(layout::DEVICE + 4, 4, 0x0403_0201);
+    assert_eq!(*lock(&written), [4, 1, 2, 3, 4]);
+    drop(rig);
+    notifier.config_changed();
+    notifier.wake(0);
+    notifier.wake(9);
+}
+
+#[test]
+fn a_request_waits_until_the_device_is_ready() {
+    let echo = Echo::default();
+    let (gate, notifier) = (echo.gate.clone(), echo.notifier.clone());
+    let mut rig = Rig::new(echo);
+    let notifier = lock(&notifier).clone().unwrap();
+    rig.bring_up(0, 2);
+    gate.aside.store(true, Ordering::SeqCst);
+    let head = rig.chain(0, &[(DATA, 4, false), (DATA + 64, 4, true)]);
+    rig.offer(0, head);
+    rig.notify(0);
+    // The worker has looked at it when the device stands still.
+    rig.device.pause();
+    rig.device.resume();
+    assert_eq!(rig.used_index(0), 0);
+    gate.aside.store(false, Ordering::SeqCst);
+    notifier.wake(0);
+    assert_eq!(rig.used(0), (u32::from(head), 4));
+}
+
+#[test]
+fn a_request_that_waits_is_served_once_more() {
+    let device = Echo::default();
+    let gate = device.gate.clone();
+    let mut rig = Rig::new(device);
+    rig.bring_up(EVENT_IDX, 2);
+    // By its own clock.
+    lock(&gate.later).push(Some(Duration::from_millis(5)));
+    echo(&mut rig, 0, b"later");
+    // When the device goes on; until then it can be saved and reset.
+    lock(&gate.later).extend([None, None]);
+    let head = rig.chain(0, &[(DATA, 4, false), (DATA + 64, 4, true)]);
+    rig.offer(0, head);
+    rig.notify(0);
+    wait("the first try", || lock(&gate.later).len() == 1);
+    rig.device.pause();
+    rig.device.save();
+    rig.device.resume();
+    wait("the second try", || lock(&gate.later).is_empty());
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(rig.used_index(0), 1);
+    rig.device.pause();
+    let state = rig.device.save();
+    let mut two = Rig::with_ram(Echo::default(), rig.ram.clone());
+    two.device.pause();
+    two.device.restore(&state).unwrap();
+    two.take_over(&rig);
+    drop(rig);
+    two.device.resume();
+    assert_eq!(two.used(0), (u32::from(head), 4));
+    echo(&mut two, 0, b"and after");
+    two.reset();
 }

@@ -1,0 +1,107 @@
+//! The command line: a file for each command, and what they share.
+
+pub mod create;
+pub mod disk;
+pub mod doctor;
+pub mod image;
+pub mod instance;
+pub mod machine;
+pub mod output;
+pub mod restore;
+pub mod run;
+pub mod save;
+pub mod values;
+
+use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::exit::HELP as EXIT_CODES;
+
+/// Virtual servers, with or without hardware virtualization.
+#[derive(Debug, Parser)]
+#[command(name = "croft", version, propagate_version = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `croft` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make an instance from an image and run it; or run a kernel in the foreground
+    #[command(after_help = "See 'croft run --help' for examples and exit codes.",
+              after_long_help = format!("{}\n\n{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, disk::HELP, run::CONSOLE))]
+    Run(Box<run::RunOptions>),
+    /// Make an instance, and leave it
+    #[command(after_help = "See 'croft create --help' for the options of disks, and examples.",
+              after_long_help = format!("{}\n\n{}", disk::HELP, create::HELP))]
+    Create(Box<create::CreateOptions>),
+    /// Start instances
+    #[command(after_help = instance::HELP)]
+    Start(instance::StartOptions),
+    /// Stop instances: press the power button, and after a time pull the plug
+    #[command(after_help = instance::HELP)]
+    Stop(instance::StopOptions),
+    /// Stop instances and start them again
+    #[command(after_help = instance::HELP)]
+    Restart(instance::StopOptions),
+    /// Hold instances: nothing in them executes and their time stands still
+    #[command(after_help = instance::HELP)]
+    Pause(instance::NamesOptions),
+    /// Let held instances continue
+    #[command(after_help = instance::HELP)]
+    Resume(instance::NamesOptions),
+    /// Delete instances with their disks
+    #[command(after_help = instance::HELP)]
+    Delete(instance::DeleteOptions),
+    /// List the instances
+    #[command(visible_alias = "ls")]
+    List(instance::ListOptions),
+    /// Tell all that is known of an instance
+    Show(instance::ShowOptions),
+    /// Print what an instance's serial console has printed
+    Logs(instance::LogsOptions),
+    /// Look at an instance's console, and type; Ctrl-] leaves
+    Console(instance::ConsoleOptions),
+    /// Wait until an instance is ready
+    #[command(after_help = instance::WAIT_HELP)]
+    Wait(instance::WaitOptions),
+    /// Start all instances that were created with --autostart
+    #[command(after_help = instance::AUTOSTART_HELP)]
+    Autostart(instance::AutostartOptions),
+    /// Build, import, list and export the images that instances are made from
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Save a running machine, with its memory, to a file, and end it
+    #[command(after_help = save::HELP)]
+    Save(save::SaveOptions),
+    /// Let a saved machine go on in the foreground, as 'croft run' would run it
+    #[command(after_help = restore::HELP)]
+    Restore(Box<restore::RestoreOptions>),
+    /// Say what of this host Croft can use, what is missing, and what to do
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::DoctorOptions),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Example:\n  croft completion bash > ~/.local/share/bash-completion/completions/croft"
+    )]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

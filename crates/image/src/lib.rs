@@ -1,0 +1,34 @@
+//! Images: what instances are made from.
+//!
+//! ```text
+//! packages ──build──►┐
+//! qcow2, raw, vmdk ──►├─import─► staging ──commit──► store ──resolve──► instance
+//! rootfs tarball ────►┘                                └──export──► file
+//! ```
+//!
+//! * [`store`]: images by name and by content, whole or not there.
+//! * [`Manifest`]: what is known of an image.
+//!
+//! Everything that is read here is somebody else's: names from the command
+//! line, files from the net, a store that a crash or another program left.
+//! None of it makes this crate panic, or write outside of the store.
+
+pub mod build;
+pub mod digest;
+mod error;
+pub mod export;
+pub mod filesystem;
+mod forms;
+pub mod import;
+pub mod manifest;
+pub mod name;
+mod program;
+pub mod progress;
+pub mod seed;
+pub mod store;
+pub mod tree;
+
+pub use digest::Digest;
+pub use error::Error;
+pub use manifest::{DiskFormat, Manifest};
+pub use store::{Image, Store};

@@ -1,0 +1,106 @@
+//! Where an image is before it is one.
+//!
+//! ```text
+//! open ──adopt──► blobs, unreferenced ──commit──► in the index: an image
+//!   └───────────────── dropped, killed ──────────► swept at the next open
+//! ```
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::durable::{self, step};
+use super::index::Index;
+use super::layout::Layout;
+use super::lock::Lock;
+use super::{Image, load};
+use crate::{Digest, Error, Manifest, name};
+
+/// A directory in which an image is made, and the blobs that it will have. As
+/// long as it is there nobody sweeps the store.
+#[derive(Debug)]
+pub struct Staging {
+    layout: Layout,
+    directory: tempfile::TempDir,
+    lock: Lock,
+}
+
+/// What [`Staging::commit`] did.
+#[derive(Debug)]
+pub struct Committed {
+    /// The image.
+    pub image: Image,
+    /// The image that had the name, and now has it no more.
+    pub former: Option<Digest>,
+}
+
+impl Staging {
+    pub(super) fn new(layout: &Layout) -> Result<Staging, Error> {
+        let lock = Lock::shared(&layout.lock())?;
+        let parent = layout.staging();
+        let directory = tempfile::Builder::new()
+            .prefix("new.")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(&parent)
+            .map_err(Error::io("make a directory in", &parent))?;
+        Ok(Staging {
+            layout: layout.clone(),
+            directory,
+            lock,
+        })
+    }
+
+    /// The directory; empty at first, gone at the end.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A path in the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Something to hand to a child process: the store is not swept as long as
+    /// it has it, or a child of its own, whatever becomes of this process. It
+    /// reads as an empty file.
+    pub fn guard(&self) -> Result<std::process::Stdio, Error> {
+        self.lock
+            .share()
+            .map_err(Error::io("share", &self.layout.lock()))
+    }
+
+    /// Makes a file of the directory a blob: its digest and length.
+    pub fn adopt(&self, path: &Path) -> Result<(Digest, u64), Error> {
+        let mut file = File::open(path).map_err(Error::io("open", path))?;
+        let (digest, length) = Digest::of_file(&mut file).map_err(Error::io("read", path))?;
+        step();
+        // Nobody writes to a blob again, by accident at least.
+        file.set_permissions(Permissions::from_mode(0o400))
+            .and_then(|()| file.sync_all())
+            .map_err(Error::io("write", path))?;
+        durable::rename(path, &self.layout.blob(&digest))?;
+        Ok((digest, length))
+    }
+
+    /// Makes it an image with a name. Another image that has the name loses
+    /// it, and stays without one for the instances that use it.
+    pub fn commit(self, manifest: &Manifest, name: &str) -> Result<Committed, Error> {
+        name::check(name)?;
+        let path = self.path("manifest");
+        let bytes = serde_json::to_vec_pretty(manifest).map_err(|error| Error::Store {
+            path: path.clone(),
+            why: error.to_string(),
+        })?;
+        fs::write(&path, &bytes).map_err(Error::io("write", &path))?;
+        let (id, _) = self.adopt(&path)?;
+        let _lock = Lock::exclusive(&self.layout.index_lock())?;
+        let mut index = Index::read(&self.layout)?;
+        let former = index.add(id, name);
+        index.write(&self.layout)?;
+        let names = index.names(&id).unwrap_or_default();
+        Ok(Committed {
+            image: load(&self.layout, id, names)?,
+            former,
+        })
+    }
+}

@@ -1,0 +1,100 @@
+//! Removes what crashes and deletions leave: staging directories without a
+//! maker, blobs that no image has.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::index::Index;
+use super::layout::Layout;
+use super::load;
+use super::lock::Lock;
+use crate::{Digest, Error};
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Things in the staging directory.
+    pub staging: usize,
+    /// Blobs.
+    pub blobs: usize,
+}
+
+/// Sweeps, unless somebody is making something: then a later one will.
+pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
+    let mut swept = Swept::default();
+    let Some(_lock) = Lock::try_exclusive(&layout.lock())? else {
+        return Ok(swept);
+    };
+    // Against a deletion, or a new name, of which the index is being written
+    // in the staging directory.
+    let _index_lock = Lock::exclusive(&layout.index_lock())?;
+    for name in names(&layout.staging())? {
+        remove(&layout.staging().join(name))?;
+        swept.staging = swept.staging.saturating_add(1);
+    }
+    let index = Index::read(layout)?;
+    let mut needed = HashSet::new();
+    for (id, names) in index.images() {
+        needed.insert(id.to_string());
+        // An image that cannot be read keeps everything: which blobs it has
+        // is not known.
+        let Ok(image) = load(layout, *id, names) else {
+            return Ok(swept);
+        };
+        let disk = image.manifest.disk.as_ref().map(|disk| disk.blob);
+        let rootfs = image.manifest.rootfs.as_ref().map(|rootfs| rootfs.blob);
+        needed.extend([disk, rootfs].iter().flatten().map(Digest::to_string));
+    }
+    for name in names(&layout.blobs())? {
+        if !name.to_str().is_some_and(|name| needed.contains(name)) {
+            remove(&layout.blobs().join(name))?;
+            swept.blobs = swept.blobs.saturating_add(1);
+        }
+    }
+    Ok(swept)
+}
+
+fn names(directory: &Path) -> Result<Vec<OsString>, Error> {
+    let failed = || Error::io::<std::io::Error>("read", directory);
+    fs::read_dir(directory)
+        .map_err(failed())?
+        .map(|entry| entry.map(|entry| entry.file_name()).map_err(failed()))
+        .collect()
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    let directory = match fs::symlink_metadata(path) {
+        Ok(data) => data.is_dir(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("look at", path)(error)),
+    };
+    if directory {
+        remove_tree(path)
+    } else {
+        fs::remove_file(path).map_err(Error::io("remove", path))
+    }
+}
+
+/// Removes a tree, in which directories may be closed to their owner.
+fn remove_tree(path: &Path) -> Result<(), Error> {
+    if fs::remove_dir_all(path).is_ok() {
+        return Ok(());
+    }
+    open_up(path);
+    fs::remove_dir_all(path).map_err(Error::io("remove", path))
+}
+
+fn open_up(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mut waiting = vec![path.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        // What cannot be opened is named when it cannot be removed.
+        let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o700));
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        waiting.extend(directories.map(|entry| entry.path()));
+    }
+}
