@@ -70,3 +70,8 @@ fn saved() {
 fn image() {
     smoke("image", 1000);
 }
+
+#[test]
+fn bootdisk() {
+    smoke("bootdisk", 3000);
+}
