@@ -140,7 +140,7 @@ pub fn run(data: &[u8]) {
     prepare(&shared).expect("a few files");
     let directory = OwnedFd::from(File::open(&shared).expect("a directory"));
     let read_only = input.u8() & 1 != 0;
-    let device = VirtioFs::new(directory, "tag", read_only).expect("a share");
+    let device = VirtioFs::new(directory, "tag", read_only, 4).expect("a share");
     let mut guest = Guest::new(&device);
     let version: Vec<u8> = [7u32, 38, 0, !0]
         .iter()

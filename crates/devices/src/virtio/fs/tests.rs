@@ -35,7 +35,7 @@ struct Guest {
 
 fn device(path: &Path, read_only: bool) -> VirtioFs {
     let directory = OwnedFd::from(File::open(path).unwrap());
-    VirtioFs::new(directory, "tag", read_only).unwrap()
+    VirtioFs::new(directory, "tag", read_only, 1).unwrap()
 }
 
 impl Guest {
@@ -212,10 +212,13 @@ fn the_configuration_has_the_tag() {
     assert_eq!(guest.rig.read(layout::DEVICE + 36, 4), 1);
     let directory = || OwnedFd::from(File::open(guest.outside.path()).unwrap());
     for tag in ["", "123456789012345678901234567890123456x", "a\0b"] {
-        assert!(VirtioFs::new(directory(), tag, false).is_err());
+        assert!(VirtioFs::new(directory(), tag, false, 1).is_err());
     }
     let file = OwnedFd::from(File::open(guest.outside.path().join("secret")).unwrap());
-    let error = VirtioFs::new(file, "tag", false).err().unwrap().to_string();
+    let error = VirtioFs::new(file, "tag", false, 1)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("'tag' cannot be used"), "{error}");
 }
 
