@@ -10,6 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::StartDisk;
 use crate::hello::Protocol;
 use crate::machine::MachineSpec;
 use crate::outcome::Outcome;
@@ -25,9 +26,9 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the shares'
-    /// directories, the state if `saved`,
-    /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
+    /// console, the kernel and the initrd if named, the disks, the shares'
+    /// directories, the state if `saved`, the debugger's listening socket if
+    /// `gdb`. The vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -60,8 +61,9 @@ pub enum Request {
 pub struct StartRequest {
     /// The configuration.
     pub machine: MachineSpec,
-    /// The kernel's name for messages.
-    pub kernel: String,
+    /// The kernel's name for messages. Without one the machine boots with what
+    /// is on its first disk, read anew at each start and reset.
+    pub kernel: Option<String>,
     /// The initrd's name for messages.
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
@@ -79,21 +81,17 @@ pub struct StartRequest {
 impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
-        2 + usize::from(self.initrd.is_some())
-            + self.disks.len()
+        1 + usize::from(self.kernel.is_some())
+            + usize::from(self.initrd.is_some())
+            + self
+                .disks
+                .iter()
+                .map(|disk| disk.layers.len())
+                .sum::<usize>()
             + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
     }
-}
-
-/// A disk that a machine is started with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartDisk {
-    /// Its name for messages.
-    pub name: String,
-    /// Refuse every change; its descriptor is open for reading only.
-    pub read_only: bool,
 }
 
 /// A directory of the host's that a machine is started with.
@@ -123,6 +121,15 @@ pub enum Event {
     /// It was not saved, and goes on.
     SaveFailed {
         /// Why not.
+        message: String,
+    },
+    /// It stands still because the host failed at a disk. It goes on when it
+    /// is resumed, or by itself when the host works again; then follows
+    /// `Resumed`.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What happened.
         message: String,
     },
     /// The guest wants to be connected to this port of the host. To be

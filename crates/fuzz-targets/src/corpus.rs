@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -68,6 +68,12 @@ pub const TARGETS: [Target; 8] = [
         run: crate::share::run,
         seeds: crate::share::seeds,
         longest: 1024,
+    },
+    Target {
+        name: "bootdisk",
+        run: crate::bootdisk::run,
+        seeds: crate::bootdisk::seeds,
+        longest: 128,
     },
 ];
 
