@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -56,6 +56,12 @@ pub const TARGETS: [Target; 9] = [
         run: crate::virtio::registers,
         seeds: || vec![vec![0x0E; 64]],
         longest: 1024,
+    },
+    Target {
+        name: "qcow2",
+        run: crate::qcow2::run,
+        seeds: || vec![vec![0; 64]],
+        longest: 256,
     },
     Target {
         name: "saved",
