@@ -62,8 +62,18 @@ fn virtio() {
 }
 
 #[test]
+fn qcow2() {
+    smoke("qcow2", 2000);
+}
+
+#[test]
 fn saved() {
     smoke("saved", 1000);
+}
+
+#[test]
+fn image() {
+    smoke("image", 1000);
 }
 
 #[test]
