@@ -66,8 +66,8 @@ pub enum Request {
 pub struct RunRequest {
     /// The configuration.
     pub machine: MachineSpec,
-    /// Path of the kernel.
-    pub kernel: OsString,
+    /// Path of the kernel; the first disk's own without.
+    pub kernel: Option<OsString>,
     /// Path of the initrd.
     pub initrd: Option<OsString>,
     /// The disks.
@@ -151,7 +151,7 @@ impl RestoreRequest {
         }
         RunRequest {
             machine,
-            kernel: self.kernel.unwrap_or(saved.kernel),
+            kernel: self.kernel.or(saved.kernel),
             initrd: self.initrd.or(saved.initrd),
             disks: self.disks.unwrap_or(saved.disks),
             shares: saved.shares,

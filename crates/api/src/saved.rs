@@ -33,8 +33,9 @@ const LENGTH_MAX: u32 = 1 << 20;
 pub struct SavedRun {
     /// The configuration; its engine, and how that runs, count for nothing.
     pub machine: MachineSpec,
-    /// Path of the kernel, which the machine's next reset loads.
-    pub kernel: OsString,
+    /// Path of the kernel, which the machine's next reset loads; the first
+    /// disk's own without.
+    pub kernel: Option<OsString>,
     /// Path of the initrd.
     pub initrd: Option<OsString>,
     /// The disks.
@@ -144,7 +145,7 @@ mod tests {
                 test_devices: false,
                 vsock: None,
             },
-            kernel: "/vmlinuz".into(),
+            kernel: Some("/vmlinuz".into()),
             initrd: None,
             disks: vec![RunDisk::new("/disk")],
             shares: vec![RunShare {

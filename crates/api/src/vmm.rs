@@ -26,9 +26,9 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the shares'
-    /// directories, the state if `saved`,
-    /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
+    /// console, the kernel and the initrd if named, the disks, the shares'
+    /// directories, the state if `saved`, the debugger's listening socket if
+    /// `gdb`. The vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -61,8 +61,9 @@ pub enum Request {
 pub struct StartRequest {
     /// The configuration.
     pub machine: MachineSpec,
-    /// The kernel's name for messages.
-    pub kernel: String,
+    /// The kernel's name for messages. Without one the machine boots with what
+    /// is on its first disk, read anew at each start and reset.
+    pub kernel: Option<String>,
     /// The initrd's name for messages.
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
@@ -80,7 +81,8 @@ pub struct StartRequest {
 impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
-        2 + usize::from(self.initrd.is_some())
+        1 + usize::from(self.kernel.is_some())
+            + usize::from(self.initrd.is_some())
             + self
                 .disks
                 .iter()

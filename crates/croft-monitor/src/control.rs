@@ -211,7 +211,7 @@ mod tests {
                 test_devices: false,
                 vsock: None,
             },
-            kernel: "/kernel".into(),
+            kernel: Some("/kernel".into()),
             initrd: None,
             disks: Vec::new(),
             shares: Vec::new(),

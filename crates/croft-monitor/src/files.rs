@@ -21,7 +21,7 @@ use croft_host::socket::SocketFile;
 /// All of them, open.
 #[derive(Debug)]
 pub struct Files {
-    kernel: File,
+    kernel: Option<File>,
     initrd: Option<File>,
     disks: Vec<Disk>,
     shares: Vec<Share>,
@@ -50,7 +50,15 @@ impl Files {
     /// Opens everything, or says what is wrong and what to do. `saved` is the
     /// file of a machine that is restored.
     pub fn open(run: &RunRequest, saved: Option<File>) -> Result<Files, String> {
-        let kernel = open_input("kernel", "--kernel", &run.kernel)?;
+        let kernel = match &run.kernel {
+            Some(path) => Some(open_input("kernel", "--kernel", path)?),
+            None if run.disks.is_empty() => {
+                return Err("there is neither a kernel nor a disk to boot from; \
+                            name one with --kernel or --disk"
+                    .to_owned());
+            }
+            None => None,
+        };
         let initrd = match &run.initrd {
             Some(path) => Some(open_input("initrd", "--initrd", path)?),
             None => None,
@@ -91,7 +99,7 @@ impl Files {
     pub fn start_request(&self, run: &RunRequest) -> StartRequest {
         StartRequest {
             machine: run.machine.clone(),
-            kernel: quoted(&run.kernel),
+            kernel: run.kernel.as_deref().map(quoted),
             initrd: run.initrd.as_deref().map(quoted),
             disks: self.disks.iter().map(Disk::describe).collect(),
             shares: self.shares.iter().map(Share::describe).collect(),
@@ -112,7 +120,7 @@ impl Files {
             Some((listener, socket)) => (Some(listener), socket),
             None => (None, None),
         };
-        let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
+        let handed = [self.kernel.map(Into::into), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
             .chain(self.shares.into_iter().map(|share| Some(share.directory)))
@@ -182,7 +190,7 @@ fn saved_run(run: &RunRequest, disks: &[Disk]) -> io::Result<SavedRun> {
     });
     Ok(SavedRun {
         machine: run.machine.clone(),
-        kernel: absolute(&run.kernel)?,
+        kernel: run.kernel.as_ref().map(absolute).transpose()?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
         shares: shares.collect::<Result<_, _>>()?,

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -62,6 +62,12 @@ pub const TARGETS: [Target; 7] = [
         run: crate::saved::run,
         seeds: crate::saved::seeds,
         longest: 256,
+    },
+    Target {
+        name: "bootdisk",
+        run: crate::bootdisk::run,
+        seeds: crate::bootdisk::seeds,
+        longest: 128,
     },
 ];
 

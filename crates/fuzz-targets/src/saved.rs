@@ -14,8 +14,8 @@ use croft_disk::Layer;
 use croft_engine::CpuModel;
 use croft_engine_software::SoftwareEngine;
 use croft_machine::{
-    ConsoleBackend, DiskConfig, Machine, MachineConfig, MachineError, NamedFile, Outcome, Payload,
-    SavedMachine,
+    BootFrom, ConsoleBackend, DiskConfig, Machine, MachineConfig, MachineError, NamedFile, Outcome,
+    Payload, SavedMachine,
 };
 
 use crate::corpus;
@@ -82,11 +82,13 @@ fn config() -> MachineConfig {
         memory: MEMORY,
         model: CpuModel::PortableV1,
         payload: Payload {
-            kernel: NamedFile {
-                file: copy(kernel),
-                name: "kernel".to_owned(),
+            boot: BootFrom::Files {
+                kernel: NamedFile {
+                    file: copy(kernel),
+                    name: "kernel".to_owned(),
+                },
+                initrd: None,
             },
-            initrd: None,
             append: String::new(),
         },
         disks: vec![DiskConfig::new("disk", vec![Layer::raw(copy(disk))])],

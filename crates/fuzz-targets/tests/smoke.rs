@@ -65,3 +65,8 @@ fn virtio() {
 fn saved() {
     smoke("saved", 1000);
 }
+
+#[test]
+fn bootdisk() {
+    smoke("bootdisk", 3000);
+}

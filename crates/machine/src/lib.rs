@@ -74,7 +74,7 @@ pub use croft_devices::virtio::vsock::{VsockHandle, VsockHost};
 pub use error::MachineError;
 pub use gdb::GdbListener;
 pub use handle::{MachineHandle, ResizeError, SaveError};
-pub use loader::{NamedFile, Payload};
+pub use loader::{BootFrom, NamedFile, Payload};
 pub use machine::Machine;
 pub use saved::{SavedError, SavedMachine};
 pub use virtio::{DISKS_MAX, DiskConfig, SHARES_MAX, ShareConfig, VsockConfig};

@@ -21,7 +21,7 @@ use crate::error::MachineError;
 use crate::events::{Event, Events};
 use crate::gdb::GdbListener;
 use crate::handle::MachineHandle;
-use crate::loader::Payload;
+use crate::loader::{BootDisk, Payload};
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
@@ -56,6 +56,8 @@ pub struct Machine {
 /// the kernel's entry. Done at every start.
 pub(crate) struct Firmware {
     payload: Payload,
+    /// The first disk, whether or not it is booted from.
+    disk: Option<BootDisk>,
     acpi: acpi::Config,
 }
 
@@ -63,7 +65,7 @@ impl Firmware {
     /// Writes guest memory and says how the first vCPU starts.
     pub fn load(&self, ram: &GuestRam) -> Result<crate::boot::Boot, MachineError> {
         let rsdp = acpi::write(&self.acpi, ram)?;
-        Ok(self.payload.load(ram, rsdp)?)
+        Ok(self.payload.load(ram, rsdp, self.disk.as_ref())?)
     }
 }
 
@@ -142,8 +144,9 @@ impl Machine {
         let ranges =
             memory_map::ram_ranges(config.memory, physical_bits, memory_map::host_memory())?;
         let ram = GuestRam::new(&ranges)?;
-        let firmware = Firmware {
+        let mut firmware = Firmware {
             payload: config.payload,
+            disk: None,
             acpi: acpi::Config {
                 vcpus: config.vcpus,
                 pci_window_64: memory_map::pci_window_64(physical_bits),
@@ -169,7 +172,12 @@ impl Machine {
             config.test_devices,
         )?;
         let plugger = Plugger::new(&chipset, &ram, &console);
+        let first = config.disks.first().map(|disk| disk.name.clone());
         let disks = plugger.plug(config.disks, config.vcpus, &events)?;
+        firmware.disk = first.zip(disks.first()).map(|(name, disk)| BootDisk {
+            disk: disk.disk().clone(),
+            name,
+        });
         let balloon = plugger.plug_balloon()?;
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));

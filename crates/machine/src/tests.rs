@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use croft_devices::platform;
 use croft_engine::{CpuModel, Stop};
 
-use crate::loader::Payload;
+use crate::loader::{BootFrom, Payload};
 use crate::sync::lock;
 use crate::testing::{Act, Cpu, FakeEngine};
 use crate::{
@@ -39,8 +39,10 @@ fn kernel() -> NamedFile {
 
 fn payload(append: &str) -> Payload {
     Payload {
-        kernel: kernel(),
-        initrd: None,
+        boot: BootFrom::Files {
+            kernel: kernel(),
+            initrd: None,
+        },
         append: append.to_owned(),
     }
 }

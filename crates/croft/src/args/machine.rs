@@ -82,7 +82,8 @@ pub struct MachineOptions {
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub engine: Engine,
 
-    /// Kernel: a Linux bzImage (vmlinuz), an ELF file with a PVH note, or a multiboot file
+    /// Kernel: a Linux bzImage (vmlinuz), an ELF file with a PVH note, or a multiboot file;
+    /// without it the machine boots, now and after each reset, with what is on its first disk
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub kernel: Option<OsString>,
 
@@ -100,7 +101,8 @@ pub struct MachineOptions {
     #[arg(long = "share", value_name = "HOST:TAG[,readonly]", value_hint = clap::ValueHint::DirPath, value_parser = OsStringValueParser::new().try_map(parse_share))]
     pub shares: Vec<RunShare>,
 
-    /// Kernel command line, for example 'console=ttyS0 quiet'; for an image it is added to its own
+    /// Kernel command line, for example 'console=ttyS0 quiet'; without --kernel it is added to
+    /// that of the disk
     #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_append)]
     pub append: String,
 

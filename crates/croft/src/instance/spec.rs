@@ -77,14 +77,22 @@ impl From<Restart> for RestartPolicy {
     }
 }
 
-/// An instance of a kernel, which stays where it is.
-pub fn kernel_config(
+/// An instance of files that somebody names, which stay where they are.
+pub fn config(
     machine: &MachineOptions,
     instance: &InstanceOptions,
     name: &InstanceName,
 ) -> Result<Config, Fault> {
-    let kernel = machine.kernel.as_ref();
-    let kernel = kernel.ok_or_else(|| Fault::usage("name an image, or a kernel with --kernel"))?;
+    let boot = match &machine.kernel {
+        Some(kernel) => Boot::Kernel {
+            kernel: absolute(kernel.as_ref())?,
+            initrd: match &machine.initrd {
+                Some(path) => Some(absolute(path.as_ref())?),
+                None => None,
+            },
+        },
+        None => Boot::Disk,
+    };
     Ok(Config {
         version: CONFIG_VERSION,
         created: now(),
@@ -92,13 +100,7 @@ pub fn kernel_config(
             vsock: Some(GUEST_CID),
             ..machine_spec(machine, name.as_str())
         },
-        boot: Boot::Kernel {
-            kernel: absolute(kernel.as_ref())?,
-            initrd: match &machine.initrd {
-                Some(path) => Some(absolute(path.as_ref())?),
-                None => None,
-            },
-        },
+        boot,
         disks: disks(&machine.disks)?,
         shares: shares(&machine.shares)?,
         image: None,
@@ -109,7 +111,7 @@ pub fn kernel_config(
 }
 
 /// Disks that somebody names, which stay where they are.
-pub fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
+fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
     let layer = |layer: &RunLayer| {
         Ok::<_, Fault>(Layer {
             path: absolute(layer.path.as_ref())?,
@@ -126,7 +128,7 @@ pub fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
 }
 
 /// Directories that somebody names.
-pub fn shares(shares: &[RunShare]) -> Result<Vec<Share>, Fault> {
+fn shares(shares: &[RunShare]) -> Result<Vec<Share>, Fault> {
     let shares = shares.iter().map(|share| {
         Ok(Share {
             path: absolute(share.path.as_ref())?,

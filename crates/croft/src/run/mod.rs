@@ -113,7 +113,6 @@ fn request(options: RunOptions) -> Result<RunRequest, String> {
     let name = options.name.as_deref().unwrap_or(UNNAMED);
     let mut machine = machine_spec(&options.machine, name);
     machine.vsock = options.place.vsock.as_ref().map(|_| options.vsock_cid);
-    let kernel = options.machine.kernel;
     let instance = &options.instance;
     if instance.restart != Restart::No || instance.ephemeral || instance.autostart {
         return Err(
@@ -123,7 +122,7 @@ fn request(options: RunOptions) -> Result<RunRequest, String> {
     }
     Ok(RunRequest {
         machine,
-        kernel: kernel.ok_or("name an image, or a kernel with --kernel")?,
+        kernel: options.machine.kernel,
         initrd: options.machine.initrd,
         disks: options.machine.disks,
         shares: options.machine.shares,

@@ -43,6 +43,8 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Boot {
+    /// What is on its first disk, read anew at each start and reset.
+    Disk,
     /// This kernel.
     Kernel {
         /// Its file.
@@ -97,12 +99,15 @@ impl Config {
     pub fn keep_request(&self, directories: &Directories, name: &InstanceName) -> KeepRequest {
         let directory = directories.instance(name);
         let path = |path: &Path| directory.join(path).into_os_string();
-        let Boot::Kernel { kernel, initrd } = &self.boot;
+        let (kernel, initrd) = match &self.boot {
+            Boot::Disk => (None, None),
+            Boot::Kernel { kernel, initrd } => (Some(kernel), initrd.as_ref()),
+        };
         KeepRequest {
             run: RunRequest {
                 machine: self.machine.clone(),
-                kernel: path(kernel),
-                initrd: initrd.as_deref().map(path),
+                kernel: kernel.map(|kernel| path(kernel)),
+                initrd: initrd.map(|initrd| path(initrd)),
                 disks: self.run_disks(&directory),
                 shares: self.run_shares(&directory),
                 log: None,
