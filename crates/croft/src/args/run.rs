@@ -23,9 +23,8 @@ Examples:
   With two disks, the second one shared with other readers:
     croft run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda' \\
       --disk root.img --disk data.img,readonly
-  With the kernel that is on the disk:
-    croft run --disk debian.img
-  An overlay, which takes what the guest changes, over an image that stays as it is:
+  With the kernel that is on the disk: an overlay, which takes what the guest changes,
+  over an image that stays as it is:
     qemu-img create -f qcow2 -b debian.qcow2 -F qcow2 web.qcow2
     croft run --disk web.qcow2,backing=debian.qcow2
   With a directory of the host's, mounted by 'mount -t virtiofs src /mnt':

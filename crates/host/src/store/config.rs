@@ -43,8 +43,6 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Boot {
-    /// What is on its first disk, read anew at each start and reset.
-    Disk,
     /// This kernel.
     Kernel {
         /// Its file.
@@ -52,6 +50,8 @@ pub enum Boot {
         /// The initial RAM disk's.
         initrd: Option<PathBuf>,
     },
+    /// What is on the first disk, read anew at each start and reset.
+    Disk,
 }
 
 /// A disk.
