@@ -87,7 +87,7 @@ pub struct MachineOptions {
     pub engine: Engine,
 
     /// Kernel: a Linux bzImage (vmlinuz), an ELF file with a PVH note, or a multiboot file;
-    /// without it a machine boots, now and after each reset, with what is on its first disk
+    /// without it the machine boots, now and after each reset, with what is on its first disk
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub kernel: Option<OsString>,
 
