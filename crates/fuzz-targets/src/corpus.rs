@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -58,10 +58,22 @@ pub const TARGETS: [Target; 8] = [
         longest: 1024,
     },
     Target {
+        name: "qcow2",
+        run: crate::qcow2::run,
+        seeds: || vec![vec![0; 64]],
+        longest: 256,
+    },
+    Target {
         name: "saved",
         run: crate::saved::run,
         seeds: crate::saved::seeds,
         longest: 256,
+    },
+    Target {
+        name: "share",
+        run: crate::share::run,
+        seeds: crate::share::seeds,
+        longest: 1024,
     },
     Target {
         name: "bootdisk",

@@ -15,6 +15,8 @@ mod input;
 mod layout;
 pub mod loader;
 pub mod protocol;
+pub mod qcow2;
 pub mod saved;
+pub mod share;
 pub mod virtio;
 mod watchdog;

@@ -62,6 +62,11 @@ fn virtio() {
 }
 
 #[test]
+fn qcow2() {
+    smoke("qcow2", 2000);
+}
+
+#[test]
 fn saved() {
     smoke("saved", 1000);
 }
