@@ -88,6 +88,9 @@ pub struct RunRequest {
     /// Whether the terminal's descriptor comes along. The monitor gives it
     /// back its modes if `croft` is killed before it can.
     pub terminal: bool,
+    /// Leave the vmm without its jail, for debugging Croft.
+    #[serde(default)]
+    pub no_jail: bool,
 }
 
 /// Which instance to keep, and how.
@@ -133,6 +136,9 @@ pub struct RestoreRequest {
     pub vsock: Option<OsString>,
     /// As in [`RunRequest`].
     pub terminal: bool,
+    /// As in [`RunRequest`].
+    #[serde(default)]
+    pub no_jail: bool,
 }
 
 impl RestoreRequest {
@@ -160,6 +166,7 @@ impl RestoreRequest {
             control: self.control,
             vsock: self.vsock,
             terminal: self.terminal,
+            no_jail: self.no_jail,
         }
     }
 }

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -68,6 +68,12 @@ pub const TARGETS: [Target; 10] = [
         run: crate::saved::run,
         seeds: crate::saved::seeds,
         longest: 256,
+    },
+    Target {
+        name: "image",
+        run: crate::image::run,
+        seeds: crate::image::seeds,
+        longest: 4096,
     },
     Target {
         name: "share",

@@ -11,6 +11,7 @@ pub mod corpus;
 pub mod devices;
 pub mod execute;
 mod fence;
+pub mod image;
 mod input;
 mod layout;
 pub mod loader;

@@ -72,6 +72,11 @@ fn saved() {
 }
 
 #[test]
+fn image() {
+    smoke("image", 1000);
+}
+
+#[test]
 fn bootdisk() {
     smoke("bootdisk", 3000);
 }

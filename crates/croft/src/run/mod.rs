@@ -106,6 +106,7 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         control: options.place.control,
         vsock: options.place.vsock,
         terminal: false,
+        no_jail: options.place.no_jail,
     }
 }
 
@@ -131,6 +132,7 @@ fn request(options: RunOptions) -> Result<RunRequest, String> {
         control: options.place.control,
         vsock: options.place.vsock,
         terminal: false,
+        no_jail: options.place.no_jail,
     })
 }
 
