@@ -14,6 +14,7 @@ pub mod linux;
 mod output;
 pub mod processes;
 pub mod pty;
+pub mod sockets;
 mod stage;
 pub mod tiny;
 

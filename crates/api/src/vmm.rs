@@ -26,7 +26,8 @@ pub const PROTOCOL: Protocol = Protocol {
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
     /// console, kernel, the initrd if named, the disks, the state if `saved`,
-    /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
+    /// the debugger's listening socket if `gdb`, a connected stream for each of
+    /// the machine's console ports. The vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -39,6 +40,13 @@ pub enum Request {
     /// Save the machine to the file whose descriptor comes along, from its
     /// position on, and end.
     Save,
+    /// The terminal of the virtio console has this size now.
+    ResizeConsole {
+        /// Characters in a line.
+        columns: u16,
+        /// Lines.
+        rows: u16,
+    },
     /// Connect the stream socket that comes along to this port of the guest.
     /// The vmm writes `OK <port of the host>` and a line end to it when the
     /// guest has accepted, and closes it when it does not.
@@ -79,6 +87,7 @@ impl StartRequest {
             + self.disks.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
+            + self.machine.ports.len()
     }
 }
 
@@ -110,6 +119,12 @@ pub enum Event {
     SaveFailed {
         /// Why not.
         message: String,
+    },
+    /// The guest says that its kernel panicked. It may go on by itself: with
+    /// a crash kernel, or a reset (its `panic=`).
+    Panicked {
+        /// It goes on with a crash kernel of its own.
+        crash_kernel: bool,
     },
     /// The guest wants to be connected to this port of the host. To be
     /// answered by [`Request::VsockAnswer`].

@@ -204,6 +204,7 @@ mod tests {
                 append: String::new(),
                 no_reboot: false,
                 test_devices: false,
+                ports: Vec::new(),
                 vsock: None,
             },
             kernel: "/kernel".into(),

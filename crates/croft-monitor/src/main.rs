@@ -18,6 +18,7 @@ mod disks;
 mod files;
 mod gdb;
 mod payload;
+mod ports;
 mod relay;
 mod terminal;
 mod vsock;

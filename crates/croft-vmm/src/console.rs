@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 
+use croft_api::vmm::Event;
 use croft_machine::{ConsoleBackend, MachineHandle};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -59,6 +60,10 @@ impl ConsoleBackend for Console {
 
     fn log(&self, line: &str) {
         self.reporter.log(line);
+    }
+
+    fn panicked(&self, crash_kernel: bool) {
+        self.reporter.post(&Event::Panicked { crash_kernel });
     }
 }
 

@@ -13,7 +13,7 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, SavedError, SavedMachine, VsockConfig,
+    Payload, PortConfig, SavedError, SavedMachine, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
@@ -36,6 +36,7 @@ pub struct Start<S = Saved> {
     disks: Vec<DiskConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
+    ports: Vec<PortConfig>,
 }
 
 impl Start<File> {
@@ -70,13 +71,22 @@ impl Start<File> {
         } else {
             None
         };
+        let gdb = if request.gdb {
+            descriptors.next()
+        } else {
+            None
+        };
+        let ports = request.machine.ports.iter().cloned().zip(descriptors);
+        let ports = ports.map(|(name, socket)| PortConfig { name, socket });
+        let ports = ports.collect();
         let start = Start {
             machine: request.machine,
             kernel: named(kernel, request.kernel),
             initrd,
             disks,
             saved,
-            gdb: descriptors.next(),
+            gdb,
+            ports,
         };
         Ok((start, console))
     }
@@ -94,6 +104,7 @@ impl Start<File> {
             disks: self.disks,
             saved: saved.transpose()?,
             gdb: self.gdb,
+            ports: self.ports,
         })
     }
 }
@@ -131,6 +142,7 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            ports: self.ports,
             vsock: spec.vsock.map(|cid| VsockConfig {
                 cid,
                 host: Arc::new(reporter.clone()),

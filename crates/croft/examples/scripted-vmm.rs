@@ -114,6 +114,7 @@ fn obey(mut receiver: Receiver, sender: &Shared) {
             ),
             Request::PowerButton
             | Request::Start(_)
+            | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
             | Request::VsockAnswer { .. } => {}
         }

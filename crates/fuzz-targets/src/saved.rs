@@ -93,6 +93,7 @@ fn config() -> MachineConfig {
             name: "disk".to_owned(),
             read_only: false,
         }],
+        ports: Vec::new(),
         vsock: None,
         no_reboot: true,
         test_devices: true,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
+use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::RawDisk;
 use croft_engine::{
@@ -48,6 +49,7 @@ pub struct Machine {
     pub(crate) disks: Vec<Arc<RawDisk>>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
+    pub(crate) terminal: Option<ConsoleHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -171,6 +173,8 @@ impl Machine {
         let balloon = plugger.plug_balloon()?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
         let vsock = vsock.transpose()?;
+        let ports: Vec<String> = config.ports.iter().map(|port| port.name.clone()).collect();
+        let terminal = plugger.plug_console(config.ports)?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -180,10 +184,12 @@ impl Machine {
                 config.test_devices,
                 disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
             )
-            .with_vsock(vsock.is_some()),
+            .with_vsock(vsock.is_some())
+            .with_ports(ports),
             disks,
             balloon,
             vsock,
+            terminal,
             ram,
             partition,
             vcpus,
@@ -220,6 +226,8 @@ impl Machine {
             pm: self.chipset.pm.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
+            console: self.terminal.clone(),
+            power: self.power.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

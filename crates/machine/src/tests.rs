@@ -52,6 +52,7 @@ pub fn config() -> MachineConfig {
         model: CpuModel::PortableV1,
         payload: payload("quiet"),
         disks: Vec::new(),
+        ports: Vec::new(),
         vsock: None,
         no_reboot: false,
         test_devices: false,

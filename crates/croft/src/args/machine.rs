@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 
 use clap::ValueEnum;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use croft_api::monitor::GdbAddress;
 
-use super::values::{parse_code_cache, parse_gdb};
+use super::values::{parse_code_cache, parse_gdb, parse_port};
 
 /// `--engine`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,8 +66,32 @@ pub struct PlaceOptions {
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
     pub control: Option<OsString>,
 
+    /// Make a socket for the guest's second terminal, hvc0 (virtio-console); one program at a
+    /// time can connect
+    #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
+    pub terminal: Option<OsString>,
+
+    /// Make a socket for a byte stream that the guest finds as /dev/virtio-ports/NAME; can be
+    /// given several times
+    #[arg(long = "port", value_name = "NAME=SOCKET", value_parser = OsStringValueParser::new().try_map(parse_port))]
+    pub ports: Vec<(String, OsString)>,
+
     /// Make a socket by which programs connect to the guest's vsock ports; the guest connects
     /// to port P of the host at the same path with '_P' behind
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
     pub vsock: Option<OsString>,
+}
+
+impl PlaceOptions {
+    /// The console's ports: their names, and the paths of their sockets. The
+    /// terminal comes first.
+    pub fn ports(&self) -> (Vec<String>, Vec<Option<OsString>>) {
+        if self.terminal.is_none() && self.ports.is_empty() {
+            return (Vec::new(), Vec::new());
+        }
+        let first = ("terminal".to_owned(), self.terminal.clone());
+        let others = self.ports.iter().cloned();
+        let others = others.map(|(name, path)| (name, Some(path)));
+        std::iter::once(first).chain(others).unzip()
+    }
 }

@@ -111,12 +111,14 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        ports: options.place.ports().1,
         vsock: options.place.vsock,
         terminal: false,
     }
 }
 
 fn request(options: RunOptions) -> RunRequest {
+    let (names, ports) = options.place.ports();
     RunRequest {
         machine: MachineSpec {
             name: options.name,
@@ -136,6 +138,7 @@ fn request(options: RunOptions) -> RunRequest {
             append: options.append,
             no_reboot: options.no_reboot,
             test_devices: options.test_devices,
+            ports: names,
             vsock: options.place.vsock.as_ref().map(|_| options.vsock_cid),
         },
         kernel: options.kernel,
@@ -144,6 +147,7 @@ fn request(options: RunOptions) -> RunRequest {
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        ports,
         vsock: options.place.vsock,
         terminal: false,
     }
