@@ -11,6 +11,7 @@ pub mod disk;
 pub mod files;
 pub mod guest;
 pub mod linux;
+pub mod modules;
 mod output;
 pub mod processes;
 pub mod pty;

@@ -64,6 +64,17 @@ pub fn tree(root: Pid) -> Vec<Pid> {
     all
 }
 
+/// Resident memory in bytes.
+///
+/// # Panics
+/// When there is no such process.
+pub fn resident(pid: Pid) -> u64 {
+    let status = proc(pid, "status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kilobytes.expect("a process with memory") << 10
+}
+
 /// Resident memory in bytes, shared pages by their share, without the
 /// mappings of exactly `except` bytes: the guest's RAM.
 pub fn resident_except(pid: Pid, except: u64) -> u64 {

@@ -58,6 +58,9 @@ pub struct RunRequest {
     pub initrd: Option<OsString>,
     /// The disks.
     pub disks: Vec<RunDisk>,
+    /// Directories of the host's in the guest.
+    #[serde(default)]
+    pub shares: Vec<RunShare>,
     /// Path of a file to which console output is appended.
     pub log: Option<OsString>,
     /// Where a debugger can connect.
@@ -126,6 +129,7 @@ impl RestoreRequest {
             kernel: self.kernel.unwrap_or(saved.kernel),
             initrd: self.initrd.or(saved.initrd),
             disks: self.disks.unwrap_or(saved.disks),
+            shares: saved.shares,
             log: self.log,
             gdb: self.gdb,
             control: self.control,
@@ -148,6 +152,17 @@ impl RunRequest {
 pub struct RunDisk {
     /// Path of a raw image or block device.
     pub path: OsString,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+/// A directory of the host's in a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunShare {
+    /// Its path.
+    pub path: OsString,
+    /// By which the guest mounts it.
+    pub tag: String,
     /// Refuse every change.
     pub read_only: bool,
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::machine::MachineSpec;
-use crate::monitor::RunDisk;
+use crate::monitor::{RunDisk, RunShare};
 
 const MAGIC: [u8; 8] = *b"CROFTST\n";
 /// Version that this build writes.
@@ -38,6 +38,9 @@ pub struct SavedRun {
     pub initrd: Option<OsString>,
     /// The disks.
     pub disks: Vec<RunDisk>,
+    /// Directories of the host's in the guest.
+    #[serde(default)]
+    pub shares: Vec<RunShare>,
 }
 
 /// Why a file is none that can be restored from.
@@ -146,6 +149,11 @@ mod tests {
             disks: vec![RunDisk {
                 path: "/disk".into(),
                 read_only: true,
+            }],
+            shares: vec![RunShare {
+                path: "/srv".into(),
+                tag: "srv".to_owned(),
+                read_only: false,
             }],
         }
     }

@@ -25,9 +25,10 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the state if `saved`,
-    /// the debugger's listening socket if `gdb`, a connected stream for each of
-    /// the machine's console ports. The vmm gets no path to open.
+    /// console, kernel, the initrd if named, the disks, the shares'
+    /// directories, the state if `saved`, the debugger's listening socket if
+    /// `gdb`, a connected stream for each of the machine's console ports. The
+    /// vmm gets no path to open.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -73,6 +74,9 @@ pub struct StartRequest {
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
     pub disks: Vec<StartDisk>,
+    /// Directories of the host's, open as places only (`O_PATH`).
+    #[serde(default)]
+    pub shares: Vec<StartShare>,
     /// Whether the state of a saved machine comes with it, a file at its
     /// position: the machine goes on from there.
     pub saved: bool,
@@ -85,6 +89,7 @@ impl StartRequest {
     pub fn descriptors(&self) -> usize {
         2 + usize::from(self.initrd.is_some())
             + self.disks.len()
+            + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
             + self.machine.ports.len()
@@ -97,6 +102,15 @@ pub struct StartDisk {
     /// Its name for messages.
     pub name: String,
     /// Refuse every change; its descriptor is open for reading only.
+    pub read_only: bool,
+}
+
+/// A directory of the host's that a machine is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartShare {
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// Refuse every change.
     pub read_only: bool,
 }
 

@@ -210,6 +210,7 @@ mod tests {
             kernel: "/kernel".into(),
             initrd: None,
             disks: Vec::new(),
+            shares: Vec::new(),
         }
     }
 

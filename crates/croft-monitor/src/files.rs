@@ -6,15 +6,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::monitor::{RunDisk, RunRequest};
+use croft_api::monitor::{RunDisk, RunRequest, RunShare};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartDisk;
+use croft_api::vmm::{StartDisk, StartShare};
 use rustix::fs::OFlags;
 
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
 use crate::ports::Port;
+use crate::shares::Share;
 use crate::vsock::Vsock;
 use croft_host::socket::SocketFile;
 
@@ -24,6 +25,7 @@ pub struct Files {
     kernel: File,
     initrd: Option<File>,
     disks: Vec<Disk>,
+    shares: Vec<Share>,
     saved: Option<File>,
     log: Option<File>,
     control: Option<Control>,
@@ -58,6 +60,8 @@ impl Files {
             None => None,
         };
         let disks = Disk::open_all(&run.disks)?;
+        let shares = run.shares.iter().map(Share::open);
+        let shares = shares.collect::<Result<_, _>>()?;
         let log = match &run.log {
             Some(path) => Some(open_log(path)?),
             None => None,
@@ -83,6 +87,7 @@ impl Files {
             kernel,
             initrd,
             disks,
+            shares,
             saved,
             log,
             control,
@@ -95,6 +100,11 @@ impl Files {
     /// What the payload is told of the disks.
     pub fn start_disks(&self) -> Vec<StartDisk> {
         self.disks.iter().map(Disk::describe).collect()
+    }
+
+    /// What the payload is told of the shares.
+    pub fn start_shares(&self) -> Vec<StartShare> {
+        self.shares.iter().map(Share::describe).collect()
     }
 
     /// Whether it is a saved machine.
@@ -112,6 +122,7 @@ impl Files {
         let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener]);
         let (ports, far): (_, Vec<_>) = self.ports.into_iter().unzip();
         let kept = Kept {
@@ -188,11 +199,18 @@ fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
             read_only: disk.read_only,
         })
     });
+    let shares = run.shares.iter().map(|share| {
+        Ok::<_, io::Error>(RunShare {
+            path: absolute(&share.path)?,
+            ..share.clone()
+        })
+    });
     Ok(SavedRun {
         machine: run.machine.clone(),
         kernel: absolute(&run.kernel)?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
+        shares: shares.collect::<Result<_, _>>()?,
     })
 }
 

@@ -20,6 +20,7 @@ mod gdb;
 mod payload;
 mod ports;
 mod relay;
+mod shares;
 mod terminal;
 mod vsock;
 
@@ -102,6 +103,7 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
         kernel: files::quoted(&run.kernel),
         initrd: run.initrd.as_deref().map(files::quoted),
         disks: files.start_disks(),
+        shares: files.start_shares(),
         saved: files.restores(),
         gdb: files.gdb.is_some(),
     };

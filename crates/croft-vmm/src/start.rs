@@ -13,7 +13,7 @@ use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
     ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, PortConfig, SavedError, SavedMachine, VsockConfig,
+    Payload, PortConfig, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
@@ -34,6 +34,7 @@ pub struct Start<S = Saved> {
     kernel: NamedFile,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
+    shares: Vec<ShareConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
     ports: Vec<PortConfig>,
@@ -66,6 +67,13 @@ impl Start<File> {
             read_only: disk.read_only,
         });
         let disks = disks.collect();
+        let shares = request.shares.into_iter().zip(descriptors.by_ref());
+        let shares = shares.map(|(share, directory)| ShareConfig {
+            directory,
+            tag: share.tag,
+            read_only: share.read_only,
+        });
+        let shares = shares.collect();
         let saved = if request.saved {
             descriptors.next().map(File::from)
         } else {
@@ -84,6 +92,7 @@ impl Start<File> {
             kernel: named(kernel, request.kernel),
             initrd,
             disks,
+            shares,
             saved,
             gdb,
             ports,
@@ -102,6 +111,7 @@ impl Start<File> {
             kernel: self.kernel,
             initrd: self.initrd,
             disks: self.disks,
+            shares: self.shares,
             saved: saved.transpose()?,
             gdb: self.gdb,
             ports: self.ports,
@@ -143,6 +153,7 @@ impl Start {
             },
             disks: self.disks,
             ports: self.ports,
+            shares: self.shares,
             vsock: spec.vsock.map(|cid| VsockConfig {
                 cid,
                 host: Arc::new(reporter.clone()),

@@ -17,6 +17,7 @@ use crate::uart::UartState;
 use crate::virtio::balloon::VirtioBalloonState;
 use crate::virtio::blk::VirtioBlkState;
 use crate::virtio::console::VirtioConsoleState;
+use crate::virtio::fs::VirtioFsState;
 use crate::virtio::rng::VirtioRngState;
 use crate::virtio::vsock::VirtioVsockState;
 
@@ -133,6 +134,8 @@ device_states! {
     VirtioVsock(VirtioVsockState) = "virtio-vsock";
     /// See [`crate::virtio::balloon`].
     VirtioBalloon(VirtioBalloonState) = "virtio-balloon";
+    /// See [`crate::virtio::fs`].
+    VirtioFs(VirtioFsState) = "virtio-fs";
 }
 
 /// A device's state under the name it was added by.

@@ -97,6 +97,7 @@ fn config() -> MachineConfig {
         vsock: None,
         no_reboot: true,
         test_devices: true,
+        shares: Vec::new(),
     }
 }
 

@@ -19,8 +19,9 @@ use rustix::thread::{
 use crate::launch::Given;
 use crate::report::{Part, Piece};
 
-/// Most descriptors: a few for each queue and vCPU.
-const DESCRIPTORS: u64 = 4096;
+/// Most descriptors: a few for each queue and vCPU, and what guests have open
+/// in shared directories.
+const DESCRIPTORS: u64 = 64 << 10;
 /// Most arenas of the C library's allocator. Each thread that finds none free
 /// would make one, and keep memory in it.
 const ARENAS: i32 = 8;

@@ -489,7 +489,7 @@ pub const SHARES: &[Line] = &[
     line(Sysno::unlinkat, SHARE, Always, "deletes"),
     line(Sysno::renameat2, SHARE, Always, "renames"),
     line(Sysno::fchmod, SHARE, Always, "permissions"),
-    line(Sysno::fchmodat, SHARE, Always, "permissions"),
+    line(Sysno::fchmodat2, SHARE, Always, "permissions"),
     line(Sysno::fchown, SHARE, Always, "owners"),
     line(Sysno::fchownat, SHARE, Always, "owners"),
     line(Sysno::utimensat, SHARE, Always, "times"),

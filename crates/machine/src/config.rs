@@ -6,7 +6,7 @@ use croft_devices::virtio::console::PortConfig;
 use croft_engine::CpuModel;
 
 use crate::loader::Payload;
-use crate::virtio::{DiskConfig, VsockConfig};
+use crate::virtio::{DiskConfig, ShareConfig, VsockConfig};
 
 /// What a machine is made from.
 #[derive(Debug)]
@@ -26,6 +26,9 @@ pub struct MachineConfig {
     /// The ports of its virtio console: a terminal first, then byte streams
     /// with names. No console without ports.
     pub ports: Vec<PortConfig>,
+    /// Directories of the host's, at most
+    /// [`SHARES_MAX`](crate::SHARES_MAX).
+    pub shares: Vec<ShareConfig>,
     /// Its socket device, if it has one.
     pub vsock: Option<VsockConfig>,
     /// End instead of resetting.

@@ -4,6 +4,7 @@ use std::io;
 
 use croft_devices::BusError;
 use croft_devices::pci::PciError;
+use croft_devices::virtio::fs::ShareError;
 use croft_disk::OpenError;
 use croft_engine::{CpuModel, EngineError, Missing};
 use croft_memory::MemoryError;
@@ -12,7 +13,7 @@ use thiserror::Error;
 use crate::loader::LoadError;
 use crate::memory_map::SizeError;
 use crate::saved::SavedError;
-use crate::virtio::DISKS_MAX;
+use crate::virtio::{DISKS_MAX, SHARES_MAX};
 use croft_devices::virtio::console::{NAME_MAX, PORTS_MAX};
 
 /// Why a machine was not made. Nothing of it is left.
@@ -102,6 +103,15 @@ pub enum MachineError {
     /// A port's name that is too long.
     #[error("port '{0}' has a name of more than {NAME_MAX} bytes; shorten it")]
     PortName(String),
+    /// More shares than slots.
+    #[error("{0} shares asked for, at most {SHARES_MAX} are possible; leave out some --share")]
+    Shares(usize),
+    /// Two shares of one tag.
+    #[error("two shares have the tag '{0}'; give each a tag of its own")]
+    ShareTwice(String),
+    /// A directory that cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// The host refused what a device needs.
     #[error("device {name} cannot be made: {source}")]
     Device {

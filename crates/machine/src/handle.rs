@@ -40,6 +40,12 @@ pub enum SaveError {
         /// What the host answered.
         source: DiskError,
     },
+    /// The guest knows files of a share, which the saved machine could not
+    /// find again.
+    #[error(
+        "the guest uses share '{0}', whose files are the host's; unmount it in the guest, save, and mount it again afterwards"
+    )]
+    Share(String),
     /// The host could not write it.
     #[error("cannot write the machine's state: {0}")]
     Write(#[from] io::Error),

@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::console::ConsoleHandle;
+use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::RawDisk;
 use croft_engine::{
@@ -25,7 +26,7 @@ use crate::loader::Payload;
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
-use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, fit};
+use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedShare, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -48,6 +49,7 @@ pub struct Machine {
     pub(crate) description: Description,
     pub(crate) disks: Vec<Arc<RawDisk>>,
     pub(crate) balloon: BalloonHandle,
+    pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
     pub(crate) terminal: Option<ConsoleHandle>,
 }
@@ -171,6 +173,7 @@ impl Machine {
         let plugger = Plugger::new(&chipset, &ram, &console);
         let disks = plugger.plug(config.disks, config.vcpus)?;
         let balloon = plugger.plug_balloon()?;
+        let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
         let vsock = vsock.transpose()?;
         let ports: Vec<String> = config.ports.iter().map(|port| port.name.clone()).collect();
@@ -183,11 +186,13 @@ impl Machine {
                 config.memory,
                 config.test_devices,
                 disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
+                shares.iter().map(SavedShare::of).collect(),
             )
             .with_vsock(vsock.is_some())
             .with_ports(ports),
             disks,
             balloon,
+            shares,
             vsock,
             terminal,
             ram,

@@ -252,6 +252,9 @@ impl Owner {
     }
 
     fn state(&self) -> Result<MachineState, SaveError> {
+        if let Some(share) = self.machine.shares.iter().find(|share| share.in_use()) {
+            return Err(SaveError::Share(share.tag().to_owned()));
+        }
         // A disk keeps what its cache has, as one would that is not switched
         // off: the guest does not know of this.
         for (index, disk) in self.machine.disks.iter().enumerate() {

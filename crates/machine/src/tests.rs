@@ -55,6 +55,7 @@ pub fn config() -> MachineConfig {
         ports: Vec::new(),
         vsock: None,
         no_reboot: false,
+        shares: Vec::new(),
         test_devices: false,
     }
 }
@@ -173,6 +174,7 @@ fn the_debug_exit_port_is_there_when_asked_for() {
         Act::Halt
     });
     let config = MachineConfig {
+        shares: Vec::new(),
         test_devices: true,
         ..config()
     };

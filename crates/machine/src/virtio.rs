@@ -13,6 +13,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use croft_devices::virtio::balloon::{BalloonHandle, VirtioBalloon};
@@ -20,6 +21,7 @@ use croft_devices::virtio::blk::VirtioBlk;
 use croft_devices::virtio::console::{
     ConsoleHandle, NAME_MAX, PORTS_MAX, PortConfig, VirtioConsole,
 };
+use croft_devices::virtio::fs::{ShareHandle, VirtioFs};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
@@ -37,6 +39,10 @@ use crate::error::MachineError;
 const RNG_SLOT: u8 = 1;
 /// First slot of a disk.
 const DISK_SLOT: u8 = 2;
+/// First slot of a share.
+const SHARE_SLOT: u8 = 25;
+/// Most shares of a machine.
+pub const SHARES_MAX: usize = 4;
 /// Slot of the balloon. Devices that a machine has one of are at the end, so
 /// that disks have neighbouring slots.
 const BALLOON_SLOT: u8 = 31;
@@ -57,6 +63,17 @@ pub struct DiskConfig {
     pub file: File,
     /// As the user wrote it.
     pub name: String,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+/// A directory of the host's that a machine is made with.
+#[derive(Debug)]
+pub struct ShareConfig {
+    /// The directory, open as a place (`O_PATH`) or for reading.
+    pub directory: OwnedFd,
+    /// By which the guest mounts it.
+    pub tag: String,
     /// Refuse every change.
     pub read_only: bool,
 }
@@ -191,6 +208,23 @@ impl<'a> Plugger<'a> {
         let handle = device.handle();
         self.add(BALLOON_SLOT, name, device)?;
         Ok(handle)
+    }
+
+    /// Directories of the host's.
+    pub fn plug_shares(&self, shares: Vec<ShareConfig>) -> Result<Vec<ShareHandle>, MachineError> {
+        if shares.len() > SHARES_MAX {
+            return Err(MachineError::Shares(shares.len()));
+        }
+        let mut plugged: Vec<ShareHandle> = Vec::with_capacity(shares.len());
+        for (index, config) in (0u8..).zip(shares) {
+            if plugged.iter().any(|share| share.tag() == config.tag) {
+                return Err(MachineError::ShareTwice(config.tag));
+            }
+            let device = VirtioFs::new(config.directory, &config.tag, config.read_only)?;
+            plugged.push(device.handle());
+            self.add(SHARE_SLOT + index, &format!("share{index}"), device)?;
+        }
+        Ok(plugged)
     }
 
     fn add(

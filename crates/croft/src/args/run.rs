@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use croft_api::monitor::RunDisk;
+use croft_api::monitor::{RunDisk, RunShare};
 
 use super::machine::{Cpu, Engine, PlaceOptions, SoftwareOptions};
-use super::values::{parse_append, parse_cpus, parse_disk, parse_name};
+use super::values::{parse_append, parse_cpus, parse_disk, parse_name, parse_share};
 use crate::size;
 
 /// Command lines to start from.
@@ -22,6 +22,8 @@ Examples:
   With two disks, the second one shared with other readers:
     croft run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda' \\
       --disk root.img --disk data.img,readonly
+  With a directory of the host's, mounted by 'mount -t virtiofs src /mnt':
+    croft run --kernel vmlinuz --initrd initrd.img --share ~/src:src,readonly
   With a debugger:
     croft run --kernel vmlinux --append nokaslr --gdb 1234
     gdb vmlinux -ex 'target remote localhost:1234'";
@@ -54,6 +56,11 @@ pub struct RunOptions {
     /// several times, and the guest sees /dev/vda, vdb and so on
     #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
     pub disks: Vec<RunDisk>,
+
+    /// Directory of the host's for the guest, which mounts it by 'mount -t virtiofs TAG /mnt';
+    /// can be given up to four times
+    #[arg(long = "share", value_name = "HOST:TAG[,readonly]", value_hint = clap::ValueHint::DirPath, value_parser = OsStringValueParser::new().try_map(parse_share))]
+    pub shares: Vec<RunShare>,
 
     /// Kernel command line, for example 'console=ttyS0 quiet'
     #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_append)]

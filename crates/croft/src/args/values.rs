@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use croft_api::monitor::{GdbAddress, RunDisk};
+use croft_api::monitor::{GdbAddress, RunDisk, RunShare};
 
 use crate::size;
 
@@ -57,6 +57,34 @@ pub fn parse_disk(text: OsString) -> Result<RunDisk, String> {
     }
     Ok(RunDisk {
         path: OsStr::from_bytes(path).to_owned(),
+        read_only,
+    })
+}
+
+/// Most bytes of a share's tag (virtio 1.2, 5.11.4).
+const TAG_MAX: usize = 36;
+
+/// A share: `HOST:TAG[,readonly]`.
+pub fn parse_share(text: OsString) -> Result<RunShare, String> {
+    let bytes = text.as_bytes();
+    let (rest, read_only) = match bytes.strip_suffix(b",readonly") {
+        Some(rest) => (rest, true),
+        None => (bytes, false),
+    };
+    let colon = rest.iter().rposition(|byte| *byte == b':');
+    let (path, tag) = match colon.map(|at| rest.split_at(at)) {
+        Some((path, [_, tag @ ..])) if !path.is_empty() => (path, tag),
+        _ => return Err("give a directory, a colon and a tag, as in /srv/data:data".to_owned()),
+    };
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    if tag.is_empty() || tag.len() > TAG_MAX || !tag.iter().all(plain) {
+        return Err(format!(
+            "the tag has 1 to {TAG_MAX} letters, digits, '-', '_' and '.'"
+        ));
+    }
+    Ok(RunShare {
+        path: OsStr::from_bytes(path).to_owned(),
+        tag: String::from_utf8_lossy(tag).into_owned(),
         read_only,
     })
 }
@@ -129,6 +157,14 @@ mod tests {
         assert!(!disk("a,b").unwrap().read_only);
         let read_only = disk("a,b,readonly").unwrap();
         assert!(read_only.read_only && read_only.path == "a,b");
+        let share = |text: &str| parse_share(text.into());
+        let given = share("/a:b:c-1,readonly").unwrap();
+        assert!(given.read_only && given.path == "/a:b" && given.tag == "c-1");
+        assert!(!share("a:b").unwrap().read_only);
+        let long = format!("/a:{}", "x".repeat(37));
+        for bad in ["", "/a", ":b", "/a:", "/a:b c", "/a:b,ro", &long] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
         for bad in ["", ",readonly"] {
             assert!(disk(bad).is_err(), "{bad}");
         }

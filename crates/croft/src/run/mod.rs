@@ -100,6 +100,7 @@ fn software(options: &SoftwareOptions) -> SoftwareSpec {
 }
 
 fn restore_request(options: RestoreOptions) -> RestoreRequest {
+    let (_, ports) = options.place.ports();
     RestoreRequest {
         file: quoted(options.file.as_ref()),
         name: options.name,
@@ -111,7 +112,7 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
-        ports: options.place.ports().1,
+        ports,
         vsock: options.place.vsock,
         terminal: false,
     }
@@ -144,6 +145,7 @@ fn request(options: RunOptions) -> RunRequest {
         kernel: options.kernel,
         initrd: options.initrd,
         disks: options.disks,
+        shares: options.shares,
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,

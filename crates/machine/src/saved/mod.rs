@@ -36,6 +36,7 @@ mod tests;
 
 use std::io::{self, Read, Write};
 
+use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::{BusState, StateError};
 use croft_disk::{Disk, RawDisk};
 use croft_engine::{CpuProfile, CpuState, PartitionState};
@@ -104,6 +105,9 @@ pub struct Description {
     pub test_devices: bool,
     /// Its disks.
     pub disks: Vec<SavedDisk>,
+    /// Its shares.
+    #[serde(default)]
+    pub shares: Vec<SavedShare>,
     /// It had a socket device.
     #[serde(default)]
     pub vsock: bool,
@@ -119,6 +123,24 @@ pub struct SavedDisk {
     pub bytes: u64,
     /// The guest could not write to it.
     pub read_only: bool,
+}
+
+/// A share of a saved machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedShare {
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// The guest could not change it.
+    pub read_only: bool,
+}
+
+impl SavedShare {
+    pub(crate) fn of(share: &ShareHandle) -> Self {
+        SavedShare {
+            tag: share.tag().to_owned(),
+            read_only: share.is_read_only(),
+        }
+    }
 }
 
 impl SavedDisk {
@@ -137,6 +159,7 @@ impl Description {
         memory: u64,
         test_devices: bool,
         disks: Vec<SavedDisk>,
+        shares: Vec<SavedShare>,
     ) -> Self {
         Description {
             version: DESCRIPTION_VERSION,
@@ -146,6 +169,7 @@ impl Description {
             memory,
             test_devices,
             disks,
+            shares,
             vsock: false,
             ports: Vec::new(),
         }
@@ -205,6 +229,17 @@ impl Description {
                 };
                 return differs(text(had), text(has));
             }
+        }
+        if self.shares != now.shares {
+            let text = |shares: &[SavedShare]| {
+                let share = |share: &SavedShare| {
+                    let way = if share.read_only { ",readonly" } else { "" };
+                    format!("'{}{way}'", share.tag.escape_debug())
+                };
+                let shares: Vec<_> = shares.iter().map(share).collect();
+                format!("shares [{}]", shares.join(", "))
+            };
+            return differs(text(&self.shares), text(&now.shares));
         }
         Ok(())
     }

@@ -216,6 +216,7 @@ fn another_machine_is_refused_by_name() {
         (
             MachineConfig {
                 test_devices: true,
+                shares: Vec::new(),
                 ..with_disks(&[4096, 8192])
             },
             "test devices",

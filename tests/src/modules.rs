@@ -1,0 +1,55 @@
+//! Guests that load modules of the stock kernel by hand.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::files::Kernel;
+use crate::guest::{Act, PROMPT, UP, initramfs_with};
+use crate::{Archive, Machine, Stage};
+
+/// What every virtio device needs, in the order in which they can be loaded.
+const VIRTIO: [&str; 5] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+];
+
+/// `croft run` of a shell with virtio and `more` at hand.
+///
+/// # Panics
+/// When the kernel was not fetched.
+pub fn shell(stage: &Stage, more: &[&str]) -> Command {
+    let names = VIRTIO.iter().chain(more);
+    let archive = names.fold(Archive::new(), |archive, name| {
+        let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
+        archive.program(&format!("{name}.ko"), &module)
+    });
+    let initrd = stage.file("initrd", &initramfs_with(archive));
+    let mut command = stage.run();
+    command
+        .arg("--kernel")
+        .arg(Kernel::Cloud.path())
+        .arg("--initrd")
+        .arg(initrd)
+        .args(["--append", &Act::Shell.command_line()])
+        .stdin(Stdio::piped());
+    command
+}
+
+/// Loads them after a boot. What is waited for must not be in what is typed,
+/// since the terminal echoes it.
+///
+/// # Panics
+/// When the guest does not say that it has them.
+pub fn load(machine: &mut Machine<'_>, more: &[&str]) {
+    machine.expect(UP);
+    machine.expect(PROMPT);
+    let names: Vec<&str> = VIRTIO.iter().chain(more).copied().collect();
+    machine.type_in(&format!(
+        "cd /; for m in {}; do insmod $m.ko; done; echo loaded-$((40 + 2))\n",
+        names.join(" ")
+    ));
+    machine.expect("loaded-42");
+}
