@@ -6,20 +6,13 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 
-use crate::files::{self, Kernel};
-use crate::guest::{Act, PROMPT, UP, initramfs_with};
-use crate::{Archive, END, Machine, PATIENCE, Stage, eventually};
+use crate::{Archive, Machine, PATIENCE, Stage, files, modules};
 
-/// In the order in which they can be loaded.
-const MODULES: [&str; 9] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
-    "virtio_pci",
+/// Modules, in the order in which they can be loaded.
+const MODULES: [&str; 4] = [
     "vsock",
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
@@ -57,20 +50,8 @@ pub fn shell(stage: &Stage) -> Command {
         let bytes = fs::read(&library).expect("a library");
         archive = archive.program(relative.to_str().expect("a plain name"), &bytes);
     }
-    for name in MODULES {
-        let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
-        archive = archive.program(&format!("{name}.ko"), &module);
-    }
-    let initrd = stage.file("initrd", &initramfs_with(archive));
-    let mut command = stage.run();
-    command
-        .arg("--kernel")
-        .arg(Kernel::Cloud.path())
-        .arg("--initrd")
-        .arg(initrd)
-        .args(["--append", &Act::Shell.command_line()])
-        .args(["--cpus", "2"])
-        .stdin(Stdio::piped());
+    let mut command = modules::shell_with(stage, archive, &MODULES);
+    command.args(["--cpus", "2"]);
     command
 }
 
@@ -79,13 +60,7 @@ pub fn shell(stage: &Stage) -> Command {
 /// # Panics
 /// When the guest does not say that it has them.
 pub fn load(machine: &mut Machine<'_>) {
-    machine.expect(UP);
-    machine.expect(PROMPT);
-    machine.type_in(&format!(
-        "cd /; for m in {}; do insmod $m.ko; done; echo loaded-$((40 + 2))\n",
-        MODULES.join(" ")
-    ));
-    machine.expect("loaded-42");
+    modules::load(machine, &MODULES);
 }
 
 /// A connection to `port` of the guest, which accepts it.
@@ -159,12 +134,4 @@ pub fn serve(path: &Path) {
             });
         }
     });
-}
-
-/// Waits until `path` is there.
-///
-/// # Panics
-/// When it does not come.
-pub fn wait_for(path: &Path) {
-    eventually(END, "a socket", || path.exists());
 }

@@ -15,5 +15,6 @@ mod layout;
 pub mod loader;
 pub mod protocol;
 pub mod saved;
+pub mod sockets;
 pub mod virtio;
 mod watchdog;

@@ -62,6 +62,16 @@ fn virtio() {
 }
 
 #[test]
+fn vsock() {
+    smoke("vsock", 3000);
+}
+
+#[test]
+fn console() {
+    smoke("console", 3000);
+}
+
+#[test]
 fn saved() {
     smoke("saved", 1000);
 }
