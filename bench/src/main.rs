@@ -8,6 +8,7 @@
 mod boot;
 mod case;
 mod files;
+mod fio;
 mod idle;
 mod kvm;
 mod lines;
@@ -28,7 +29,7 @@ struct Args {
     /// How often each contestant runs in each case
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Only this case: boot, lines, systemd, idle, kvm, or a word of its
+    /// Only this case: boot, lines, systemd, fio, idle, kvm, or a word of its
     /// title; the page stays as it is
     #[arg(long)]
     only: Option<String>,
@@ -111,6 +112,7 @@ fn cases<'a>(files: &'a Files, line: &'a str) -> Vec<Case<'a>> {
     let mut cases = boot::kernels(files);
     cases.push(lines::case(files, line));
     cases.push(boot::debian(files));
+    cases.push(fio::case(files));
     cases.push(idle::case(files));
     cases.push(kvm::case(files));
     cases

@@ -323,6 +323,11 @@ pub enum Entry {
         /// Why.
         reason: String,
     },
+    /// The sender cannot go on: why. Nothing follows.
+    Failed {
+        /// What went wrong, on what.
+        message: String,
+    },
     /// The end of the innermost directory.
     Leave,
     /// Of everything.

@@ -10,6 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::StartDisk;
 use crate::hello::Protocol;
 use crate::machine::MachineSpec;
 use crate::outcome::Outcome;
@@ -25,7 +26,7 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the shares'
+    /// console, the kernel and the initrd if named, the disks, the shares'
     /// directories, the state if `saved`, the debugger's listening socket if
     /// `gdb`, a connected stream for each of the machine's console ports. The
     /// vmm gets no path to open.
@@ -68,8 +69,9 @@ pub enum Request {
 pub struct StartRequest {
     /// The configuration.
     pub machine: MachineSpec,
-    /// The kernel's name for messages.
-    pub kernel: String,
+    /// The kernel's name for messages. Without one the machine boots with what
+    /// is on its first disk, read anew at each start and reset.
+    pub kernel: Option<String>,
     /// The initrd's name for messages.
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
@@ -87,22 +89,18 @@ pub struct StartRequest {
 impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
-        2 + usize::from(self.initrd.is_some())
-            + self.disks.len()
+        1 + usize::from(self.kernel.is_some())
+            + usize::from(self.initrd.is_some())
+            + self
+                .disks
+                .iter()
+                .map(|disk| disk.layers.len())
+                .sum::<usize>()
             + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
             + self.machine.ports.len()
     }
-}
-
-/// A disk that a machine is started with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartDisk {
-    /// Its name for messages.
-    pub name: String,
-    /// Refuse every change; its descriptor is open for reading only.
-    pub read_only: bool,
 }
 
 /// A directory of the host's that a machine is started with.
@@ -139,6 +137,15 @@ pub enum Event {
     Panicked {
         /// It goes on with a crash kernel of its own.
         crash_kernel: bool,
+    },
+    /// It stands still because the host failed at a disk. It goes on when it
+    /// is resumed, or by itself when the host works again; then follows
+    /// `Resumed`.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What happened.
+        message: String,
     },
     /// The guest wants to be connected to this port of the host. To be
     /// answered by [`Request::VsockAnswer`].

@@ -6,9 +6,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::monitor::{RunDisk, RunRequest, RunShare};
+use croft_api::monitor::{RunRequest, RunShare};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::{StartDisk, StartShare};
+use croft_api::vmm::StartRequest;
 use rustix::fs::OFlags;
 
 use crate::control::Control;
@@ -22,7 +22,7 @@ use croft_host::socket::SocketFile;
 /// All of them, open.
 #[derive(Debug)]
 pub struct Files {
-    kernel: File,
+    kernel: Option<File>,
     initrd: Option<File>,
     disks: Vec<Disk>,
     shares: Vec<Share>,
@@ -54,7 +54,15 @@ impl Files {
     /// Opens everything, or says what is wrong and what to do. `saved` is the
     /// file of a machine that is restored.
     pub fn open(run: &RunRequest, saved: Option<File>) -> Result<Files, String> {
-        let kernel = open_input("kernel", "--kernel", &run.kernel)?;
+        let kernel = match &run.kernel {
+            Some(path) => Some(open_input("kernel", "--kernel", path)?),
+            None if run.disks.is_empty() => {
+                return Err("there is neither a kernel nor a disk to boot from; \
+                            name one with --kernel or --disk"
+                    .to_owned());
+            }
+            None => None,
+        };
         let initrd = match &run.initrd {
             Some(path) => Some(open_input("initrd", "--initrd", path)?),
             None => None,
@@ -67,7 +75,7 @@ impl Files {
             None => None,
         };
         let control = match &run.control {
-            Some(path) => Some(bind_control(path, run)?),
+            Some(path) => Some(bind_control(path, run, &disks)?),
             None => None,
         };
         let vsock = match &run.vsock {
@@ -97,19 +105,22 @@ impl Files {
         })
     }
 
-    /// What the payload is told of the disks.
-    pub fn start_disks(&self) -> Vec<StartDisk> {
-        self.disks.iter().map(Disk::describe).collect()
+    /// What the payload is told.
+    pub fn start_request(&self, run: &RunRequest) -> StartRequest {
+        StartRequest {
+            machine: run.machine.clone(),
+            kernel: run.kernel.as_deref().map(quoted),
+            initrd: run.initrd.as_deref().map(quoted),
+            disks: self.disks.iter().map(Disk::describe).collect(),
+            shares: self.shares.iter().map(Share::describe).collect(),
+            saved: self.saved.is_some(),
+            gdb: self.gdb.is_some(),
+        }
     }
 
-    /// What the payload is told of the shares.
-    pub fn start_shares(&self) -> Vec<StartShare> {
-        self.shares.iter().map(Share::describe).collect()
-    }
-
-    /// Whether it is a saved machine.
-    pub fn restores(&self) -> bool {
-        self.saved.is_some()
+    /// What the file of the machine begins with, if it is saved.
+    pub fn saved_run(&self, run: &RunRequest) -> io::Result<SavedRun> {
+        saved_run(run, &self.disks)
     }
 
     /// What is handed to the payload, in the order of
@@ -119,9 +130,9 @@ impl Files {
             Some((listener, socket)) => (Some(listener), socket),
             None => (None, None),
         };
-        let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
+        let handed = [self.kernel.map(Into::into), self.initrd.map(Into::into)]
             .into_iter()
-            .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
             .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener]);
         let (ports, far): (_, Vec<_>) = self.ports.into_iter().unzip();
@@ -164,9 +175,9 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
     Err(format!("{what} {name} {problem}"))
 }
 
-fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
+fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Control, String> {
     let name = quoted(path);
-    saved_run(run)
+    saved_run(run, disks)
         .and_then(|run| Control::bind(path.as_ref(), run))
         .map_err(|error| {
             format!("control socket {name}: {error}; choose another path with --control")
@@ -191,14 +202,9 @@ fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {
 }
 
 /// What a machine that is saved was run with.
-fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
+fn saved_run(run: &RunRequest, disks: &[Disk]) -> io::Result<SavedRun> {
     let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
-    let disks = run.disks.iter().map(|disk| {
-        Ok::<_, io::Error>(RunDisk {
-            path: absolute(&disk.path)?,
-            read_only: disk.read_only,
-        })
-    });
+    let disks = disks.iter().map(Disk::found);
     let shares = run.shares.iter().map(|share| {
         Ok::<_, io::Error>(RunShare {
             path: absolute(&share.path)?,
@@ -207,7 +213,7 @@ fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
     });
     Ok(SavedRun {
         machine: run.machine.clone(),
-        kernel: absolute(&run.kernel)?,
+        kernel: run.kernel.as_ref().map(absolute).transpose()?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
         shares: shares.collect::<Result<_, _>>()?,

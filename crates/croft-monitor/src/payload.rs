@@ -84,6 +84,11 @@ impl Payload {
         Ok(payload)
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it at once.
     pub fn kill(&mut self) {
         // It may be dead already.

@@ -98,7 +98,7 @@ impl Port {
             (
                 End::Client,
                 client.stream.as_fd(),
-                PollFlags::HUP
+                when(!client.hung_up, PollFlags::HUP)
                     | when(client.input.wants_input(), read)
                     | when(client.output.wants_output(), write),
             ),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 
 use croft_api::vmm::Event;
-use croft_machine::{ConsoleBackend, MachineHandle};
+use croft_machine::{ConsoleBackend, DiskFault, MachineHandle};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
@@ -56,6 +56,16 @@ impl ConsoleBackend for Console {
                 Err(_) => return,
             }
         }
+    }
+
+    fn disk_failed(&self, fault: Option<&DiskFault>) {
+        self.reporter.report(&match fault {
+            Some(DiskFault { disk, message }) => Event::DiskFailed {
+                disk: disk.clone(),
+                message: message.clone(),
+            },
+            None => Event::Resumed,
+        });
     }
 
     fn log(&self, line: &str) {

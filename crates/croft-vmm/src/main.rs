@@ -7,6 +7,7 @@
 mod console;
 mod control;
 mod counts;
+mod disks;
 mod engine;
 mod report;
 mod start;

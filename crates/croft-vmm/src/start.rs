@@ -12,11 +12,12 @@ use croft_api::vmm::StartRequest;
 use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
 use croft_machine::{
-    ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, PortConfig, SavedError, SavedMachine, ShareConfig, VsockConfig,
+    BootFrom, ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError,
+    NamedFile, Payload, PortConfig, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
+use crate::disks;
 use crate::engine::{Chosen, Wanted};
 use crate::report::Reporter;
 
@@ -31,7 +32,7 @@ pub type Saved = SavedMachine<BufReader<File>>;
 pub struct Start<S = Saved> {
     /// The configuration.
     pub machine: MachineSpec,
-    kernel: NamedFile,
+    kernel: Option<NamedFile>,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
     shares: Vec<ShareConfig>,
@@ -48,25 +49,23 @@ impl Start<File> {
     ) -> Result<(Self, OwnedFd), WireError> {
         let complete = descriptors.len() == request.descriptors();
         let mut descriptors = descriptors.into_iter();
-        let (true, Some(console), Some(kernel)) =
-            (complete, descriptors.next(), descriptors.next())
-        else {
+        let (true, Some(console)) = (complete, descriptors.next()) else {
             return Err(WireError::Damaged("Start comes with other descriptors"));
         };
         let named = |descriptor: OwnedFd, name| NamedFile {
             file: File::from(descriptor),
             name,
         };
+        let kernel = request
+            .kernel
+            .and_then(|name| descriptors.next().map(|descriptor| named(descriptor, name)));
         let initrd = request
             .initrd
             .and_then(|name| descriptors.next().map(|descriptor| named(descriptor, name)));
-        let disks = request.disks.into_iter().zip(descriptors.by_ref());
-        let disks = disks.map(|(disk, descriptor)| DiskConfig {
-            file: File::from(descriptor),
-            name: disk.name,
-            read_only: disk.read_only,
-        });
-        let disks = disks.collect();
+        let disks = request.disks.into_iter();
+        let disks = disks
+            .map(|disk| disks::config(disk, &mut descriptors))
+            .collect();
         let shares = request.shares.into_iter().zip(descriptors.by_ref());
         let shares = shares.map(|(share, directory)| ShareConfig {
             directory,
@@ -89,7 +88,7 @@ impl Start<File> {
         let ports = ports.collect();
         let start = Start {
             machine: request.machine,
-            kernel: named(kernel, request.kernel),
+            kernel,
             initrd,
             disks,
             shares,
@@ -147,8 +146,13 @@ impl Start {
             memory: spec.memory,
             model: spec.cpu.map_or(chosen.default_model, model),
             payload: Payload {
-                kernel: self.kernel,
-                initrd: self.initrd,
+                boot: match self.kernel {
+                    Some(kernel) => BootFrom::Files {
+                        kernel,
+                        initrd: self.initrd,
+                    },
+                    None => BootFrom::Disk,
+                },
                 append: spec.append,
             },
             disks: self.disks,

@@ -47,7 +47,8 @@ fn main() {
     );
     if script != "deaf" {
         let sender = Arc::clone(&sender);
-        thread::spawn(move || obey(receiver, &sender));
+        let orderly = script == "orderly";
+        thread::spawn(move || obey(receiver, &sender, orderly));
     }
     play(&script, &sender, console);
 }
@@ -97,11 +98,16 @@ fn play(script: &str, sender: &Shared, console: OwnedFd) {
     }
 }
 
-fn obey(mut receiver: Receiver, sender: &Shared) {
+/// An orderly guest powers off when its button is pressed.
+fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
     while let Ok(Some((request, _))) = receiver.wait::<Request>() {
         match request {
             Request::Stop => {
                 say(sender, &Event::Stopped(Outcome::Requested));
+                std::process::exit(0);
+            }
+            Request::PowerButton if orderly => {
+                say(sender, &Event::Stopped(Outcome::PowerOff));
                 std::process::exit(0);
             }
             Request::Pause => say(sender, &Event::Paused),

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -74,6 +74,12 @@ pub const TARGETS: [Target; 9] = [
         run: crate::saved::run,
         seeds: crate::saved::seeds,
         longest: 256,
+    },
+    Target {
+        name: "bootdisk",
+        run: crate::bootdisk::run,
+        seeds: crate::bootdisk::seeds,
+        longest: 128,
     },
 ];
 

@@ -6,6 +6,7 @@
 //! hands them libFuzzer's inputs; `tests/smoke.rs` the same number of
 //! pseudo-random ones ([`corpus`]) at every `make test`.
 
+pub mod bootdisk;
 pub mod corpus;
 pub mod devices;
 pub mod execute;

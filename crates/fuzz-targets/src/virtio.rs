@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use croft_devices::pci::PciFunction;
-use croft_devices::virtio::blk::VirtioBlk;
+use croft_devices::virtio::blk::{BlkOptions, FaultSink, Limits, OnError, VirtioBlk};
 use croft_devices::virtio::queue::{ActiveQueue, RingPlace, serve};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::{
     Chain, DoorbellRegistry, LogSink, QueueError, QueueHandler, VirtioDevice, VirtioHost, VirtioPci,
 };
 use croft_devices::{Device, InterruptSink, SharedLine};
-use croft_disk::{Disk, RawDisk};
+use croft_disk::{Disk, DiskError, RawDisk};
 use croft_memory::{GuestRam, Range};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -40,6 +40,10 @@ struct Nobody;
 impl InterruptSink for Nobody {
     fn set_line(&self, _: u32, _: bool) {}
     fn msi(&self, _: u64, _: u32) {}
+}
+
+impl FaultSink for Nobody {
+    fn disk_failed(&self, _error: &DiskError) {}
 }
 
 impl LogSink for Nobody {
@@ -95,7 +99,18 @@ fn block_device(input: &mut Input<'_>) -> (VirtioBlk, Arc<RawDisk>) {
     let flags = input.u8();
     let disk = disk(flags & 1 != 0);
     let queues = u16::from(flags >> 1 & 3) + 1;
-    let device = VirtioBlk::new(disk.clone(), queues, "serial", "disk0", Arc::new(Nobody));
+    let device = VirtioBlk::new(
+        disk.clone(),
+        BlkOptions {
+            queues,
+            serial: "serial".to_owned(),
+            name: "disk0".to_owned(),
+            limits: Limits::default(),
+            on_error: OnError::Report,
+        },
+        Arc::new(Nobody),
+        Arc::new(Nobody),
+    );
     (device, disk)
 }
 

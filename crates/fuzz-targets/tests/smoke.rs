@@ -75,3 +75,8 @@ fn console() {
 fn saved() {
     smoke("saved", 1000);
 }
+
+#[test]
+fn bootdisk() {
+    smoke("bootdisk", 3000);
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
+use croft_devices::virtio::blk::BlkHandle;
 use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
@@ -51,12 +52,29 @@ pub enum SaveError {
     Write(#[from] io::Error),
 }
 
+/// Why a disk has the size that it had.
+#[derive(Debug, Error)]
+pub enum ResizeError {
+    /// There is no such disk.
+    #[error("there is no disk {index}; the machine has {count}, counted from 0")]
+    NoDisk {
+        /// Which was asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// It could not grow.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
 /// Controls one machine. Clones control the same one.
 #[derive(Clone)]
 pub struct MachineHandle {
     pub(crate) events: Events,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
+    pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
     pub(crate) console: Option<ConsoleHandle>,
@@ -121,6 +139,17 @@ impl MachineHandle {
     /// within `patience`.
     pub fn memory_statistics(&self, patience: Duration) -> Option<BalloonStatistics> {
         self.balloon.statistics(patience)
+    }
+
+    /// Makes disk `index` `bytes` large, which is not less than it is, and
+    /// tells the guest, which sees it live. Waits for nothing but the host's
+    /// disk.
+    pub fn resize_disk(&self, index: usize, bytes: u64) -> Result<(), ResizeError> {
+        let disk = self.disks.get(index).ok_or(ResizeError::NoDisk {
+            index,
+            count: self.disks.len(),
+        })?;
+        Ok(disk.resize(bytes)?)
     }
 
     /// Types `bytes` on the serial console; blocks while the guest takes no

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
+use croft_devices::virtio::blk::BlkHandle;
 use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::virtio::vsock::VsockHandle;
-use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
@@ -22,7 +22,7 @@ use crate::error::MachineError;
 use crate::events::{Event, Events};
 use crate::gdb::GdbListener;
 use crate::handle::MachineHandle;
-use crate::loader::Payload;
+use crate::loader::{BootDisk, Payload};
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
@@ -47,7 +47,7 @@ pub struct Machine {
     pub(crate) gdb: Option<GdbListener>,
     /// For who saves it.
     pub(crate) description: Description,
-    pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
@@ -58,6 +58,8 @@ pub struct Machine {
 /// the kernel's entry. Done at every start.
 pub(crate) struct Firmware {
     payload: Payload,
+    /// The first disk, whether or not it is booted from.
+    disk: Option<BootDisk>,
     acpi: acpi::Config,
 }
 
@@ -65,7 +67,7 @@ impl Firmware {
     /// Writes guest memory and says how the first vCPU starts.
     pub fn load(&self, ram: &GuestRam) -> Result<crate::boot::Boot, MachineError> {
         let rsdp = acpi::write(&self.acpi, ram)?;
-        Ok(self.payload.load(ram, rsdp)?)
+        Ok(self.payload.load(ram, rsdp, self.disk.as_ref())?)
     }
 }
 
@@ -144,8 +146,9 @@ impl Machine {
         let ranges =
             memory_map::ram_ranges(config.memory, physical_bits, memory_map::host_memory())?;
         let ram = GuestRam::new(&ranges)?;
-        let firmware = Firmware {
+        let mut firmware = Firmware {
             payload: config.payload,
+            disk: None,
             acpi: acpi::Config {
                 vcpus: config.vcpus,
                 pci_window_64: memory_map::pci_window_64(physical_bits),
@@ -171,7 +174,12 @@ impl Machine {
             config.test_devices,
         )?;
         let plugger = Plugger::new(&chipset, &ram, &console);
-        let disks = plugger.plug(config.disks, config.vcpus)?;
+        let first = config.disks.first().map(|disk| disk.name.clone());
+        let disks = plugger.plug(config.disks, config.vcpus, &events)?;
+        firmware.disk = first.zip(disks.first()).map(|(name, disk)| BootDisk {
+            disk: disk.disk().clone(),
+            name,
+        });
         let balloon = plugger.plug_balloon()?;
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
@@ -185,7 +193,10 @@ impl Machine {
                 config.vcpus,
                 config.memory,
                 config.test_devices,
-                disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
+                disks
+                    .iter()
+                    .map(|disk| SavedDisk::of(disk.disk()))
+                    .collect(),
                 shares.iter().map(SavedShare::of).collect(),
             )
             .with_vsock(vsock.is_some())
@@ -229,6 +240,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            disks: self.disks.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             console: self.terminal.clone(),

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use croft_devices::platform;
 use croft_engine::{CpuModel, Stop};
 
-use crate::loader::Payload;
+use crate::loader::{BootFrom, Payload};
 use crate::sync::lock;
 use crate::testing::{Act, Cpu, FakeEngine};
 use crate::{
-    ConsoleBackend, Machine, MachineConfig, MachineError, MachineHandle, NamedFile, Outcome, State,
+    ConsoleBackend, DiskFault, Machine, MachineConfig, MachineError, MachineHandle, NamedFile,
+    Outcome, State,
 };
 
 /// Where the test kernel is loaded, and its entry.
@@ -38,8 +39,10 @@ fn kernel() -> NamedFile {
 
 fn payload(append: &str) -> Payload {
     Payload {
-        kernel: kernel(),
-        initrd: None,
+        boot: BootFrom::Files {
+            kernel: kernel(),
+            initrd: None,
+        },
         append: append.to_owned(),
     }
 }
@@ -64,11 +67,16 @@ pub fn config() -> MachineConfig {
 pub struct Sink {
     pub output: Mutex<Vec<u8>>,
     log: Mutex<Vec<String>>,
+    pub faults: Mutex<Vec<Option<DiskFault>>>,
 }
 
 impl ConsoleBackend for Sink {
     fn output(&self, bytes: &[u8]) {
         lock(&self.output).extend_from_slice(bytes);
+    }
+
+    fn disk_failed(&self, fault: Option<&DiskFault>) {
+        lock(&self.faults).push(fault.cloned());
     }
 
     fn log(&self, line: &str) {

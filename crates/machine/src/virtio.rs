@@ -11,13 +11,12 @@
 //! | 31   | balloon                                    |
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use croft_devices::virtio::balloon::{BalloonHandle, VirtioBalloon};
-use croft_devices::virtio::blk::VirtioBlk;
+use croft_devices::virtio::blk::{BlkHandle, BlkOptions, FaultSink, Limits, OnError, VirtioBlk};
 use croft_devices::virtio::console::{
     ConsoleHandle, NAME_MAX, PORTS_MAX, PortConfig, VirtioConsole,
 };
@@ -26,7 +25,7 @@ use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
 use croft_devices::{SharedLine, platform};
-use croft_disk::RawDisk;
+use croft_disk::{DiskError, Layer, OpenOptions};
 use croft_engine::{Doorbell, DoorbellAddress};
 use croft_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
@@ -34,6 +33,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::chipset::{Chipset, PartitionSide};
 use crate::console::ConsoleBackend;
 use crate::error::MachineError;
+use crate::events::{Event, Events};
 
 /// Slot of the entropy device.
 const RNG_SLOT: u8 = 1;
@@ -58,13 +58,47 @@ const DISK_QUEUES_MAX: u32 = 4;
 /// A disk that a machine is made with.
 #[derive(Debug)]
 pub struct DiskConfig {
-    /// The image or block device, open for reading and, unless `read_only`,
-    /// for writing; locked by whoever opened it.
-    pub file: File,
+    /// Its file and those below it, locked by whoever opened them.
+    pub layers: Vec<Layer>,
     /// As the user wrote it.
     pub name: String,
-    /// Refuse every change.
-    pub read_only: bool,
+    /// How it is opened.
+    pub options: OpenOptions,
+    /// How much it may do.
+    pub limits: Limits,
+    /// What is done when the host fails.
+    pub on_error: OnError,
+}
+
+impl DiskConfig {
+    /// A disk of these layers, by default.
+    pub fn new(name: impl Into<String>, layers: Vec<Layer>) -> Self {
+        DiskConfig {
+            layers,
+            name: name.into(),
+            options: OpenOptions::default(),
+            limits: Limits::default(),
+            on_error: OnError::default(),
+        }
+    }
+}
+
+/// Tells the machine's owner of a disk that failed.
+struct Faults {
+    /// The disk's name on the bus, and as the user wrote it.
+    name: String,
+    file: String,
+    events: Events,
+}
+
+impl FaultSink for Faults {
+    fn disk_failed(&self, error: &DiskError) {
+        // A machine that has ended needs no stop.
+        let _ = self.events.send(Event::DiskFailed {
+            disk: self.name.clone(),
+            message: format!("{}: {error}", self.file),
+        });
+    }
 }
 
 /// A directory of the host's that a machine is made with.
@@ -143,13 +177,14 @@ impl<'a> Plugger<'a> {
         }
     }
 
-    /// The entropy device, and `disks` for a machine of `vcpus`. Returns what
-    /// is behind the disks.
+    /// The entropy device, and `disks` for a machine of `vcpus`.
+    /// Disks that stop the machine say so to `events`.
     pub fn plug(
         &self,
         disks: Vec<DiskConfig>,
         vcpus: u32,
-    ) -> Result<Vec<Arc<RawDisk>>, MachineError> {
+        events: &Events,
+    ) -> Result<Vec<BlkHandle>, MachineError> {
         if disks.len() > DISKS_MAX {
             return Err(MachineError::Disks(disks.len()));
         }
@@ -158,16 +193,26 @@ impl<'a> Plugger<'a> {
         let mut plugged = Vec::with_capacity(disks.len());
         for (index, config) in (0u8..).zip(disks) {
             let name = format!("disk{index}");
-            let disk = RawDisk::new(config.file, config.read_only).map_err(|source| {
+            let disk = croft_disk::open(config.layers, config.options).map_err(|source| {
                 MachineError::Disk {
-                    name: config.name,
+                    name: config.name.clone(),
                     source,
                 }
             })?;
-            let disk = Arc::new(disk);
-            plugged.push(disk.clone());
-            let log = self.log.clone();
-            let device = VirtioBlk::new(disk, queues, &name, &name, log);
+            let options = BlkOptions {
+                queues,
+                serial: name.clone(),
+                name: name.clone(),
+                limits: config.limits,
+                on_error: config.on_error,
+            };
+            let faults = Arc::new(Faults {
+                name: name.clone(),
+                file: config.name,
+                events: events.clone(),
+            });
+            let device = VirtioBlk::new(disk, options, self.log.clone(), faults);
+            plugged.push(device.handle());
             self.add(DISK_SLOT + index, &name, device)?;
         }
         Ok(plugged)

@@ -1,12 +1,17 @@
-//! Options that several commands share: what runs a machine, and how.
+//! Options that several commands share: what a machine is, what runs it, and how.
 
 use std::ffi::OsString;
 
 use clap::ValueEnum;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use croft_api::monitor::GdbAddress;
+use croft_api::disk::RunDisk;
+use croft_api::monitor::{GdbAddress, RunShare};
 
-use super::values::{parse_code_cache, parse_gdb, parse_port};
+use super::disk;
+use super::values::{
+    parse_append, parse_code_cache, parse_cpus, parse_gdb, parse_port, parse_share,
+};
+use crate::size;
 
 /// `--engine`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -94,4 +99,64 @@ impl PlaceOptions {
         let others = others.map(|(name, path)| (name, Some(path)));
         std::iter::once(first).chain(others).unzip()
     }
+}
+
+/// What a machine is.
+#[derive(Debug, clap::Args)]
+pub struct MachineOptions {
+    /// What executes the machine's processors
+    #[arg(long, value_enum, default_value_t = Engine::Auto)]
+    pub engine: Engine,
+
+    /// Kernel: a Linux bzImage (vmlinuz), an ELF file with a PVH note, or a multiboot file;
+    /// without it a machine boots, now and after each reset, with what is on its first disk
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub kernel: Option<OsString>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "kernel")]
+    pub initrd: Option<OsString>,
+
+    /// Disk: a raw or qcow2 image or block device, with options (below); can be given several
+    /// times, and the guest sees /dev/vda, vdb and so on, after the image's own disk
+    #[arg(long = "disk", value_name = disk::VALUE, value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(disk::parse_disk))]
+    pub disks: Vec<RunDisk>,
+
+    /// Directory of the host's for the guest, which mounts it by 'mount -t virtiofs TAG /mnt';
+    /// can be given up to four times
+    #[arg(long = "share", value_name = "HOST:TAG[,readonly]", value_hint = clap::ValueHint::DirPath, value_parser = OsStringValueParser::new().try_map(parse_share))]
+    pub shares: Vec<RunShare>,
+
+    /// Kernel command line, for example 'console=ttyS0 quiet'; without --kernel it is added to
+    /// that of the disk
+    #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_append)]
+    pub append: String,
+
+    /// Processor model; the engine's own default when not given
+    #[arg(long, value_enum, value_name = "MODEL")]
+    pub cpu: Option<Cpu>,
+
+    /// Guest memory: a number with K, M, G or T (powers of 1024; MiB and so on mean the same)
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    pub memory: u64,
+
+    /// Number of processors
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = parse_cpus)]
+    pub cpus: u32,
+
+    /// End (status 3) when the guest asks for a reset
+    #[arg(long)]
+    pub no_reboot: bool,
+
+    /// Compare each block that the software engine translates with its interpreter, to find
+    /// errors in the engine; slow, and for one processor
+    #[arg(long, hide = true, conflicts_with = "engine")]
+    pub lockstep: bool,
+
+    /// Offer the isa-debug-exit and test-device ports that outside test suites use
+    #[arg(long)]
+    pub test_devices: bool,
+
+    #[command(flatten)]
+    pub software: SoftwareOptions,
 }

@@ -35,10 +35,11 @@ mod sections;
 mod tests;
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::{BusState, StateError};
-use croft_disk::{Disk, RawDisk};
+use croft_disk::Disk;
 use croft_engine::{CpuProfile, CpuState, PartitionState};
 use croft_memory::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -144,7 +145,7 @@ impl SavedShare {
 }
 
 impl SavedDisk {
-    pub(crate) fn of(disk: &RawDisk) -> Self {
+    pub(crate) fn of(disk: &Arc<dyn Disk>) -> Self {
         SavedDisk {
             bytes: disk.size(),
             read_only: disk.is_read_only(),

@@ -4,6 +4,7 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, RflagsBits};
 
 use crate::cpu::flag;
+use crate::translate::classify::may_keep_flags;
 
 /// What the first `done` instructions of `code` leave open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +42,11 @@ pub fn vague(code: &[u8], done: usize) -> Vague {
         .take(done)
     {
         vague.read |= insn.rflags_read() & bits != 0;
-        let defined = insn.rflags_modified() & !insn.rflags_undefined();
+        let defined = if may_keep_flags(&insn) {
+            0
+        } else {
+            insn.rflags_modified() & !insn.rflags_undefined()
+        };
         bits = bits & !defined | open(&insn);
     }
     for (bit, flag) in [
@@ -64,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rotation_by_more_than_one_leaves_of_open() {
+    fn what_is_open_and_for_how_long() {
         // ror r12d, 31; seto al; add eax, eax
         let code = [0x41, 0xC1, 0xCC, 0x1F, 0x0F, 0x90, 0xC0, 0x01, 0xC0];
         let after = |done| vague(&code, done);
@@ -89,6 +94,11 @@ mod tests {
                 read: true
             }
         );
+        // A shift by nothing leaves them so: btr esi, ecx; sar edx, cl
+        let code = [0x0F, 0xB3, 0xCE, 0xD3, 0xFA];
+        let open = flag::OF | flag::SF | flag::AF | flag::PF;
+        assert_eq!(vague(&code, 1).flags, open);
+        assert_eq!(vague(&code, 2).flags, open);
         // ror r12d, 1
         assert_eq!(vague(&[0x41, 0xC1, 0xCC, 0x01], 1), Vague::default());
     }
