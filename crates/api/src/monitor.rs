@@ -91,6 +91,9 @@ pub struct RunRequest {
     /// Whether the terminal's descriptor comes along. The monitor gives it
     /// back its modes if `croft` is killed before it can.
     pub terminal: bool,
+    /// Leave the vmm without its jail, for debugging Croft.
+    #[serde(default)]
+    pub no_jail: bool,
 }
 
 /// Which instance to keep, and how.
@@ -138,6 +141,9 @@ pub struct RestoreRequest {
     pub vsock: Option<OsString>,
     /// As in [`RunRequest`].
     pub terminal: bool,
+    /// As in [`RunRequest`].
+    #[serde(default)]
+    pub no_jail: bool,
 }
 
 impl RestoreRequest {
@@ -166,6 +172,7 @@ impl RestoreRequest {
             ports: self.ports,
             vsock: self.vsock,
             terminal: self.terminal,
+            no_jail: self.no_jail,
         }
     }
 }

@@ -28,8 +28,9 @@ pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
     /// console, the kernel and the initrd if named, the disks, the shares'
     /// directories, the state if `saved`, the debugger's listening socket if
-    /// `gdb`, a connected stream for each of the machine's console ports. The
-    /// vmm gets no path to open.
+    /// `gdb`, `/dev/kvm` if it was opened, a connected stream for each of the
+    /// machine's console ports. The vmm gets no path to open, and could open
+    /// none.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -84,6 +85,22 @@ pub struct StartRequest {
     pub saved: bool,
     /// Whether a debugger's listening socket comes with it.
     pub gdb: bool,
+    /// Whether `/dev/kvm` comes with it.
+    #[serde(default)]
+    pub kvm: KvmDevice,
+}
+
+/// What became of `/dev/kvm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvmDevice {
+    /// The machine is to run on another engine.
+    #[default]
+    Unwanted,
+    /// Its descriptor comes along.
+    Handed,
+    /// The monitor could not open it: the error number.
+    Refused(i32),
 }
 
 impl StartRequest {
@@ -99,6 +116,7 @@ impl StartRequest {
             + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
+            + usize::from(self.kvm == KvmDevice::Handed)
             + self.machine.ports.len()
     }
 }

@@ -6,9 +6,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
+use croft_api::EngineChoice;
 use croft_api::monitor::{RunRequest, RunShare};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartRequest;
+use croft_api::vmm::{KvmDevice, StartRequest};
 use rustix::fs::OFlags;
 
 use crate::control::Control;
@@ -33,6 +34,8 @@ pub struct Files {
     ports: Vec<(Port, OwnedFd)>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
+    /// `/dev/kvm`, if the machine may run on it.
+    kvm: Option<io::Result<File>>,
 }
 
 /// What the monitor keeps.
@@ -102,7 +105,17 @@ impl Files {
             vsock,
             ports,
             gdb,
+            kvm: open_kvm(run.machine.engine),
         })
+    }
+
+    /// What the payload is told of `/dev/kvm`.
+    fn kvm_device(&self) -> KvmDevice {
+        match &self.kvm {
+            None => KvmDevice::Unwanted,
+            Some(Ok(_)) => KvmDevice::Handed,
+            Some(Err(error)) => KvmDevice::Refused(error.raw_os_error().unwrap_or_default()),
+        }
     }
 
     /// What the payload is told.
@@ -115,6 +128,7 @@ impl Files {
             shares: self.shares.iter().map(Share::describe).collect(),
             saved: self.saved.is_some(),
             gdb: self.gdb.is_some(),
+            kvm: self.kvm_device(),
         }
     }
 
@@ -134,7 +148,8 @@ impl Files {
             .into_iter()
             .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
             .chain(self.shares.into_iter().map(|share| Some(share.directory)))
-            .chain([self.saved.map(Into::into), listener]);
+            .chain([self.saved.map(Into::into), listener])
+            .chain([self.kvm.and_then(Result::ok).map(Into::into)]);
         let (ports, far): (_, Vec<_>) = self.ports.into_iter().unzip();
         let kept = Kept {
             log: self.log,
@@ -173,6 +188,17 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
         return Ok(file);
     };
     Err(format!("{what} {name} {problem}"))
+}
+
+/// Opens `/dev/kvm`, which the payload cannot; it knows what a failure means.
+fn open_kvm(engine: EngineChoice) -> Option<io::Result<File>> {
+    const DEVICE: &str = "/dev/kvm";
+    match engine {
+        EngineChoice::Software | EngineChoice::Lockstep => None,
+        EngineChoice::Auto | EngineChoice::Kvm => {
+            Some(OpenOptions::new().read(true).write(true).open(DEVICE))
+        }
+    }
 }
 
 fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Control, String> {

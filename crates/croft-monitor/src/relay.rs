@@ -112,7 +112,10 @@ impl Relay {
             Some(outcome) => outcome,
             None if self.stop_requested => Outcome::Requested,
             None => Outcome::Failed {
-                message: status.map_or_else(|error| error.to_string(), describe),
+                message: match status {
+                    Ok(ended) => describe(ended, self.lines.refused()),
+                    Err(error) => error.to_string(),
+                },
             },
         };
         if let Some(control) = &mut self.kept.control {

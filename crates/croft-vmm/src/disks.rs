@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use croft_api::disk as api;
 use croft_api::disk::{CacheMode, DiskFormat, OnIoError, StartDisk};
-use croft_disk::{Cache, Format, Layer, OpenOptions};
+use croft_disk::{Cache, Format, Layer, OpenOptions, TestStorage};
 use croft_machine::{DiskConfig, DiskLimits, OnDiskError};
 
 /// A disk, with its layers' files taken from `descriptors`.
@@ -27,6 +28,10 @@ pub fn config(disk: StartDisk, descriptors: &mut impl Iterator<Item = OwnedFd>) 
                 CacheMode::Writeback => Cache::Writeback,
                 CacheMode::Unsafe => Cache::Unsafe,
             },
+            test: disk.options.test.map(|test| match test {
+                api::TestStorage::DropUnflushed => TestStorage::DropUnflushed,
+                api::TestStorage::IgnoreFlushes => TestStorage::IgnoreFlushes,
+            }),
         },
         limits: DiskLimits {
             iops: disk.options.limits.iops,

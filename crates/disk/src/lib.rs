@@ -36,12 +36,15 @@ mod raw;
 mod storage;
 #[cfg(test)]
 mod testing;
+mod volatile;
 
 pub use disk::{Disk, DiskError, SECTOR};
 pub use file::{LAYERS_MAX, OpenError, Qcow2Error, check, check_kind};
 pub use lock::LockError;
 pub use memory::{Direction, IoMemory, transfer};
-pub use open::{Cache, Layer, OpenOptions, create, create_overlay, open, open_storage};
+pub use open::{
+    Cache, Layer, OpenOptions, TestStorage, create, create_overlay, open, open_storage,
+};
 pub use probe::{Format, probe};
 pub use qcow2::Qcow2Disk;
 pub use raw::RawDisk;

@@ -11,6 +11,7 @@ use crate::probe::Format;
 use crate::qcow2::{self, Qcow2Disk};
 use crate::raw::RawDisk;
 use crate::storage::{FileStorage, Storage};
+use crate::volatile::VolatileStorage;
 
 /// One file of a disk.
 #[derive(Debug)]
@@ -47,6 +48,15 @@ pub enum Cache {
     Unsafe,
 }
 
+/// Storage for tests of durability: see [`VolatileStorage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TestStorage {
+    /// What was not flushed is lost when the process ends.
+    DropUnflushed,
+    /// So is what was flushed.
+    IgnoreFlushes,
+}
+
 /// How a disk is opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions {
@@ -54,6 +64,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// See there.
     pub cache: Cache,
+    /// For tests.
+    pub test: Option<TestStorage>,
 }
 
 /// Opens the disk that is in the first of `layers`, the others below it: its
@@ -76,7 +88,11 @@ pub fn open(layers: Vec<Layer>, options: OpenOptions) -> Result<Arc<dyn Disk>, O
         let storage: Arc<dyn Storage> = Arc::new(FileStorage::new(layer.file, flushes));
         Ok((storage, layer.format))
     });
-    let storage = storage.collect::<Result<Vec<_>, OpenError>>()?;
+    let mut storage = storage.collect::<Result<Vec<_>, OpenError>>()?;
+    if let (Some(test), Some((top, _))) = (options.test, storage.first_mut()) {
+        let flushes = test == TestStorage::DropUnflushed;
+        *top = Arc::new(VolatileStorage::new(top.clone(), flushes)?);
+    }
     open_storage(&storage, options.read_only, guessed)
 }
 

@@ -31,7 +31,7 @@ impl RawDisk {
 
     /// A disk over `storage`.
     pub fn over(storage: Arc<dyn Storage>, read_only: bool) -> Result<Self, OpenError> {
-        let size = check_size(storage.len()?)?;
+        let size = check_size(storage.size()?)?;
         Ok(RawDisk {
             storage,
             size: AtomicU64::new(size),
@@ -146,7 +146,7 @@ impl Disk for RawDisk {
             return Err(DiskError::ReadOnly);
         }
         check_growth(self.size(), size)?;
-        let grown = match self.storage.len() {
+        let grown = match self.storage.size() {
             // As with a block device that grew, or a file that somebody made
             // longer: there is nothing to do.
             Ok(len) if len >= size => Ok(()),

@@ -18,7 +18,7 @@ const ZEROS: usize = 64 << 10;
 /// threads at once, and block.
 pub trait Storage: fmt::Debug + Send + Sync {
     /// Bytes up to its end.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 
     /// Fills `buffers` from byte `offset` on and returns how many bytes there
     /// were before the end.
@@ -113,7 +113,7 @@ impl FileStorage {
 }
 
 impl Storage for FileStorage {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         file::len(&self.file)
     }
 
@@ -192,7 +192,7 @@ mod tests {
             let punched = storage.punch(0, SIZE).unwrap();
             let blocks = storage.file.metadata().unwrap().blocks();
             assert!(!punched || blocks == 0, "{blocks} blocks left");
-            assert_eq!(storage.len().unwrap(), SIZE);
+            assert_eq!(storage.size().unwrap(), SIZE);
         }
     }
 
@@ -200,11 +200,11 @@ mod tests {
     fn the_end_moves() {
         let storage = storage();
         storage.set_len(SIZE + 512).unwrap();
-        assert_eq!(storage.len().unwrap(), SIZE + 512);
+        assert_eq!(storage.size().unwrap(), SIZE + 512);
         storage
             .write(&[IoMemory::of_shared(&[1; 100])], SIZE + 600)
             .unwrap();
-        assert_eq!(storage.len().unwrap(), SIZE + 700);
+        assert_eq!(storage.size().unwrap(), SIZE + 700);
         let null = FileStorage::new(File::open("/dev/null").unwrap(), true);
         assert!(null.set_len(1).is_err());
     }

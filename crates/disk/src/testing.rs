@@ -106,7 +106,7 @@ impl MemoryStorage {
 }
 
 impl Storage for MemoryStorage {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.state().now.len() as u64)
     }
 

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 13] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -70,10 +70,28 @@ pub const TARGETS: [Target; 10] = [
         longest: 512,
     },
     Target {
+        name: "qcow2",
+        run: crate::qcow2::run,
+        seeds: || vec![vec![0; 64]],
+        longest: 256,
+    },
+    Target {
         name: "saved",
         run: crate::saved::run,
         seeds: crate::saved::seeds,
         longest: 256,
+    },
+    Target {
+        name: "image",
+        run: crate::image::run,
+        seeds: crate::image::seeds,
+        longest: 4096,
+    },
+    Target {
+        name: "share",
+        run: crate::share::run,
+        seeds: crate::share::seeds,
+        longest: 1024,
     },
     Target {
         name: "bootdisk",

@@ -72,8 +72,18 @@ fn console() {
 }
 
 #[test]
+fn qcow2() {
+    smoke("qcow2", 2000);
+}
+
+#[test]
 fn saved() {
     smoke("saved", 1000);
+}
+
+#[test]
+fn image() {
+    smoke("image", 1000);
 }
 
 #[test]

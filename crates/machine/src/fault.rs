@@ -16,7 +16,7 @@
 use std::time::{Duration, Instant};
 
 /// Time between two attempts.
-const INTERVAL: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_secs(1);
 /// How long an attempt lasts: a request that was possible is done by then, and
 /// one that takes longer stops the machine once more.
 const TRIAL: Duration = Duration::from_millis(200);

@@ -12,6 +12,7 @@ use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
+use croft_isolate::{Role, assume};
 use croft_memory::GuestRam;
 
 use crate::acpi;
@@ -86,6 +87,8 @@ impl Machine {
         let profile = profile(engine, model, config.vcpus)
             .map_err(|missing| MachineError::Model { model, missing })?;
         let mut machine = Machine::assemble(engine, config, profile, console)?;
+        // Before anything of the guest's is looked at closely.
+        assume(Role::Owner);
         let boot = machine.firmware.load(&machine.ram)?;
         if let Some(first) = machine.vcpus.first_mut() {
             boot.enter(&mut **first)?;
@@ -121,6 +124,7 @@ impl Machine {
         })?;
         let description = description.clone();
         let mut machine = Machine::assemble(engine, config, fit.profile.clone(), console)?;
+        assume(Role::Owner);
         description.compare(&machine.description)?;
         let mut state = saved.read(&machine.ram)?;
         fit.retime(&mut state.partition);

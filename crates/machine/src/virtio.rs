@@ -260,12 +260,13 @@ impl<'a> Plugger<'a> {
         if shares.len() > SHARES_MAX {
             return Err(MachineError::Shares(shares.len()));
         }
-        let mut plugged: Vec<ShareHandle> = Vec::with_capacity(shares.len());
+        let count = shares.len();
+        let mut plugged: Vec<ShareHandle> = Vec::with_capacity(count);
         for (index, config) in (0u8..).zip(shares) {
             if plugged.iter().any(|share| share.tag() == config.tag) {
                 return Err(MachineError::ShareTwice(config.tag));
             }
-            let device = VirtioFs::new(config.directory, &config.tag, config.read_only)?;
+            let device = VirtioFs::new(config.directory, &config.tag, config.read_only, count)?;
             plugged.push(device.handle());
             self.add(SHARE_SLOT + index, &format!("share{index}"), device)?;
         }

@@ -190,9 +190,11 @@ impl Keeper {
         self.agent = None;
         self.console.forget_input();
         match Running::spawn(&self.request.run) {
-            Ok(running) => {
+            Ok(mut running) => {
                 self.status.payload = process::identify(running.payload.id());
+                let complaints = std::mem::take(&mut running.payload.complaints);
                 self.running = Some(running);
+                complaints.iter().for_each(|line| self.say(line));
             }
             Err(outcome) => {
                 self.inputs.push_back(Input::Ended(outcome));

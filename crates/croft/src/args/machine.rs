@@ -85,6 +85,10 @@ pub struct PlaceOptions {
     /// to port P of the host at the same path with '_P' behind
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
     pub vsock: Option<OsString>,
+
+    /// Leave croft-vmm without its jail, so that a debugger can be attached to it
+    #[arg(long, hide = true)]
+    pub no_jail: bool,
 }
 
 impl PlaceOptions {
@@ -109,7 +113,7 @@ pub struct MachineOptions {
     pub engine: Engine,
 
     /// Kernel: a Linux bzImage (vmlinuz), an ELF file with a PVH note, or a multiboot file;
-    /// without it a machine boots, now and after each reset, with what is on its first disk
+    /// without it the machine boots, now and after each reset, with what is on its first disk
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub kernel: Option<OsString>,
 

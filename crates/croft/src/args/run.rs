@@ -1,7 +1,5 @@
 //! `croft run`.
 
-use std::ffi::OsString;
-
 use clap::ArgGroup;
 
 use super::create::InstanceOptions;
@@ -15,8 +13,8 @@ Examples:
     croft run debian:12 --name web
   In the background, with more memory, started again when it fails:
     croft run -d debian:12 --name web --memory 2G --restart on-failure
-  One command in a new Debian that is gone afterwards:
-    croft run --ephemeral debian:12 -- cat /etc/os-release
+  A new Debian that is gone when it has powered off:
+    croft run --ephemeral debian:12
   A kernel and an initramfs on this terminal, nothing kept:
     croft run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'
   Wait for nothing, keep the output:
@@ -48,11 +46,10 @@ Console:
 
 /// `croft run`.
 #[derive(Debug, clap::Args)]
-#[command(group = ArgGroup::new("payload").args(["image", "kernel"]))]
-#[command(group = ArgGroup::new("system").args(["image", "kernel", "disks"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("payload").args(["image", "kernel", "disks"]).required(true).multiple(true))]
 pub struct RunOptions {
     /// Image to make an instance from: a name of 'croft image list', or debian:12, debian:13
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", conflicts_with = "kernel")]
     pub image: Option<String>,
 
     /// Run an instance in the background: print its name once it runs
@@ -75,13 +72,4 @@ pub struct RunOptions {
     /// The guest's vsock context id
     #[arg(long, value_name = "CID", default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=0xFFFF_FFFE), requires = "vsock")]
     pub vsock_cid: u32,
-
-    /// Command to run in the instance once it is ready; the instance is stopped when it has ended
-    #[arg(
-        last = true,
-        value_name = "COMMAND",
-        requires = "image",
-        conflicts_with = "detach"
-    )]
-    pub command: Vec<OsString>,
 }

@@ -4,6 +4,7 @@ mod autostart;
 mod console;
 mod create;
 mod delete;
+mod image;
 mod list;
 mod logs;
 mod power;
@@ -98,6 +99,16 @@ impl From<StartError> for Fault {
             StartError::Store(error) => error.into(),
             StartError::Invalid(message) => Fault::usage(message),
             error => Fault::failed(error.to_string()),
+        }
+    }
+}
+
+impl From<croft_image::Error> for Fault {
+    fn from(error: croft_image::Error) -> Self {
+        if error.is_usage() {
+            Fault::usage(error.to_string())
+        } else {
+            Fault::failed(error.to_string())
         }
     }
 }

@@ -108,6 +108,7 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         ports,
         vsock: options.place.vsock,
         terminal: false,
+        no_jail: options.place.no_jail,
     }
 }
 
@@ -136,6 +137,7 @@ fn request(options: RunOptions) -> Result<RunRequest, String> {
         ports,
         vsock: options.place.vsock,
         terminal: false,
+        no_jail: options.place.no_jail,
     })
 }
 

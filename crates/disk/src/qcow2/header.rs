@@ -110,7 +110,7 @@ pub fn l1_bytes(size: u64, cluster_bits: u32) -> Option<u64> {
 impl Header {
     /// Reads and checks the header of the image in `storage`.
     pub fn read(storage: &dyn Storage) -> Result<Self, Qcow2Error> {
-        let file_len = storage.len().map_err(Qcow2Error::Refused)?;
+        let file_len = storage.size().map_err(Qcow2Error::Refused)?;
         let mut start = vec![0; V3_LEN];
         let got = fill(storage, &mut start, 0)?;
         let fields = Fields(&start);

@@ -36,7 +36,7 @@ impl ImageFile {
     /// Over `storage`; with the order of its parts if it is written.
     pub fn new(storage: Arc<dyn Storage>, order: Option<Order>) -> io::Result<Self> {
         Ok(ImageFile(Arc::new(Inner {
-            end: AtomicU64::new(storage.len()?),
+            end: AtomicU64::new(storage.size()?),
             storage,
             order: order.map(Mutex::new),
             helper: CommonStorageHelper::default(),
@@ -160,7 +160,7 @@ impl fmt::Display for ImageFile {
 
 impl imago::Storage for ImageFile {
     fn size(&self) -> io::Result<u64> {
-        self.0.storage.len()
+        self.0.storage.size()
     }
 
     // SAFETY: of this and the following: the trait's demands are those of

@@ -95,7 +95,7 @@ fn below(
     let layer = match format {
         Format::Raw if !rest.is_empty() => return Err(within(OpenError::RawBacking)),
         Format::Raw => {
-            let size = storage.len().map_err(|error| within(error.into()))?;
+            let size = storage.size().map_err(|error| within(error.into()))?;
             check_size(size).map_err(within)?;
             let file = ImageFile::new(storage.clone(), None);
             let raw = file.and_then(|file| Raw::open_image(file, false));
