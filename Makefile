@@ -22,16 +22,19 @@ help: ## List the targets
 build: ## Build everything, optimised
 	scripts/install-deps build
 	$(CARGO) build --release --workspace
+	CARGO="$(CARGO)" scripts/build-agent
 
 demo: ## Boot a stock Debian kernel to a shell on this terminal
 	@scripts/install-deps build
 	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
+	CARGO="$(CARGO)" scripts/build-agent
 	@scripts/demo/run
 
 test: ## Run all tests; fetches the kernels they boot
 	scripts/install-deps test $(if $(filter --workspace,$(TESTS)),kvm)
 	scripts/fetch-kernels cloud generic
 	scripts/fetch-busybox
+	CARGO="$(CARGO)" scripts/build-agent
 	$(CARGO) build $(PROFILE) $(TESTS)
 	$(CARGO) test $(PROFILE) $(TESTS)
 	$(if $(filter --workspace,$(TESTS)),PROFILE="$(PROFILE)" SELECT="$(TESTS)" scripts/nested/test)
