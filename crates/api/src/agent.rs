@@ -5,7 +5,7 @@
 //!    │── Hello ──────────────────────►│              agent            monitor
 //!    │◄────────────────────── Hello ──│                 │── Hello ─────►│
 //!    │── Request ────────────────────►│                 │── Ready ─────►│
-//!    │◄─ Reply, data ⇄ data, Control ►│                 │      end      │
+//!    │◄─ Reply, data ⇄ data, Control ►│                 │◄──── end ─────│
 //!    │             end                │
 //! ```
 //!

@@ -24,6 +24,7 @@ pub mod disk;
 pub mod engines;
 pub mod hello;
 pub mod instance;
+pub mod jail;
 pub mod machine;
 pub mod monitor;
 pub mod outcome;

@@ -28,7 +28,9 @@ pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
     /// console, the kernel and the initrd if named, the disks, the shares'
     /// directories, the state if `saved`, the debugger's listening socket if
-    /// `gdb`. The vmm gets no path to open.
+    /// `gdb`, `/dev/kvm` if it was opened, a connected stream for each of the
+    /// machine's console ports. The vmm gets no path to open, and could open
+    /// none.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -49,6 +51,13 @@ pub enum Request {
     /// Save the machine to the file whose descriptor comes along, from its
     /// position on, and end.
     Save,
+    /// The terminal of the virtio console has this size now.
+    ResizeConsole {
+        /// Characters in a line.
+        columns: u16,
+        /// Lines.
+        rows: u16,
+    },
     /// Connect the stream socket that comes along to this port of the guest.
     /// The vmm writes `OK <port of the host>` and a line end to it when the
     /// guest has accepted, and closes it when it does not.
@@ -84,6 +93,22 @@ pub struct StartRequest {
     pub saved: bool,
     /// Whether a debugger's listening socket comes with it.
     pub gdb: bool,
+    /// Whether `/dev/kvm` comes with it.
+    #[serde(default)]
+    pub kvm: KvmDevice,
+}
+
+/// What became of `/dev/kvm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvmDevice {
+    /// The machine is to run on another engine.
+    #[default]
+    Unwanted,
+    /// Its descriptor comes along.
+    Handed,
+    /// The monitor could not open it: the error number.
+    Refused(i32),
 }
 
 impl StartRequest {
@@ -99,6 +124,8 @@ impl StartRequest {
             + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
+            + usize::from(self.kvm == KvmDevice::Handed)
+            + self.machine.ports.len()
     }
 }
 
@@ -130,6 +157,12 @@ pub enum Event {
     SaveFailed {
         /// Why not.
         message: String,
+    },
+    /// The guest says that its kernel panicked. It may go on by itself: with
+    /// a crash kernel, or a reset (its `panic=`).
+    Panicked {
+        /// It goes on with a crash kernel of its own.
+        crash_kernel: bool,
     },
     /// It stands still because the host failed at a disk. It goes on when it
     /// is resumed, or by itself when the host works again; then follows

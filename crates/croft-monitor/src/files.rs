@@ -6,14 +6,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
+use croft_api::EngineChoice;
 use croft_api::monitor::{RunRequest, RunShare};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartRequest;
+use croft_api::vmm::{KvmDevice, StartRequest};
 use rustix::fs::OFlags;
 
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
+use crate::ports::Port;
 use crate::shares::Share;
 use crate::vsock::Vsock;
 use croft_host::socket::SocketFile;
@@ -29,8 +31,11 @@ pub struct Files {
     log: Option<File>,
     control: Option<Control>,
     vsock: Option<Vsock>,
+    ports: Vec<(Port, OwnedFd)>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
+    /// `/dev/kvm`, if the machine may run on it.
+    kvm: Option<io::Result<File>>,
 }
 
 /// What the monitor keeps.
@@ -42,6 +47,8 @@ pub struct Kept {
     pub control: Option<Control>,
     /// Where programs connect to the guest.
     pub vsock: Option<Vsock>,
+    /// The console's ports.
+    pub ports: Vec<Port>,
     /// Removes the debugger's socket when dropped.
     pub _socket: Option<SocketFile>,
 }
@@ -78,6 +85,11 @@ impl Files {
             Some(path) => Some(bind_vsock(path)?),
             None => None,
         };
+        let paths = run.ports.iter().map(Option::as_ref);
+        let paths = paths.chain(std::iter::repeat(None));
+        let ports = run.machine.ports.iter().zip(paths);
+        let ports = ports.map(|(name, path)| open_port(name, path));
+        let ports = ports.collect::<Result<_, _>>()?;
         let gdb = match &run.gdb {
             Some(address) => Some(GdbListener::bind(address)?),
             None => None,
@@ -91,8 +103,19 @@ impl Files {
             log,
             control,
             vsock,
+            ports,
             gdb,
+            kvm: open_kvm(run.machine.engine),
         })
+    }
+
+    /// What the payload is told of `/dev/kvm`.
+    fn kvm_device(&self) -> KvmDevice {
+        match &self.kvm {
+            None => KvmDevice::Unwanted,
+            Some(Ok(_)) => KvmDevice::Handed,
+            Some(Err(error)) => KvmDevice::Refused(error.raw_os_error().unwrap_or_default()),
+        }
     }
 
     /// What the payload is told.
@@ -105,6 +128,7 @@ impl Files {
             shares: self.shares.iter().map(Share::describe).collect(),
             saved: self.saved.is_some(),
             gdb: self.gdb.is_some(),
+            kvm: self.kvm_device(),
         }
     }
 
@@ -124,14 +148,17 @@ impl Files {
             .into_iter()
             .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
             .chain(self.shares.into_iter().map(|share| Some(share.directory)))
-            .chain([self.saved.map(Into::into), listener]);
+            .chain([self.saved.map(Into::into), listener])
+            .chain([self.kvm.and_then(Result::ok).map(Into::into)]);
+        let (ports, far): (_, Vec<_>) = self.ports.into_iter().unzip();
         let kept = Kept {
             log: self.log,
             control: self.control,
             vsock: self.vsock,
+            ports,
             _socket: socket,
         };
-        (handed.flatten().collect(), kept)
+        (handed.flatten().chain(far).collect(), kept)
     }
 }
 
@@ -163,6 +190,17 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
     Err(format!("{what} {name} {problem}"))
 }
 
+/// Opens `/dev/kvm`, which the payload cannot; it knows what a failure means.
+fn open_kvm(engine: EngineChoice) -> Option<io::Result<File>> {
+    const DEVICE: &str = "/dev/kvm";
+    match engine {
+        EngineChoice::Software | EngineChoice::Lockstep => None,
+        EngineChoice::Auto | EngineChoice::Kvm => {
+            Some(OpenOptions::new().read(true).write(true).open(DEVICE))
+        }
+    }
+}
+
 fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Control, String> {
     let name = quoted(path);
     saved_run(run, disks)
@@ -170,6 +208,17 @@ fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Contro
         .map_err(|error| {
             format!("control socket {name}: {error}; choose another path with --control")
         })
+}
+
+fn open_port(name: &str, path: Option<&OsString>) -> Result<(Port, OwnedFd), String> {
+    Port::new(path.map(|path| path.as_ref())).map_err(|error| match path {
+        Some(path) => format!(
+            "socket {} of port '{}': {error}; choose another path with --terminal or --port",
+            quoted(path),
+            name.escape_debug()
+        ),
+        None => format!("port '{}': {error}", name.escape_debug()),
+    })
 }
 
 fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {

@@ -2,6 +2,8 @@
 
 use std::io::{ErrorKind, Read};
 
+use croft_isolate::trap;
+
 /// Longest line passed on, in bytes.
 const LINE: usize = 1000;
 
@@ -11,12 +13,19 @@ pub struct Lines {
     /// The beginning of a line.
     rest: Vec<u8>,
     ended: bool,
+    /// What the payload's jail said that it refused.
+    refused: Option<String>,
 }
 
 impl Lines {
     /// Whether everything was read.
     pub fn ended(&self) -> bool {
         self.ended
+    }
+
+    /// What the payload's jail said that it refused; not among the lines.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
     }
 
     /// Reads once, and returns the lines that are complete: what could upset
@@ -39,7 +48,9 @@ impl Lines {
             };
             let text = String::from_utf8_lossy(&line);
             let text: String = text.trim_end().chars().take(LINE).collect();
-            if !text.is_empty() {
+            if let Some(what) = trap::refused(&text) {
+                self.refused = Some(what.escape_debug().to_string());
+            } else if !text.is_empty() {
                 lines.push(text.escape_debug().to_string());
             }
         }
@@ -63,5 +74,13 @@ mod tests {
         assert!(lines.read(&b"last"[..]).is_empty());
         assert_eq!(lines.read(&b""[..]), ["last"]);
         assert!(lines.ended());
+    }
+
+    #[test]
+    fn the_jails_word_is_kept_apart() {
+        let mut lines = Lines::default();
+        let text = b"one\njail: thread a called b\n";
+        assert_eq!(lines.read(&text[..]), ["one"]);
+        assert_eq!(lines.refused(), Some("thread a called b"));
     }
 }

@@ -23,6 +23,7 @@ mod gdb;
 mod keep;
 mod lines;
 mod payload;
+mod ports;
 mod relay;
 mod shares;
 mod terminal;
@@ -106,8 +107,13 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
     }
     let start = files.start_request(&run);
     let (handed, kept) = files.split();
-    match Payload::start(start, handed) {
-        Ok(payload) => Relay::new(sender, receiver, console, payload, kept, terminal).run(),
+    match Payload::start(start, handed, run.no_jail) {
+        Ok(mut payload) => {
+            for text in payload.complaints.drain(..) {
+                sender.push(&Event::Log { text }, vec![])?;
+            }
+            Relay::new(sender, receiver, console, payload, kept, terminal).run()
+        }
         Err(message) => sender.deliver(&Event::Stopped(Outcome::Failed { message }), vec![]),
     }
 }

@@ -7,9 +7,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread;
 
 use croft_api::vmm::Event;
+use croft_isolate::{Role, spawn};
 use croft_machine::{ConsoleBackend, DiskFault, MachineHandle};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -38,10 +38,7 @@ impl Console {
     /// Starts to hand input to `machine`.
     pub fn feed(&self, machine: MachineHandle) -> io::Result<()> {
         let socket = Arc::clone(&self.socket);
-        thread::Builder::new()
-            .name("console-in".to_owned())
-            .spawn(move || feed(&socket, &machine))
-            .map(drop)
+        spawn(Role::Console, "console-in", move || feed(&socket, &machine)).map(drop)
     }
 }
 
@@ -70,6 +67,10 @@ impl ConsoleBackend for Console {
 
     fn log(&self, line: &str) {
         self.reporter.log(line);
+    }
+
+    fn panicked(&self, crash_kernel: bool) {
+        self.reporter.post(&Event::Panicked { crash_kernel });
     }
 }
 

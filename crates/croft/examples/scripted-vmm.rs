@@ -79,6 +79,13 @@ fn play(script: &str, sender: &Shared, console: OwnedFd) {
             }
             end(Outcome::PowerOff);
         }
+        "refused" => {
+            croft_isolate::seal(croft_isolate::Wants::default()).expect("a jail");
+            let open = || drop(File::open("/etc/passwd"));
+            let thread = croft_isolate::spawn(croft_isolate::Role::Disk, "disk0-0", open);
+            thread.expect("a thread").join().expect("an end");
+            end(Outcome::PowerOff);
+        }
         "panic" => panic!("as the test asked"),
         "power-off" => end(Outcome::PowerOff),
         "reset" => end(Outcome::Reset),
@@ -120,6 +127,7 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
             ),
             Request::PowerButton
             | Request::Start(_)
+            | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
             | Request::VsockAnswer { .. } => {}
         }

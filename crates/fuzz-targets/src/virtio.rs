@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use croft_devices::pci::PciFunction;
+use croft_devices::virtio::balloon::VirtioBalloon;
 use croft_devices::virtio::blk::{BlkOptions, FaultSink, Limits, OnError, VirtioBlk};
 use croft_devices::virtio::queue::{ActiveQueue, RingPlace, serve};
 use croft_devices::virtio::rng::VirtioRng;
@@ -68,6 +69,10 @@ struct Bounded<'a> {
 }
 
 impl QueueHandler for Bounded<'_> {
+    fn ready(&mut self) -> bool {
+        self.handler.ready()
+    }
+
     fn serve(&mut self, ram: &GuestRam, chain: &Chain) -> Result<u32, QueueError> {
         self.left -= 1;
         if self.left == 0 {
@@ -125,10 +130,13 @@ fn serve_ring(data: &[u8]) -> u32 {
     let ram = ram();
     let (block, disk) = block_device(&mut input);
     let features = input.u64();
-    let handler = if input.u8().is_multiple_of(4) {
-        VirtioRng.handler(0, features)
-    } else {
-        block.handler(0, features)
+    let handler = match input.u8() {
+        kind if kind.is_multiple_of(4) => VirtioRng.handler(0, features),
+        kind if kind % 4 == 2 => {
+            let balloon = VirtioBalloon::new(RAM, "balloon0", Arc::new(Nobody));
+            balloon.handler(u16::from(kind >> 2) % balloon.queues(), features)
+        }
+        _ => block.handler(0, features),
     };
     let choice = input.u8();
     let size = 1 << (choice & 15);

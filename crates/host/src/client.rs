@@ -1,8 +1,9 @@
 //! A connection to an instance's control socket.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use crate::socket;
 
 /// Name of the other end in messages.
 const PEER: &str = "croft-monitor";
+/// Longest answer to a connection to the guest in bytes.
+const LINE_MAX: usize = 32;
 /// Most events kept that came before an answer.
 const KEPT_MAX: usize = 1000;
 
@@ -101,6 +104,38 @@ impl Client {
         Ok((event, descriptor))
     }
 
+    /// A connection to a port of the guest's vsock, which the guest has
+    /// accepted within `patience`.
+    pub fn guest(&mut self, port: u32, patience: Duration) -> Result<UnixStream, ClientError> {
+        let (_, descriptor) = self.descriptor(&Request::Connect { port })?;
+        let mut stream = UnixStream::from(descriptor);
+        let timeout = Some(patience.max(Duration::from_millis(1)));
+        stream
+            .set_read_timeout(timeout)
+            .map_err(ClientError::Connect)?;
+        // `OK <port of the host>` and a line end; what follows is the guest's.
+        for _ in 0..LINE_MAX {
+            let mut byte = [0];
+            match stream.read(&mut byte) {
+                Ok(1) if byte == *b"\n" => {
+                    stream
+                        .set_read_timeout(None)
+                        .map_err(ClientError::Connect)?;
+                    return Ok(stream);
+                }
+                Ok(1) => {}
+                Ok(_) => {
+                    return Err(ClientError::Refused(format!(
+                        "nobody listens at port {port} of the guest's vsock"
+                    )));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ClientError::Connect(error)),
+            }
+        }
+        Err(WireError::Damaged("the guest's side said something else").into())
+    }
+
     /// What is known now.
     pub fn status(&mut self) -> Result<Status, ClientError> {
         match self.ask(&Request::Status, vec![])? {
@@ -143,5 +178,56 @@ impl Client {
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.receiver.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::thread;
+
+    use croft_api::pair;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A monitor whose guest answers a connection like this, and then closes it.
+    fn connect(guest: &'static [u8]) -> Result<UnixStream, ClientError> {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("sock");
+        let (listener, _file) = socket::bind(&path).unwrap();
+        let monitor = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let (mut sender, mut receiver) = channel(stream.into(), PROTOCOL, "croft");
+            let (request, _) = receiver.wait::<Request>().unwrap().unwrap();
+            assert_eq!(request, Request::Connect { port: 7 });
+            let (ours, theirs) = pair().unwrap();
+            let status = Event::Status(Box::new(Status::created(0)));
+            sender.deliver(&status, vec![]).unwrap();
+            sender.deliver(&Event::Connected, vec![theirs]).unwrap();
+            UnixStream::from(ours).write_all(guest).unwrap();
+        });
+        let mut client = Client::connect(&path).unwrap();
+        let connected = client.guest(7, PATIENCE);
+        monitor.join().unwrap();
+        // What came before the answer is not lost.
+        assert!(matches!(client.next(None), Ok(Some(Event::Status(_)))));
+        connected
+    }
+
+    #[test]
+    fn what_follows_the_answer_is_the_guests() {
+        let mut stream = connect(b"OK 1073741824\nhello").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn a_guest_that_refuses_is_named() {
+        let error = connect(b"").unwrap_err().to_string();
+        assert!(error.contains("port 7"), "{error}");
+        assert!(connect(&[b'x'; 100]).is_err());
     }
 }

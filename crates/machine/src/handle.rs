@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
+use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
@@ -15,6 +16,7 @@ use thiserror::Error;
 use crate::config::{Ended, State};
 use crate::console::ConsoleInput;
 use crate::events::{Event, Events, Request};
+use crate::power::PowerSwitch;
 use crate::sync::{Shared, lock};
 
 /// Why a machine was not saved. Unless it had ended, it goes on.
@@ -76,6 +78,8 @@ pub struct MachineHandle {
     pub(crate) pm: PmHandle,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
+    pub(crate) console: Option<ConsoleHandle>,
+    pub(crate) power: Arc<PowerSwitch>,
     pub(crate) input: ConsoleInput,
 }
 
@@ -153,6 +157,19 @@ impl MachineHandle {
     /// The host's side of the socket device, if there is one.
     pub fn vsock(&self) -> Option<&VsockHandle> {
         self.vsock.as_ref()
+    }
+
+    /// Whether the guest has said that its kernel panicked, since it was
+    /// started or reset last.
+    pub fn has_panicked(&self) -> bool {
+        self.power.has_panicked()
+    }
+
+    /// Tells the guest of its terminal's size, if it has one (virtio-console).
+    pub fn resize_console(&self, columns: u16, rows: u16) {
+        if let Some(console) = &self.console {
+            console.resize(columns, rows);
+        }
     }
 
     fn ask<R>(&self, request: impl FnOnce(SyncSender<R>) -> Request) -> Result<R, Ended> {

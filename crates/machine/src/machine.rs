@@ -6,11 +6,13 @@ use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
+use croft_isolate::{Role, assume};
 use croft_memory::GuestRam;
 
 use crate::acpi;
@@ -50,6 +52,7 @@ pub struct Machine {
     pub(crate) balloon: BalloonHandle,
     pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
+    pub(crate) terminal: Option<ConsoleHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -84,6 +87,8 @@ impl Machine {
         let profile = profile(engine, model, config.vcpus)
             .map_err(|missing| MachineError::Model { model, missing })?;
         let mut machine = Machine::assemble(engine, config, profile, console)?;
+        // Before anything of the guest's is looked at closely.
+        assume(Role::Owner);
         let boot = machine.firmware.load(&machine.ram)?;
         if let Some(first) = machine.vcpus.first_mut() {
             boot.enter(&mut **first)?;
@@ -119,6 +124,7 @@ impl Machine {
         })?;
         let description = description.clone();
         let mut machine = Machine::assemble(engine, config, fit.profile.clone(), console)?;
+        assume(Role::Owner);
         description.compare(&machine.description)?;
         let mut state = saved.read(&machine.ram)?;
         fit.retime(&mut state.partition);
@@ -182,6 +188,8 @@ impl Machine {
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
         let vsock = vsock.transpose()?;
+        let ports: Vec<String> = config.ports.iter().map(|port| port.name.clone()).collect();
+        let terminal = plugger.plug_console(config.ports)?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -195,11 +203,13 @@ impl Machine {
                     .collect(),
                 shares.iter().map(SavedShare::of).collect(),
             )
-            .with_vsock(vsock.is_some()),
+            .with_vsock(vsock.is_some())
+            .with_ports(ports),
             disks,
             balloon,
             shares,
             vsock,
+            terminal,
             ram,
             partition,
             vcpus,
@@ -236,6 +246,8 @@ impl Machine {
             pm: self.chipset.pm.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
+            console: self.terminal.clone(),
+            power: self.power.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

@@ -1,7 +1,6 @@
 //! The payload of an instance, from its spawning to its end.
 
 use std::os::fd::OwnedFd;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use croft_api::Outcome;
@@ -43,8 +42,8 @@ impl Running {
             message: error.to_string(),
         })?;
         let (handed, kept) = files.split();
-        let payload =
-            Payload::start(start, handed).map_err(|message| Outcome::Failed { message })?;
+        let payload = Payload::start(start, handed, run.no_jail)
+            .map_err(|message| Outcome::Failed { message })?;
         Ok(Running {
             payload,
             lines: Lines::default(),
@@ -130,12 +129,15 @@ impl Running {
 
     /// How it ended; `requested` if it was asked to.
     pub fn reap(mut self, requested: bool) -> Outcome {
-        let status: Result<ExitStatus, _> = self.payload.reap();
+        let ended = self.payload.reap();
         match self.outcome.take() {
             Some(outcome) => outcome,
             None if requested => Outcome::Requested,
             None => Outcome::Failed {
-                message: status.map_or_else(|error| error.to_string(), describe),
+                message: match ended {
+                    Ok(ended) => describe(ended, self.lines.refused()),
+                    Err(error) => error.to_string(),
+                },
             },
         }
     }

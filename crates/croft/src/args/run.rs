@@ -48,11 +48,10 @@ Console:
 
 /// `croft run`.
 #[derive(Debug, clap::Args)]
-#[command(group = ArgGroup::new("payload").args(["image", "kernel"]))]
-#[command(group = ArgGroup::new("system").args(["image", "kernel", "disks"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("payload").args(["image", "kernel", "disks"]).required(true).multiple(true))]
 pub struct RunOptions {
     /// Image to make an instance from: a name of 'croft image list', or debian:12, debian:13
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", conflicts_with = "kernel")]
     pub image: Option<String>,
 
     /// Run an instance in the background: print its name once it runs
@@ -76,7 +75,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "CID", default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=0xFFFF_FFFE), requires = "vsock")]
     pub vsock_cid: u32,
 
-    /// Command to run in the instance once it is ready; the instance is stopped when it has ended
+    /// Command to run in the instance once it is ready, by its agent; the instance is stopped
+    /// when it has ended
     #[arg(
         last = true,
         value_name = "COMMAND",

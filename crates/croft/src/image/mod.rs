@@ -87,6 +87,12 @@ fn execute(command: ImageCommand) -> Result<Exit, Fault> {
     }
 }
 
+/// Builds an image that can be built by its name, with what goes by default.
+pub fn build_by_name(store: &Store, name: &str) -> Result<(), croft_image::Error> {
+    let recipe = Recipe::new(name)?;
+    build_recipe(store, &recipe).map(drop)
+}
+
 fn build(store: &Store, options: BuildOptions) -> Result<Exit, Fault> {
     let mut recipe = Recipe::new(&options.release)?;
     if let Some(name) = options.name {
@@ -100,17 +106,21 @@ fn build(store: &Store, options: BuildOptions) -> Result<Exit, Fault> {
     recipe.packages = options.packages;
     recipe.mirrors = options.mirrors;
     recipe.mode = options.mode;
+    Ok(committed(&build_recipe(store, &recipe)?))
+}
+
+fn build_recipe(store: &Store, recipe: &Recipe) -> Result<Committed, croft_image::Error> {
     let agent = programs::find("croft-agent").ok();
     let mut bar = Bar::new();
     let mut warnings = Vec::new();
-    let built = build::build(store, &recipe, agent.as_deref(), &mut bar, &mut |text| {
+    let built = build::build(store, recipe, agent.as_deref(), &mut bar, &mut |text| {
         warnings.push(text.to_owned());
     });
     bar.finish();
     for warning in warnings {
         say::line(&format!("croft: warning: {warning}"));
     }
-    Ok(committed(&built?))
+    built
 }
 
 fn import(store: &Store, options: ImportOptions) -> Result<Exit, Fault> {

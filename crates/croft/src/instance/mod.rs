@@ -4,6 +4,8 @@ mod autostart;
 mod console;
 mod create;
 mod delete;
+mod guest;
+mod image;
 mod list;
 mod logs;
 mod power;
@@ -23,6 +25,7 @@ pub use self::autostart::autostart;
 pub use self::console::console;
 pub use self::create::create;
 pub use self::delete::delete;
+pub use self::guest::{cp, exec, shell};
 pub use self::list::list;
 pub use self::logs::logs;
 pub use self::power::{pause, restart, resume, start, stop};
@@ -98,6 +101,16 @@ impl From<StartError> for Fault {
             StartError::Store(error) => error.into(),
             StartError::Invalid(message) => Fault::usage(message),
             error => Fault::failed(error.to_string()),
+        }
+    }
+}
+
+impl From<croft_image::Error> for Fault {
+    fn from(error: croft_image::Error) -> Self {
+        if error.is_usage() {
+            Fault::usage(error.to_string())
+        } else {
+            Fault::failed(error.to_string())
         }
     }
 }

@@ -32,6 +32,7 @@ pub fn machine_spec(options: &MachineOptions, name: &str) -> MachineSpec {
         append: options.append.clone(),
         no_reboot: options.no_reboot,
         test_devices: options.test_devices,
+        ports: Vec::new(),
         vsock: None,
     }
 }
@@ -77,8 +78,8 @@ impl From<Restart> for RestartPolicy {
     }
 }
 
-/// An instance of a kernel or a disk, which stay where they are.
-pub fn kernel_config(
+/// An instance of files that somebody names, which stay where they are.
+pub fn config(
     machine: &MachineOptions,
     instance: &InstanceOptions,
     name: &InstanceName,
@@ -111,7 +112,7 @@ pub fn kernel_config(
 }
 
 /// Disks that somebody names, which stay where they are.
-pub fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
+fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
     let layer = |layer: &RunLayer| {
         Ok::<_, Fault>(Layer {
             path: absolute(layer.path.as_ref())?,
@@ -128,7 +129,7 @@ pub fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
 }
 
 /// Directories that somebody names.
-pub fn shares(shares: &[RunShare]) -> Result<Vec<Share>, Fault> {
+fn shares(shares: &[RunShare]) -> Result<Vec<Share>, Fault> {
     let shares = shares.iter().map(|share| {
         Ok(Share {
             path: absolute(share.path.as_ref())?,

@@ -100,8 +100,8 @@ impl Config {
         let directory = directories.instance(name);
         let path = |path: &Path| directory.join(path).into_os_string();
         let (kernel, initrd) = match &self.boot {
-            Boot::Kernel { kernel, initrd } => (Some(kernel), initrd.as_ref()),
             Boot::Disk => (None, None),
+            Boot::Kernel { kernel, initrd } => (Some(kernel), initrd.as_ref()),
         };
         KeepRequest {
             run: RunRequest {
@@ -113,8 +113,10 @@ impl Config {
                 log: None,
                 gdb: None,
                 control: None,
+                ports: Vec::new(),
                 vsock: self.machine.vsock.map(|_| directories.vsock(name).into()),
                 terminal: false,
+                no_jail: false,
             },
             socket: directories.socket(name).into(),
             directory: directory.clone().into(),

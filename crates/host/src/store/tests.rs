@@ -27,6 +27,7 @@ fn config() -> Config {
             append: String::new(),
             no_reboot: false,
             test_devices: false,
+            ports: Vec::new(),
             vsock: Some(3),
         },
         boot: Boot::Kernel {
@@ -74,7 +75,7 @@ fn made_changed_and_deleted() {
     let keep = config().keep_request(all.directories(), &name("web"));
     let disk = all.directories().instance(&name("web")).join("disk.img");
     assert_eq!(keep.run.disks[0].layers[0].path, disk);
-    assert_eq!(keep.run.kernel.as_deref(), Some("/boot/vmlinuz".as_ref()));
+    assert_eq!(keep.run.kernel.unwrap(), "/boot/vmlinuz");
     all.delete(&name("web")).unwrap();
     assert!(entries(&all).is_empty());
     assert!(matches!(all.delete(&name("web")), Err(StoreError::None(_))));

@@ -154,6 +154,10 @@ fn configure(tree: &mut Tree, recipe: &Recipe) -> Result<(), Error> {
         // Empty, not missing: an identity is made at every first boot, without
         // the questions and presets of an installation.
         ("etc/machine-id", 0o444, ""),
+        // As new as the newest package: nothing that packages have done has to
+        // be done again when an instance boots (ConditionNeedsUpdate=).
+        ("etc/.updated", 0o644, ""),
+        ("var/.updated", 0o644, ""),
         ("etc/hostname", 0o644, "debian\n"),
         (
             "etc/hosts",
@@ -214,7 +218,7 @@ fn services(tree: &mut Tree) -> Result<(), Error> {
         ),
         (
             "croft-agent.service",
-            include_str!("../../assets/croft-agent.service"),
+            include_str!("../../../agent/croft-agent.service"),
         ),
     ] {
         tree.write(&format!("{UNITS}/{name}"), 0o644, contents.as_bytes())?;
@@ -255,6 +259,11 @@ fn services(tree: &mut Tree) -> Result<(), Error> {
         }
         tree.link(&format!("{UNITS}/{unit}"), "/dev/null")?;
     }
+    // Not the graphical one, which is Debian's.
+    tree.link(
+        &format!("{UNITS}/default.target"),
+        "/lib/systemd/system/multi-user.target",
+    )?;
     for (target, unit, path) in ENABLED {
         tree.link(&format!("{UNITS}/{target}.wants/{unit}"), path)?;
     }

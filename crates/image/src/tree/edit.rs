@@ -22,6 +22,12 @@ impl Tree {
         Walker::new(&self.root).map_err(Error::io("open directory", &self.root))
     }
 
+    fn enter(&mut self, place: PathBuf, kind: Kind, mode: u32) {
+        let mut attributes = Attributes::new(kind, mode);
+        attributes.mtime = self.newest;
+        self.ledger.set(place, attributes);
+    }
+
     /// Where a path leads in the tree, links on the way followed as the image
     /// would; the last part is not followed. `None` if it leads nowhere.
     fn place(&self, path: &Path) -> Option<PathBuf> {
@@ -122,7 +128,7 @@ impl Tree {
             .map_err(io::Error::from)
             .and_then(|file| File::from(file).write_all(contents))
             .map_err(Error::io("write", &self.root.join(&place)))?;
-        self.ledger.set(place, Attributes::new(Kind::File, mode));
+        self.enter(place, Kind::File, mode);
         Ok(())
     }
 
@@ -135,8 +141,7 @@ impl Tree {
             .parent(&place)
             .and_then(|(parent, name)| symlinkat(target, parent, name))
             .map_err(Error::io("make link", &self.root.join(&place)))?;
-        self.ledger
-            .set(place, Attributes::new(Kind::Symlink, 0o777));
+        self.enter(place, Kind::Symlink, 0o777);
         Ok(())
     }
 
@@ -219,8 +224,7 @@ impl Tree {
                 .parent(&parent)
                 .and_then(|(above, name)| rustix::fs::mkdirat(above, name, Mode::from(0o700)))
                 .map_err(Error::io("make directory", &self.root.join(&parent)))?;
-            self.ledger
-                .set(parent, Attributes::new(Kind::Directory, 0o755));
+            self.enter(parent, Kind::Directory, 0o755);
         }
         Ok(place)
     }

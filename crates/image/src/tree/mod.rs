@@ -31,6 +31,9 @@ use crate::Error;
 pub struct Tree {
     root: PathBuf,
     ledger: Ledger,
+    /// When the newest file of an archive was changed. What is changed here
+    /// counts as just as old, so that the same archive gives the same image.
+    newest: u64,
 }
 
 impl Tree {
@@ -46,6 +49,7 @@ impl Tree {
         Ok(Tree {
             root: root.to_owned(),
             ledger,
+            newest: 0,
         })
     }
 

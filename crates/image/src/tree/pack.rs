@@ -57,34 +57,30 @@ impl<W: Write> Packer<W> {
         header.set_size(0);
         if attributes.kind == Kind::Directory {
             header.set_entry_type(EntryType::Directory);
-            let mut name = OsString::from("./");
-            name.push(path);
-            if !path.as_os_str().is_empty() {
-                name.push("/");
-            }
+            let mut name = path.as_os_str().to_owned();
+            name.push(if name.is_empty() { "./" } else { "/" });
             return self.builder.append_data(&mut header, name, io::empty());
         }
-        let named = Path::new(".").join(path);
         let (parent, name) = self.walker.parent(path)?;
         match attributes.kind {
             Kind::Symlink => {
                 let target = readlinkat(parent, name, Vec::new())?;
                 let target = OsString::from_vec(target.into_bytes());
                 header.set_entry_type(EntryType::Symlink);
-                self.builder.append_link(&mut header, named, target)
+                self.builder.append_link(&mut header, path, target)
             }
             Kind::Fifo => {
                 header.set_entry_type(EntryType::Fifo);
-                self.builder.append_data(&mut header, named, io::empty())
+                self.builder.append_data(&mut header, path, io::empty())
             }
             Kind::File | Kind::Directory => {
                 let about = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 if about.st_nlink > 1 {
                     if let Some(first) = self.names.get(&about.st_ino) {
                         header.set_entry_type(EntryType::Link);
-                        return self.builder.append_link(&mut header, named, first);
+                        return self.builder.append_link(&mut header, path, first);
                     }
-                    self.names.insert(about.st_ino, named.clone());
+                    self.names.insert(about.st_ino, path.to_owned());
                 }
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let mut file = File::from(openat(parent, name, flags, Mode::empty())?);
@@ -100,7 +96,7 @@ impl<W: Write> Packer<W> {
                 }
                 header.set_entry_type(EntryType::Regular);
                 header.set_size(file.metadata()?.len());
-                self.builder.append_data(&mut header, named, &mut file)
+                self.builder.append_data(&mut header, path, &mut file)
             }
         }
     }

@@ -180,6 +180,7 @@ impl Unpacker<'_> {
         )?;
         // Up to the year 2446, which is as far as ext4 can count.
         attributes.mtime = header.mtime().unwrap_or(0).min(15_032_385_535);
+        self.tree.newest = self.tree.newest.max(attributes.mtime);
         attributes.extended = extended.attributes;
         let kind = header.entry_type();
         if extended.sparse || kind == EntryType::GNUSparse {
