@@ -7,7 +7,7 @@ PROFILE ?= --release
 BENCH_ARGS ?=
 # For scripts/guests/run, for example: --times 1 --seconds 30
 GUESTS_ARGS ?= --times 10
-FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio saved
+FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio vsock console qcow2 saved bootdisk share image
 # Seconds for each target.
 FUZZ_TIME ?= 60
 
@@ -22,16 +22,19 @@ help: ## List the targets
 build: ## Build everything, optimised
 	scripts/install-deps build
 	$(CARGO) build --release --workspace
+	CARGO="$(CARGO)" scripts/build-agent
 
 demo: ## Boot a stock Debian kernel to a shell on this terminal
 	@scripts/install-deps build
 	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
+	CARGO="$(CARGO)" scripts/build-agent
 	@scripts/demo/run
 
 test: ## Run all tests; fetches the kernels they boot
 	scripts/install-deps test $(if $(filter --workspace,$(TESTS)),kvm)
 	scripts/fetch-kernels cloud generic
 	scripts/fetch-busybox
+	CARGO="$(CARGO)" scripts/build-agent
 	$(CARGO) build $(PROFILE) $(TESTS)
 	$(CARGO) test $(PROFILE) $(TESTS)
 	$(if $(filter --workspace,$(TESTS)),PROFILE="$(PROFILE)" SELECT="$(TESTS)" scripts/nested/test)

@@ -1,7 +1,8 @@
 //! What the guests boot from besides their kernels.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use croft_tests::Archive;
@@ -17,6 +18,9 @@ const GUEST: &str = "../x86_64-unknown-linux-gnu/release/croft-bench-guest";
 
 /// The disk that `scripts/bench/debian-image` makes, in the cache.
 const DEBIAN: &str = "bench/debian.img";
+
+/// Size of the disk that fio works on, in MiB.
+const FIO_MIB: u64 = 256;
 
 /// In the order in which they can be loaded.
 const MODULES: [&str; 6] = [
@@ -48,7 +52,7 @@ impl Files {
             kernel: kernel.path(),
             initrd: self.initrd("shell", || Ok(guest::initramfs()))?,
             append: act.command_line(),
-            disk: None,
+            disks: Vec::new(),
         })
     }
 
@@ -64,7 +68,7 @@ impl Files {
             kernel: Kernel::Cloud.path(),
             initrd,
             append: format!("console=ttyS0 quiet {words}"),
-            disk: None,
+            disks: Vec::new(),
         })
     }
 
@@ -80,6 +84,8 @@ impl Files {
             let mut archive = Archive::new()
                 .directory("bin")
                 .directory("dev")
+                .directory("proc")
+                .directory("proc")
                 .directory("root")
                 .directory("modules")
                 .program("bin/busybox", &read(&busybox())?)
@@ -94,8 +100,27 @@ impl Files {
             kernel: Kernel::Cloud.path(),
             initrd,
             append: "console=ttyS0 quiet".to_owned(),
-            disk: Some(disk),
+            disks: vec![disk],
         })
+    }
+
+    /// The same, with fio as its only program and a second disk for it: a
+    /// file whose blocks are there already, so that a write is a write.
+    pub fn fio(&self) -> Result<Boot, String> {
+        let path = self.directory.path().join("fio.img");
+        let failed = |error| format!("{}: {error}", path.display());
+        if !path.exists() {
+            let mut file = File::create(&path).map_err(failed)?;
+            let piece = [0x5A; 1 << 20];
+            for _ in 0..FIO_MIB {
+                file.write_all(&piece).map_err(failed)?;
+            }
+            file.sync_all().map_err(failed)?;
+        }
+        let mut boot = self.debian()?;
+        boot.append += " bench=fio";
+        boot.disks.push(path);
+        Ok(boot)
     }
 
     /// A file that is made when it is first asked for.
@@ -127,7 +152,8 @@ pub fn guest_program() -> Result<PathBuf, String> {
     }
 }
 
-fn cache() -> PathBuf {
+/// Where downloads and images are.
+pub fn cache() -> PathBuf {
     env::var_os("CROFT_CACHE")
         .map_or_else(|| croft_tests::files::root().join(".cache"), PathBuf::from)
 }

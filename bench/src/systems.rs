@@ -18,8 +18,8 @@ pub struct Boot {
     pub initrd: PathBuf,
     /// The kernel's command line.
     pub append: String,
-    /// A virtio disk, which the guest may write to.
-    pub disk: Option<PathBuf>,
+    /// Virtio disks, which the guest may write to.
+    pub disks: Vec<PathBuf>,
 }
 
 /// What runs a guest.
@@ -109,7 +109,7 @@ fn croft(boot: &Boot) -> Command {
     command.arg("--kernel").arg(&boot.kernel);
     command.arg("--initrd").arg(&boot.initrd);
     command.args(["--append", &boot.append]);
-    if let Some(disk) = &boot.disk {
+    for disk in &boot.disks {
         command.arg("--disk").arg(disk);
     }
     command
@@ -122,10 +122,11 @@ fn qemu(boot: &Boot, words: &str) -> Command {
     command.arg("-kernel").arg(&boot.kernel);
     command.arg("-initrd").arg(&boot.initrd);
     command.args(["-append", format!("{} {words}", boot.append).trim_end()]);
-    if let Some(disk) = &boot.disk {
+    for (index, disk) in boot.disks.iter().enumerate() {
         let disk = disk.display();
-        command.args(["-drive", &format!("file={disk},if=none,id=disk,format=raw")]);
-        command.args(["-device", "virtio-blk-pci,drive=disk"]);
+        let drive = format!("file={disk},if=none,id=disk{index},format=raw");
+        command.args(["-drive", &drive]);
+        command.args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
     }
     command
 }

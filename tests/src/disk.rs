@@ -34,19 +34,39 @@ pub fn image(stage: &Stage) -> PathBuf {
     let tree = stage.path("tree");
     fs::create_dir(&tree).expect("a directory");
     fs::write(tree.join("hello"), "hello from the host\n").expect("a file");
+    image_of(stage, &tree, 32 << 20)
+}
+
+/// An ext4 image of `size` bytes with everything below `tree`.
+///
+/// # Panics
+/// As [`image`].
+pub fn image_of(stage: &Stage, tree: &Path, size: u64) -> PathBuf {
     let image = stage.file("disk", b"");
     File::options()
         .write(true)
         .open(&image)
-        .and_then(|file| file.set_len(32 << 20))
+        .and_then(|file| file.set_len(size))
         .expect("an image");
     let status = tool("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-d"])
-        .args([&tree, &image])
+        .args([tree, &image])
         .status()
         .expect("mke2fs; scripts/install-deps test installs it");
     assert!(status.success());
     image
+}
+
+/// The initial RAM disk of a shell with the modules at hand.
+///
+/// # Panics
+/// When the kernel was not fetched.
+pub fn initramfs() -> Vec<u8> {
+    let archive = MODULES.iter().fold(Archive::new(), |archive, name| {
+        let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
+        archive.program(&format!("{name}.ko"), &module)
+    });
+    initramfs_with(archive)
 }
 
 /// Asserts that the host's fsck has nothing to say about `image`.
@@ -67,11 +87,7 @@ pub fn check(image: &Path) {
 /// # Panics
 /// When the kernel was not fetched.
 pub fn shell(stage: &Stage, disk: &str) -> Command {
-    let archive = MODULES.iter().fold(Archive::new(), |archive, name| {
-        let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
-        archive.program(&format!("{name}.ko"), &module)
-    });
-    let initrd = stage.file("initrd", &initramfs_with(archive));
+    let initrd = stage.file("initrd", &initramfs());
     let mut command = stage.run();
     command
         .arg("--kernel")

@@ -46,6 +46,11 @@ impl Stage {
         stage
     }
 
+    /// The stage's own name, an argument of each process of its machines.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

@@ -100,7 +100,7 @@ fn disks_that_are_none() {
     refused(&stage, &[path(&empty)], &["empty'", "is empty", "truncate"]);
     let odd = stage.file("odd", &[0; 1000]);
     refused(&stage, &[path(&odd)], &["odd'", "1000 bytes", "512"]);
-    refused(&stage, &[""], &["name an image"]);
+    refused(&stage, &[""], &["no name", "name an image"]);
     let image = stage.file("image", &[0; 4096]);
     let twice = [path(&image), path(&image)];
     refused(&stage, &twice, &["image'", "once more"]);
@@ -167,7 +167,8 @@ fn a_full_host() {
         eprintln!("not tried, since this host lets nobody mount: {tried:?}");
         return;
     }
-    let croft = shell(&stage, path(&disk));
+    let told = format!("{},on-io-error=report", path(&disk));
+    let croft = shell(&stage, &told);
     let script = format!(
         "{prepare}; \"$@\"; cp --sparse=always {} {}",
         path(&disk),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Stdio;
 
 use croft_tests::modules::{load, shell};
 use croft_tests::{END, Stage};
@@ -117,4 +118,43 @@ fn what_cannot_be_shared() {
     let many: Vec<_> = ["a", "b", "c", "d", "e"].map(share).into();
     let many: Vec<_> = many.iter().map(String::as_str).collect();
     refused(&many, &["5 shares", "at most 4"]);
+}
+
+/// Files of the host's are not part of a machine: it is saved without them,
+/// and uses them again afterwards.
+#[test]
+fn a_machine_is_saved_when_its_shares_are_unmounted() {
+    let stage = Stage::new();
+    let directory = stage.path("shared");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("hello"), "hello from the host\n").unwrap();
+    let (control, file) = (stage.path("control"), stage.path("state"));
+    let mut command = shell(&stage, &MODULES);
+    command
+        .args(["--engine", "software", "--cpu", "portable-v1", "--share"])
+        .arg(format!("{}:tag", directory.display()))
+        .arg("--control")
+        .arg(&control);
+    let mut machine = stage.start(command);
+    load(&mut machine, &MODULES);
+    machine.type_in("mkdir m; mount -t virtiofs tag m; cat m/hello\n");
+    machine.expect("\nhello from the host");
+    let refused = stage.save(&control, &file);
+    assert_eq!(refused.code, Some(1), "{refused:#?}");
+    assert!(refused.stderr.contains("share 'tag'"), "{refused:#?}");
+    assert!(refused.stderr.contains("unmount it"), "{refused:#?}");
+    machine.type_in("umount m; echo gone-$((40 + 2))\n");
+    machine.expect("gone-42");
+    let saved = stage.save(&control, &file);
+    assert_eq!(saved.code, Some(0), "{saved:#?}");
+    let ended = machine.wait_at_most(END);
+    assert_eq!(ended.code, Some(6), "{ended:#?}");
+    fs::write(directory.join("hello"), "hello once more\n").unwrap();
+    let mut command = stage.restore(&file);
+    command.stdin(Stdio::piped());
+    let mut machine = stage.start(command);
+    machine.type_in("mount -t virtiofs tag m; cat m/hello; umount m; poweroff -f\n");
+    machine.expect("\nhello once more");
+    let ended = machine.wait();
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
 }

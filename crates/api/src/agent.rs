@@ -5,7 +5,7 @@
 //!    │── Hello ──────────────────────►│              agent            monitor
 //!    │◄────────────────────── Hello ──│                 │── Hello ─────►│
 //!    │── Request ────────────────────►│                 │── Ready ─────►│
-//!    │◄─ Reply, data ⇄ data, Control ►│                 │      end      │
+//!    │◄─ Reply, data ⇄ data, Control ►│                 │◄──── end ─────│
 //!    │             end                │
 //! ```
 //!
@@ -322,6 +322,11 @@ pub enum Entry {
         name: OsString,
         /// Why.
         reason: String,
+    },
+    /// The sender cannot go on: why. Nothing follows.
+    Failed {
+        /// What went wrong, on what.
+        message: String,
     },
     /// The end of the innermost directory.
     Leave,

@@ -1,32 +1,108 @@
-//! At a running machine's control socket, a file that its owner can connect
-//! to: between a command of `croft` and the machine's monitor.
+//! At an instance's control socket, a file that its owner can connect to:
+//! between a command of `croft` (or the daemon) and the instance's monitor.
 //!
 //! ```text
-//! croft save                     monitor
-//!    │── Save + descriptor ─────────►│   the vmm writes the state
-//!    │◄──── Saved or Failed ─────────│   Saved: the machine has ended
+//! croft                          monitor
+//!    │── Request ───────────────────►│
+//!    │◄───── its answer, in order ───│
+//!    │                               │
+//!    │── Watch ─────────────────────►│
+//!    │◄── Status, now and at every ──│   between the answers
+//!    │    change; Log                │
 //! ```
 //!
-//! A machine that is being saved does not care whether whoever asked for it
-//! stays: a save ends by itself.
+//! Each request is answered by one event: the one that its documentation
+//! names, or [`Event::Failed`]. Requests may be sent before the last answer is
+//! there. Who asks for a change and wants to see its end watches first.
+//!
+//! Nothing that was asked for depends on whether whoever asked stays.
 
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Protocol;
+use crate::instance::Status;
 
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-control",
-    version: 1,
+    version: 2,
 };
+
+/// Longest time to wait for a guest to end by itself, in milliseconds: a day.
+pub const TIMEOUT_MAX: u64 = 24 * 60 * 60 * 1000;
 
 /// A command to the monitor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
+    /// Tell what is known ([`Event::Status`]).
+    Status,
+    /// Tell it now and at every change ([`Event::Status`]), and pass on what
+    /// there is to log ([`Event::Log`]). A watcher that does not read is
+    /// disconnected.
+    Watch,
     /// Save the machine to the regular file whose descriptor comes along,
-    /// open for writing, and end it.
+    /// open for writing, and end it ([`Event::Saved`]).
     Save,
+    /// Press the power button ([`Event::Done`]); what comes of it is the
+    /// guest's business.
+    PowerButton,
+    /// End: press the power button, and pull the plug when `timeout`
+    /// milliseconds have passed ([`Event::Done`], at once). With a timeout of
+    /// 0 the plug alone.
+    Stop {
+        /// In milliseconds, at most [`TIMEOUT_MAX`].
+        timeout: u64,
+    },
+    /// End now, by killing the payload ([`Event::Done`], at once).
+    Kill,
+    /// As [`Request::Stop`], and start again ([`Event::Done`], at once).
+    Restart {
+        /// In milliseconds, at most [`TIMEOUT_MAX`].
+        timeout: u64,
+    },
+    /// Hold it ([`Event::Done`], at once).
+    Pause,
+    /// Let it continue ([`Event::Done`], at once).
+    Resume,
+    /// A console ([`Event::Attached`], with a descriptor): first what it
+    /// printed last, then what it prints; at the descriptor's end of file the
+    /// instance has ended. Who reads too slowly is told so and misses some.
+    Attach {
+        /// Which console.
+        console: u32,
+        /// Whether to write to it.
+        writing: Writing,
+        /// So many lines of the past at most; all that is there if not given.
+        lines: Option<u32>,
+    },
+    /// A connection to a port of the guest's vsock ([`Event::Connected`],
+    /// with a descriptor).
+    Connect {
+        /// The guest's port.
+        port: u32,
+    },
+    /// A console of a terminal that has this size now ([`Event::Done`]).
+    ResizeConsole {
+        /// Which console.
+        console: u32,
+        /// Characters in a line.
+        columns: u16,
+        /// Lines.
+        rows: u16,
+    },
+}
+
+/// Whether to write to a console. It has one writer at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Writing {
+    /// Only look.
+    No,
+    /// If nobody else does.
+    IfFree,
+    /// From now on, instead of whoever does.
+    Take,
 }
 
 impl Request {
@@ -34,6 +110,7 @@ impl Request {
     pub fn descriptors(&self) -> usize {
         match self {
             Request::Save => 1,
+            _ => 0,
         }
     }
 }
@@ -42,11 +119,34 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
+    /// What is known.
+    Status(Box<Status>),
+    /// It is begun, or done.
+    Done,
     /// It is saved, and nothing of it runs any more.
     Saved,
-    /// It was not saved.
+    /// A console; its descriptor comes along.
+    Attached {
+        /// Whether what is written to it goes to the guest.
+        writer: bool,
+    },
+    /// A connection to the guest; its descriptor comes along.
+    Connected,
+    /// A line for the operator.
+    Log {
+        /// Without a line end.
+        text: String,
+    },
+    /// It was not done, and nothing has changed.
     Failed {
-        /// Why not.
+        /// Why not, and what to do.
         message: String,
     },
+}
+
+impl Event {
+    /// Whether it answers a request, and is not what watchers hear.
+    pub fn is_answer(&self) -> bool {
+        !matches!(self, Event::Status(_) | Event::Log { .. })
+    }
 }

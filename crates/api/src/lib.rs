@@ -8,7 +8,8 @@
 //! Every arrow is a pair of connected, unnamed sockets: nothing appears in a
 //! file system, and the death of either end is the other end's end of file.
 //! A third protocol ([`control`]) is for commands that come later, at a socket
-//! with a path, which a machine has only if asked for.
+//! with a path, which every instance has, and a machine in the foreground if
+//! asked for.
 //! A fourth, [`agent`], goes into the guest.
 //! The thin arrows carry framed JSON messages ([`wire`], [`mod@channel`]) and
 //! descriptors; their first message, in both directions, states protocol and
@@ -19,8 +20,11 @@
 pub mod agent;
 pub mod channel;
 pub mod control;
+pub mod disk;
 pub mod engines;
 pub mod hello;
+pub mod instance;
+pub mod jail;
 pub mod machine;
 pub mod monitor;
 pub mod outcome;
@@ -32,6 +36,7 @@ pub mod wire;
 pub use channel::{Receiver, Sender, channel, pair};
 pub use engines::EngineReport;
 pub use hello::{Hello, Protocol};
+pub use instance::{Phase, RestartPolicy, Status};
 pub use machine::{CpuModel, EngineChoice, MachineSpec, SoftwareSpec};
 pub use outcome::Outcome;
 pub use wire::WireError;

@@ -9,13 +9,25 @@
 //! ```
 //!
 //! If `croft` goes away the monitor ends the machine: a machine in the
-//! foreground lives as long as the command that runs it.
+//! foreground lives as long as the command that runs it. The other form:
+//!
+//! ```text
+//! croft, or the daemon           monitor, in a session of its own
+//!    │── Keep ──────────────────────►│   locks the instance, binds its control
+//!    │◄──────────── Started ─────────│   socket, opens files, spawns the vmm;
+//!    │             end               │   or Stopped
+//! ```
+//!
+//! From `Keep` on the instance does not care whether whoever started it stays;
+//! commands reach it at its control socket ([`crate::control`]).
 
 use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::RunDisk;
 use crate::hello::Protocol;
+use crate::instance::RestartPolicy;
 use crate::machine::{EngineChoice, MachineSpec, SoftwareSpec};
 use crate::outcome::Outcome;
 use crate::saved::SavedRun;
@@ -23,7 +35,7 @@ use crate::saved::SavedRun;
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-monitor",
-    version: 2,
+    version: 3,
 };
 
 /// `croft` to the monitor.
@@ -37,6 +49,8 @@ pub enum Request {
     /// descriptors: the console, the file it was saved to, and the terminal
     /// if `terminal`.
     Restore(Box<RestoreRequest>),
+    /// Keep this instance from now on, whether whoever asks stays or not.
+    Keep(Box<KeepRequest>),
     /// Press the power button.
     PowerButton,
     /// End the machine now.
@@ -52,8 +66,8 @@ pub enum Request {
 pub struct RunRequest {
     /// The configuration.
     pub machine: MachineSpec,
-    /// Path of the kernel.
-    pub kernel: OsString,
+    /// Path of the kernel; the first disk's own without.
+    pub kernel: Option<OsString>,
     /// Path of the initrd.
     pub initrd: Option<OsString>,
     /// The disks.
@@ -67,6 +81,9 @@ pub struct RunRequest {
     pub gdb: Option<GdbAddress>,
     /// Path of the control socket to make.
     pub control: Option<OsString>,
+    /// Paths of the sockets to make for the ports of
+    /// [`MachineSpec::ports`], in their order, where there is to be one.
+    pub ports: Vec<Option<OsString>>,
     /// Path of the socket to make by which programs connect to the guest, if
     /// the machine has a socket device. What the guest connects to is beside
     /// it: the same path with `_<port>` behind.
@@ -74,6 +91,25 @@ pub struct RunRequest {
     /// Whether the terminal's descriptor comes along. The monitor gives it
     /// back its modes if `croft` is killed before it can.
     pub terminal: bool,
+    /// Leave the vmm without its jail, for debugging Croft.
+    #[serde(default)]
+    pub no_jail: bool,
+}
+
+/// Which instance to keep, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepRequest {
+    /// What to run, with absolute paths; its `log`, `control` and `terminal`
+    /// count for nothing.
+    pub run: RunRequest,
+    /// The instance's directory; the lock and the console's log are there.
+    pub directory: OsString,
+    /// Path of the control socket to make.
+    pub socket: OsString,
+    /// What happens when it ends.
+    pub restart: RestartPolicy,
+    /// Delete the instance when it has ended for good.
+    pub ephemeral: bool,
 }
 
 /// What to restore, and what is to be other than it was.
@@ -100,9 +136,14 @@ pub struct RestoreRequest {
     /// As in [`RunRequest`].
     pub control: Option<OsString>,
     /// As in [`RunRequest`].
+    pub ports: Vec<Option<OsString>>,
+    /// As in [`RunRequest`].
     pub vsock: Option<OsString>,
     /// As in [`RunRequest`].
     pub terminal: bool,
+    /// As in [`RunRequest`].
+    #[serde(default)]
+    pub no_jail: bool,
 }
 
 impl RestoreRequest {
@@ -121,15 +162,17 @@ impl RestoreRequest {
         }
         RunRequest {
             machine,
-            kernel: self.kernel.unwrap_or(saved.kernel),
+            kernel: self.kernel.or(saved.kernel),
             initrd: self.initrd.or(saved.initrd),
             disks: self.disks.unwrap_or(saved.disks),
             shares: saved.shares,
             log: self.log,
             gdb: self.gdb,
             control: self.control,
+            ports: self.ports,
             vsock: self.vsock,
             terminal: self.terminal,
+            no_jail: self.no_jail,
         }
     }
 }
@@ -139,15 +182,6 @@ impl RunRequest {
     pub fn descriptors(&self) -> usize {
         1 + usize::from(self.terminal)
     }
-}
-
-/// A disk of a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunDisk {
-    /// Path of a raw image or block device.
-    pub path: OsString,
-    /// Refuse every change.
-    pub read_only: bool,
 }
 
 /// A directory of the host's in a machine.
@@ -186,6 +220,20 @@ pub enum Event {
     Paused,
     /// It continues.
     Resumed,
+    /// The guest says that its kernel panicked. The machine stays as it is.
+    Panicked {
+        /// It goes on with a crash kernel of its own.
+        crash_kernel: bool,
+    },
+    /// It is held because the host failed at a disk. It goes on when it is
+    /// resumed, or by itself when the host works again; then follows
+    /// `Resumed`.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What happened.
+        message: String,
+    },
     /// A line for the operator.
     Log {
         /// Without a line end.

@@ -17,8 +17,9 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::disk::RunDisk;
 use crate::machine::MachineSpec;
-use crate::monitor::{RunDisk, RunShare};
+use crate::monitor::RunShare;
 
 const MAGIC: [u8; 8] = *b"CROFTST\n";
 /// Version that this build writes.
@@ -32,8 +33,9 @@ const LENGTH_MAX: u32 = 1 << 20;
 pub struct SavedRun {
     /// The configuration; its engine, and how that runs, count for nothing.
     pub machine: MachineSpec,
-    /// Path of the kernel, which the machine's next reset loads.
-    pub kernel: OsString,
+    /// Path of the kernel, which the machine's next reset loads; the first
+    /// disk's own without.
+    pub kernel: Option<OsString>,
     /// Path of the initrd.
     pub initrd: Option<OsString>,
     /// The disks.
@@ -141,14 +143,12 @@ mod tests {
                 append: "quiet".to_owned(),
                 no_reboot: false,
                 test_devices: false,
+                ports: Vec::new(),
                 vsock: None,
             },
-            kernel: "/vmlinuz".into(),
+            kernel: Some("/vmlinuz".into()),
             initrd: None,
-            disks: vec![RunDisk {
-                path: "/disk".into(),
-                read_only: true,
-            }],
+            disks: vec![RunDisk::new("/disk")],
             shares: vec![RunShare {
                 path: "/srv".into(),
                 tag: "srv".to_owned(),

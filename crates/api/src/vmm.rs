@@ -10,6 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::StartDisk;
 use crate::hello::Protocol;
 use crate::machine::MachineSpec;
 use crate::outcome::Outcome;
@@ -25,9 +26,11 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, kernel, the initrd if named, the disks, the shares'
-    /// directories, the state if `saved`,
-    /// the debugger's listening socket if `gdb`. The vmm gets no path to open.
+    /// console, the kernel and the initrd if named, the disks, the shares'
+    /// directories, the state if `saved`, the debugger's listening socket if
+    /// `gdb`, `/dev/kvm` if it was opened, a connected stream for each of the
+    /// machine's console ports. The vmm gets no path to open, and could open
+    /// none.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -40,6 +43,13 @@ pub enum Request {
     /// Save the machine to the file whose descriptor comes along, from its
     /// position on, and end.
     Save,
+    /// The terminal of the virtio console has this size now.
+    ResizeConsole {
+        /// Characters in a line.
+        columns: u16,
+        /// Lines.
+        rows: u16,
+    },
     /// Connect the stream socket that comes along to this port of the guest.
     /// The vmm writes `OK <port of the host>` and a line end to it when the
     /// guest has accepted, and closes it when it does not.
@@ -60,8 +70,9 @@ pub enum Request {
 pub struct StartRequest {
     /// The configuration.
     pub machine: MachineSpec,
-    /// The kernel's name for messages.
-    pub kernel: String,
+    /// The kernel's name for messages. Without one the machine boots with what
+    /// is on its first disk, read anew at each start and reset.
+    pub kernel: Option<String>,
     /// The initrd's name for messages.
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
@@ -74,26 +85,40 @@ pub struct StartRequest {
     pub saved: bool,
     /// Whether a debugger's listening socket comes with it.
     pub gdb: bool,
+    /// Whether `/dev/kvm` comes with it.
+    #[serde(default)]
+    pub kvm: KvmDevice,
+}
+
+/// What became of `/dev/kvm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvmDevice {
+    /// The machine is to run on another engine.
+    #[default]
+    Unwanted,
+    /// Its descriptor comes along.
+    Handed,
+    /// The monitor could not open it: the error number.
+    Refused(i32),
 }
 
 impl StartRequest {
     /// How many descriptors come with it.
     pub fn descriptors(&self) -> usize {
-        2 + usize::from(self.initrd.is_some())
-            + self.disks.len()
+        1 + usize::from(self.kernel.is_some())
+            + usize::from(self.initrd.is_some())
+            + self
+                .disks
+                .iter()
+                .map(|disk| disk.layers.len())
+                .sum::<usize>()
             + self.shares.len()
             + usize::from(self.saved)
             + usize::from(self.gdb)
+            + usize::from(self.kvm == KvmDevice::Handed)
+            + self.machine.ports.len()
     }
-}
-
-/// A disk that a machine is started with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartDisk {
-    /// Its name for messages.
-    pub name: String,
-    /// Refuse every change; its descriptor is open for reading only.
-    pub read_only: bool,
 }
 
 /// A directory of the host's that a machine is started with.
@@ -123,6 +148,21 @@ pub enum Event {
     /// It was not saved, and goes on.
     SaveFailed {
         /// Why not.
+        message: String,
+    },
+    /// The guest says that its kernel panicked. It may go on by itself: with
+    /// a crash kernel, or a reset (its `panic=`).
+    Panicked {
+        /// It goes on with a crash kernel of its own.
+        crash_kernel: bool,
+    },
+    /// It stands still because the host failed at a disk. It goes on when it
+    /// is resumed, or by itself when the host works again; then follows
+    /// `Resumed`.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What happened.
         message: String,
     },
     /// The guest wants to be connected to this port of the host. To be

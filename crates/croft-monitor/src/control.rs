@@ -1,4 +1,4 @@
-//! The control socket: commands that find a running machine.
+//! The control socket of a machine in the foreground: `croft save` finds it.
 //!
 //! ```text
 //!          connect        Save, a file           answered
@@ -131,6 +131,11 @@ impl Control {
             }
             match request {
                 Request::Save => asked = descriptors.into_iter().next(),
+                _ => {
+                    let message = "a machine in the foreground can be saved only".to_owned();
+                    client.sender.push(&Event::Failed { message }, vec![])?;
+                    client.sender.flush()?;
+                }
             }
         }
         if client.receiver.ended() {
@@ -170,7 +175,7 @@ impl Control {
 }
 
 /// Writes what comes before the state.
-fn begin(file: OwnedFd, run: &SavedRun) -> Result<OwnedFd, String> {
+pub fn begin(file: OwnedFd, run: &SavedRun) -> Result<OwnedFd, String> {
     let mut file = File::from(file);
     let about = file.metadata().map_err(|error| error.to_string())?;
     // Anything else could keep us waiting.
@@ -204,9 +209,10 @@ mod tests {
                 append: String::new(),
                 no_reboot: false,
                 test_devices: false,
+                ports: Vec::new(),
                 vsock: None,
             },
-            kernel: "/kernel".into(),
+            kernel: Some("/kernel".into()),
             initrd: None,
             disks: Vec::new(),
             shares: Vec::new(),

@@ -1,21 +1,32 @@
 //! Opening and locking disks.
 
 use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use croft_api::monitor::RunDisk;
-use croft_api::vmm::StartDisk;
-use croft_disk::{check, lock};
+use croft_api::disk::{DiskFormat, DiskOptions, RunDisk, RunLayer, StartDisk, StartLayer};
+use croft_disk::{Format, LAYERS_MAX, check, check_kind, lock, probe};
 use rustix::fs::OFlags;
 
 use crate::files::{explain, flags, quoted};
 
-/// An open disk, locked for as long as any copy of its descriptor is open.
+/// An open disk, locked for as long as any copy of its descriptors is open.
 #[derive(Debug)]
 pub struct Disk {
-    /// Open for reading and, unless read-only, writing.
-    pub file: File,
+    layers: Vec<Layer>,
+    options: DiskOptions,
+}
+
+/// One of its files: open for reading and, if it is the disk's own and that is
+/// not read-only, for writing.
+#[derive(Debug)]
+struct Layer {
+    file: File,
+    /// For messages.
     name: String,
+    asked: RunLayer,
+    start: StartLayer,
     read_only: bool,
 }
 
@@ -24,60 +35,133 @@ impl Disk {
     pub fn open_all(disks: &[RunDisk]) -> Result<Vec<Disk>, String> {
         let mut open: Vec<Disk> = Vec::with_capacity(disks.len());
         for disk in disks {
-            let disk = Disk::open(disk)?;
-            let shared =
-                |other: &&Disk| other.is_same(&disk) && !(other.read_only && disk.read_only);
-            if let Some(other) = open.iter().find(shared) {
-                return Err(format!(
-                    "disk {} is {} once more; give it once, or as ',readonly' each time",
-                    disk.name, other.name
-                ));
-            }
-            lock::lock(&disk.file, disk.read_only)
-                .map_err(|error| format!("disk {} {error}", disk.name))?;
-            open.push(disk);
+            let layers = Disk::open(disk, &open)?;
+            open.push(Disk {
+                layers,
+                options: disk.options,
+            });
         }
         Ok(open)
     }
 
-    fn open(disk: &RunDisk) -> Result<Disk, String> {
-        let name = quoted(&disk.path);
-        let able = if disk.read_only {
-            "readable"
-        } else {
-            "readable and writable, or add ',readonly',"
-        };
-        // Without O_NONBLOCK, opening a pipe would wait for its other end.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!disk.read_only)
-            .custom_flags(flags(OFlags::NONBLOCK | OFlags::NOCTTY))
-            .open(&disk.path)
-            .map_err(|error| format!("disk {name}: {}", explain(&error, "--disk", able)))?;
-        check(&file).map_err(|error| format!("disk {name} {error}"))?;
-        Ok(Disk {
-            file,
-            name,
-            read_only: disk.read_only,
-        })
+    /// The layers of a disk, after the `others`.
+    fn open(disk: &RunDisk, others: &[Disk]) -> Result<Vec<Layer>, String> {
+        if disk.layers.len() > LAYERS_MAX {
+            let name = disk.layers.first().map(|top| quoted(&top.path));
+            return Err(format!(
+                "disk {} has {} layers, at most {LAYERS_MAX} are possible",
+                name.unwrap_or_default(),
+                disk.layers.len()
+            ));
+        }
+        let mut layers: Vec<Layer> = Vec::with_capacity(disk.layers.len());
+        for asked in &disk.layers {
+            let top = layers.is_empty();
+            let read_only = disk.options.read_only || !top;
+            let layer = Layer::open(asked, top, read_only)?;
+            let all = others.iter().flat_map(|disk| &disk.layers).chain(&layers);
+            let shared =
+                |other: &&Layer| other.is_same(&layer) && !(other.read_only && layer.read_only);
+            if let Some(other) = all.into_iter().find(shared) {
+                return Err(format!(
+                    "disk {} is {} once more; give it once, or as ',readonly' each time",
+                    layer.name, other.name
+                ));
+            }
+            lock::lock(&layer.file, read_only)
+                .map_err(|error| format!("disk {} {error}", layer.name))?;
+            layers.push(layer);
+        }
+        Ok(layers)
     }
 
-    /// Whether both are the same file.
-    fn is_same(&self, other: &Disk) -> bool {
-        let place = |disk: &Disk| {
-            let about = disk.file.metadata().ok()?;
-            Some((about.dev(), about.ino()))
-        };
-        place(self).is_some_and(|mine| place(other) == Some(mine))
+    /// The disk with absolute paths and with the formats that were found: the
+    /// next time nothing is guessed.
+    pub fn found(&self) -> io::Result<RunDisk> {
+        let layers = self.layers.iter().map(|layer| {
+            Ok(RunLayer {
+                path: std::path::absolute(&layer.asked.path)?.into(),
+                format: Some(layer.start.format),
+            })
+        });
+        Ok(RunDisk {
+            layers: layers.collect::<io::Result<_>>()?,
+            options: self.options,
+        })
     }
 
     /// What the payload is told.
     pub fn describe(&self) -> StartDisk {
         StartDisk {
-            name: self.name.clone(),
-            read_only: self.read_only,
+            name: self
+                .layers
+                .first()
+                .map(|top| top.name.clone())
+                .unwrap_or_default(),
+            layers: self.layers.iter().map(|layer| layer.start).collect(),
+            options: self.options,
         }
     }
+
+    /// What the payload is given: a descriptor for each layer.
+    pub fn into_files(self) -> impl Iterator<Item = OwnedFd> {
+        self.layers.into_iter().map(|layer| layer.file.into())
+    }
+}
+
+impl Layer {
+    fn open(asked: &RunLayer, top: bool, read_only: bool) -> Result<Layer, String> {
+        let name = quoted(&asked.path);
+        let what = if top { "disk" } else { "backing file" };
+        let able = match (read_only, top) {
+            (true, _) => "readable",
+            (false, _) => "readable and writable, or add ',readonly',",
+        };
+        // Without O_NONBLOCK, opening a pipe would wait for its other end.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .custom_flags(flags(OFlags::NONBLOCK | OFlags::NOCTTY))
+            .open(&asked.path)
+            .map_err(|error| format!("{what} {name}: {}", explain(&error, "--disk", able)))?;
+        let start =
+            found_format(&file, asked.format).map_err(|error| format!("{what} {name} {error}"))?;
+        Ok(Layer {
+            file,
+            name,
+            asked: asked.clone(),
+            start,
+            read_only,
+        })
+    }
+
+    /// Whether both are the same file.
+    fn is_same(&self, other: &Layer) -> bool {
+        let place = |layer: &Layer| {
+            let about = layer.file.metadata().ok()?;
+            Some((about.dev(), about.ino()))
+        };
+        place(self).is_some_and(|mine| place(other) == Some(mine))
+    }
+}
+
+/// The format of a file, and whether it was guessed.
+fn found_format(
+    file: &File,
+    said: Option<DiskFormat>,
+) -> Result<StartLayer, croft_disk::OpenError> {
+    check_kind(file)?;
+    let (format, guessed) = match said {
+        Some(format) => (format, false),
+        None => match probe(file)? {
+            Format::Raw => (DiskFormat::Raw, true),
+            Format::Qcow2 => (DiskFormat::Qcow2, true),
+        },
+    };
+    if format == DiskFormat::Raw {
+        check(file)?;
+    }
+    Ok(StartLayer { format, guessed })
 }
 
 #[cfg(test)]
@@ -87,10 +171,17 @@ mod tests {
     use super::*;
 
     fn disk(path: &Path, read_only: bool) -> RunDisk {
-        RunDisk {
+        let mut disk = RunDisk::new(path);
+        disk.options.read_only = read_only;
+        disk
+    }
+
+    fn over(mut disk: RunDisk, path: &Path) -> RunDisk {
+        disk.layers.push(RunLayer {
             path: path.into(),
-            read_only,
-        }
+            format: None,
+        });
+        disk
     }
 
     fn problem(disks: &[RunDisk]) -> String {
@@ -128,5 +219,48 @@ mod tests {
         Disk::open_all(&[readable()]).unwrap();
         assert!(problem(&[writable()]).contains("in use by another process"));
         drop(held);
+    }
+
+    #[test]
+    fn layers_are_locked_for_reading() {
+        let (top, base) = (image(b""), image(b"QFI\xfb"));
+        let chain = || over(disk(top.path(), false), base.path());
+        let held = Disk::open_all(&[chain()]).unwrap();
+        let described = held[0].describe();
+        assert_eq!(described.layers[1].format, DiskFormat::Qcow2);
+        assert!(problem(&[disk(base.path(), false)]).contains("in use by another process"));
+        let other = image(b"");
+        Disk::open_all(&[over(disk(other.path(), false), base.path())]).unwrap();
+        drop(held);
+        assert!(problem(&[over(disk(top.path(), false), top.path())]).contains("once more"));
+        assert!(problem(&[disk(base.path(), false), chain()]).contains("once more"));
+        let none = over(disk(top.path(), false), Path::new("/none"));
+        assert!(problem(&[none]).contains("backing file '/none': no such file"));
+        let long = (0..LAYERS_MAX).fold(disk(top.path(), true), |disk, _| over(disk, base.path()));
+        assert!(problem(&[long]).contains("33 layers"));
+    }
+
+    #[test]
+    fn what_was_guessed_is_remembered() {
+        let (raw, qcow2) = (image(b""), image(b"QFI\xfb"));
+        let held = Disk::open_all(&[disk(raw.path(), false), disk(qcow2.path(), true)]).unwrap();
+        for (disk, format) in held.iter().zip([DiskFormat::Raw, DiskFormat::Qcow2]) {
+            assert!(disk.describe().layers[0].guessed);
+            assert_eq!(disk.found().unwrap().layers[0].format, Some(format));
+        }
+        drop(held);
+        let mut said = disk(qcow2.path(), false);
+        said.layers[0].format = Some(DiskFormat::Raw);
+        let held = Disk::open_all(&[said]).unwrap();
+        let layer = held[0].describe().layers[0];
+        assert!(!layer.guessed && layer.format == DiskFormat::Raw);
+        assert!(problem(&[disk(image(b"KDMV").path(), true)]).contains("VMDK"));
+    }
+
+    fn image(start: &[u8]) -> tempfile::NamedTempFile {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(image.path(), start).unwrap();
+        image.as_file().set_len(4096).unwrap();
+        image
     }
 }

@@ -6,14 +6,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use croft_api::monitor::{RunDisk, RunRequest, RunShare};
+use croft_api::EngineChoice;
+use croft_api::monitor::{RunRequest, RunShare};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::{StartDisk, StartShare};
+use croft_api::vmm::{KvmDevice, StartRequest};
 use rustix::fs::OFlags;
 
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
+use crate::ports::Port;
 use crate::shares::Share;
 use crate::vsock::Vsock;
 use croft_host::socket::SocketFile;
@@ -21,7 +23,7 @@ use croft_host::socket::SocketFile;
 /// All of them, open.
 #[derive(Debug)]
 pub struct Files {
-    kernel: File,
+    kernel: Option<File>,
     initrd: Option<File>,
     disks: Vec<Disk>,
     shares: Vec<Share>,
@@ -29,8 +31,11 @@ pub struct Files {
     log: Option<File>,
     control: Option<Control>,
     vsock: Option<Vsock>,
+    ports: Vec<(Port, OwnedFd)>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
+    /// `/dev/kvm`, if the machine may run on it.
+    kvm: Option<io::Result<File>>,
 }
 
 /// What the monitor keeps.
@@ -42,6 +47,8 @@ pub struct Kept {
     pub control: Option<Control>,
     /// Where programs connect to the guest.
     pub vsock: Option<Vsock>,
+    /// The console's ports.
+    pub ports: Vec<Port>,
     /// Removes the debugger's socket when dropped.
     pub _socket: Option<SocketFile>,
 }
@@ -50,7 +57,15 @@ impl Files {
     /// Opens everything, or says what is wrong and what to do. `saved` is the
     /// file of a machine that is restored.
     pub fn open(run: &RunRequest, saved: Option<File>) -> Result<Files, String> {
-        let kernel = open_input("kernel", "--kernel", &run.kernel)?;
+        let kernel = match &run.kernel {
+            Some(path) => Some(open_input("kernel", "--kernel", path)?),
+            None if run.disks.is_empty() => {
+                return Err("there is neither a kernel nor a disk to boot from; \
+                            name one with --kernel or --disk"
+                    .to_owned());
+            }
+            None => None,
+        };
         let initrd = match &run.initrd {
             Some(path) => Some(open_input("initrd", "--initrd", path)?),
             None => None,
@@ -63,13 +78,18 @@ impl Files {
             None => None,
         };
         let control = match &run.control {
-            Some(path) => Some(bind_control(path, run)?),
+            Some(path) => Some(bind_control(path, run, &disks)?),
             None => None,
         };
         let vsock = match &run.vsock {
             Some(path) => Some(bind_vsock(path)?),
             None => None,
         };
+        let paths = run.ports.iter().map(Option::as_ref);
+        let paths = paths.chain(std::iter::repeat(None));
+        let ports = run.machine.ports.iter().zip(paths);
+        let ports = ports.map(|(name, path)| open_port(name, path));
+        let ports = ports.collect::<Result<_, _>>()?;
         let gdb = match &run.gdb {
             Some(address) => Some(GdbListener::bind(address)?),
             None => None,
@@ -83,23 +103,38 @@ impl Files {
             log,
             control,
             vsock,
+            ports,
             gdb,
+            kvm: open_kvm(run.machine.engine),
         })
     }
 
-    /// What the payload is told of the disks.
-    pub fn start_disks(&self) -> Vec<StartDisk> {
-        self.disks.iter().map(Disk::describe).collect()
+    /// What the payload is told of `/dev/kvm`.
+    fn kvm_device(&self) -> KvmDevice {
+        match &self.kvm {
+            None => KvmDevice::Unwanted,
+            Some(Ok(_)) => KvmDevice::Handed,
+            Some(Err(error)) => KvmDevice::Refused(error.raw_os_error().unwrap_or_default()),
+        }
     }
 
-    /// What the payload is told of the shares.
-    pub fn start_shares(&self) -> Vec<StartShare> {
-        self.shares.iter().map(Share::describe).collect()
+    /// What the payload is told.
+    pub fn start_request(&self, run: &RunRequest) -> StartRequest {
+        StartRequest {
+            machine: run.machine.clone(),
+            kernel: run.kernel.as_deref().map(quoted),
+            initrd: run.initrd.as_deref().map(quoted),
+            disks: self.disks.iter().map(Disk::describe).collect(),
+            shares: self.shares.iter().map(Share::describe).collect(),
+            saved: self.saved.is_some(),
+            gdb: self.gdb.is_some(),
+            kvm: self.kvm_device(),
+        }
     }
 
-    /// Whether it is a saved machine.
-    pub fn restores(&self) -> bool {
-        self.saved.is_some()
+    /// What the file of the machine begins with, if it is saved.
+    pub fn saved_run(&self, run: &RunRequest) -> io::Result<SavedRun> {
+        saved_run(run, &self.disks)
     }
 
     /// What is handed to the payload, in the order of
@@ -109,18 +144,21 @@ impl Files {
             Some((listener, socket)) => (Some(listener), socket),
             None => (None, None),
         };
-        let handed = [Some(self.kernel.into()), self.initrd.map(Into::into)]
+        let handed = [self.kernel.map(Into::into), self.initrd.map(Into::into)]
             .into_iter()
-            .chain(self.disks.into_iter().map(|disk| Some(disk.file.into())))
+            .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
             .chain(self.shares.into_iter().map(|share| Some(share.directory)))
-            .chain([self.saved.map(Into::into), listener]);
+            .chain([self.saved.map(Into::into), listener])
+            .chain([self.kvm.and_then(Result::ok).map(Into::into)]);
+        let (ports, far): (_, Vec<_>) = self.ports.into_iter().unzip();
         let kept = Kept {
             log: self.log,
             control: self.control,
             vsock: self.vsock,
+            ports,
             _socket: socket,
         };
-        (handed.flatten().collect(), kept)
+        (handed.flatten().chain(far).collect(), kept)
     }
 }
 
@@ -152,13 +190,35 @@ fn open_input(what: &str, flag: &str, path: &OsStr) -> Result<File, String> {
     Err(format!("{what} {name} {problem}"))
 }
 
-fn bind_control(path: &OsStr, run: &RunRequest) -> Result<Control, String> {
+/// Opens `/dev/kvm`, which the payload cannot; it knows what a failure means.
+fn open_kvm(engine: EngineChoice) -> Option<io::Result<File>> {
+    const DEVICE: &str = "/dev/kvm";
+    match engine {
+        EngineChoice::Software | EngineChoice::Lockstep => None,
+        EngineChoice::Auto | EngineChoice::Kvm => {
+            Some(OpenOptions::new().read(true).write(true).open(DEVICE))
+        }
+    }
+}
+
+fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Control, String> {
     let name = quoted(path);
-    saved_run(run)
+    saved_run(run, disks)
         .and_then(|run| Control::bind(path.as_ref(), run))
         .map_err(|error| {
             format!("control socket {name}: {error}; choose another path with --control")
         })
+}
+
+fn open_port(name: &str, path: Option<&OsString>) -> Result<(Port, OwnedFd), String> {
+    Port::new(path.map(|path| path.as_ref())).map_err(|error| match path {
+        Some(path) => format!(
+            "socket {} of port '{}': {error}; choose another path with --terminal or --port",
+            quoted(path),
+            name.escape_debug()
+        ),
+        None => format!("port '{}': {error}", name.escape_debug()),
+    })
 }
 
 fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {
@@ -168,14 +228,9 @@ fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {
 }
 
 /// What a machine that is saved was run with.
-fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
+fn saved_run(run: &RunRequest, disks: &[Disk]) -> io::Result<SavedRun> {
     let absolute = |path: &OsString| Ok::<_, io::Error>(std::path::absolute(path)?.into());
-    let disks = run.disks.iter().map(|disk| {
-        Ok::<_, io::Error>(RunDisk {
-            path: absolute(&disk.path)?,
-            read_only: disk.read_only,
-        })
-    });
+    let disks = disks.iter().map(Disk::found);
     let shares = run.shares.iter().map(|share| {
         Ok::<_, io::Error>(RunShare {
             path: absolute(&share.path)?,
@@ -184,7 +239,7 @@ fn saved_run(run: &RunRequest) -> io::Result<SavedRun> {
     });
     Ok(SavedRun {
         machine: run.machine.clone(),
-        kernel: absolute(&run.kernel)?,
+        kernel: run.kernel.as_ref().map(absolute).transpose()?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
         shares: shares.collect::<Result<_, _>>()?,

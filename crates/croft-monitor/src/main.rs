@@ -11,13 +11,19 @@
 //!    ▼ end of file      ▼                               ▼
 //!   exit           Stopped{Invalid}             kill, clean up, exit
 //! ```
+//!
+//! With `Keep` in the place of `Run` it does so in the background, for as long
+//! as the instance lives ([`keep`]).
 
 mod console;
 mod control;
 mod disks;
 mod files;
 mod gdb;
+mod keep;
+mod lines;
 mod payload;
+mod ports;
 mod relay;
 mod shares;
 mod terminal;
@@ -31,7 +37,6 @@ use std::process::ExitCode;
 use croft_api::channel::channel;
 use croft_api::monitor::{self, Event, Request, RunRequest};
 use croft_api::saved::SavedRun;
-use croft_api::vmm::StartRequest;
 use croft_api::{Outcome, Receiver, Sender, WireError};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -79,6 +84,9 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
     let Some((request, descriptors)) = receiver.wait::<Request>()? else {
         return Ok(());
     };
+    if let Request::Keep(request) = request {
+        return keep::serve(*request, sender, receiver);
+    }
     let Given {
         run,
         console,
@@ -97,18 +105,15 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
         let text = format!("gdb can connect to {address}");
         sender.push(&Event::Log { text }, vec![])?;
     }
-    let start = StartRequest {
-        machine: run.machine,
-        kernel: files::quoted(&run.kernel),
-        initrd: run.initrd.as_deref().map(files::quoted),
-        disks: files.start_disks(),
-        shares: files.start_shares(),
-        saved: files.restores(),
-        gdb: files.gdb.is_some(),
-    };
+    let start = files.start_request(&run);
     let (handed, kept) = files.split();
-    match Payload::start(start, handed) {
-        Ok(payload) => Relay::new(sender, receiver, console, payload, kept, terminal).run(),
+    match Payload::start(start, handed, run.no_jail) {
+        Ok(mut payload) => {
+            for text in payload.complaints.drain(..) {
+                sender.push(&Event::Log { text }, vec![])?;
+            }
+            Relay::new(sender, receiver, console, payload, kept, terminal).run()
+        }
         Err(message) => sender.deliver(&Event::Stopped(Outcome::Failed { message }), vec![]),
     }
 }
@@ -128,7 +133,11 @@ impl Given {
         let expected = match &request {
             Request::Run(run) => run.descriptors(),
             Request::Restore(restore) => restore.descriptors(),
-            _ => return Err(WireError::Damaged("the first request is Run or Restore")),
+            _ => {
+                return Err(WireError::Damaged(
+                    "the first request is Run, Restore or Keep",
+                ));
+            }
         };
         let complete = descriptors.len() == expected;
         let mut descriptors = descriptors.into_iter();
@@ -147,7 +156,11 @@ impl Given {
                 (run, saved)
             }
             Request::Run(run) => (Ok(*run), None),
-            _ => return Err(WireError::Damaged("the first request is Run or Restore")),
+            _ => {
+                return Err(WireError::Damaged(
+                    "the first request is Run, Restore or Keep",
+                ));
+            }
         };
         Ok(Given {
             run,

@@ -7,7 +7,7 @@
 //! ```
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,9 @@ use rustix::io::Errno;
 use crate::console::Queue;
 use crate::control;
 use crate::files::Kept;
+use crate::lines::Lines;
 use crate::payload::{Payload, describe};
+use crate::ports;
 use crate::terminal::Terminal;
 use crate::vsock;
 
@@ -31,8 +33,6 @@ const BACKLOG: usize = 64;
 /// The same for what the payload's own questions have for answers: more than
 /// a payload asks that keeps to the rules.
 const ANSWERS: usize = 1024;
-/// Longest line passed on from the payload's standard error, in bytes.
-const LINE: usize = 1000;
 
 /// Everything that is relayed.
 pub struct Relay {
@@ -46,9 +46,8 @@ pub struct Relay {
     output: Queue,
     /// Terminal to guest.
     input: Queue,
-    /// A piece of a line from the payload's standard error.
-    line: Vec<u8>,
-    stderr_ended: bool,
+    /// From the payload's standard error.
+    lines: Lines,
     outcome: Option<Outcome>,
     kill_at: Option<Instant>,
     stop_requested: bool,
@@ -64,6 +63,7 @@ enum Source {
     Stderr,
     Control(control::Source),
     Vsock(vsock::Source),
+    Port(usize, ports::End),
 }
 
 impl Relay {
@@ -84,8 +84,7 @@ impl Relay {
             terminal,
             output: Queue::default(),
             input: Queue::default(),
-            line: Vec::new(),
-            stderr_ended: false,
+            lines: Lines::default(),
             outcome: None,
             kill_at: None,
             stop_requested: false,
@@ -113,7 +112,10 @@ impl Relay {
             Some(outcome) => outcome,
             None if self.stop_requested => Outcome::Requested,
             None => Outcome::Failed {
-                message: status.map_or_else(|error| error.to_string(), describe),
+                message: match status {
+                    Ok(ended) => describe(ended, self.lines.refused()),
+                    Err(error) => error.to_string(),
+                },
             },
         };
         if let Some(control) = &mut self.kept.control {
@@ -129,7 +131,7 @@ impl Relay {
     }
 
     fn is_drained(&self) -> bool {
-        self.payload.receiver.ended() && self.output.is_done() && self.stderr_ended
+        self.payload.receiver.ended() && self.output.is_done() && self.lines.ended()
     }
 
     /// Waits for something to do, and does it.
@@ -164,6 +166,11 @@ impl Relay {
                 }
                 Source::Control(source) => self.hear_control(source)?,
                 Source::Vsock(source) => self.hear_vsock(source)?,
+                Source::Port(index, end) => {
+                    if let Some(port) = self.kept.ports.get_mut(index) {
+                        port.hear(end, ready);
+                    }
+                }
                 Source::Croft | Source::Payload => {}
             }
         }
@@ -213,7 +220,7 @@ impl Relay {
             (
                 Source::Stderr,
                 self.payload.stderr.as_fd(),
-                when(listening && !self.stderr_ended, read),
+                when(listening && !self.lines.ended(), read),
             ),
         ];
         let control = self.kept.control.iter().flat_map(|control| {
@@ -225,6 +232,17 @@ impl Relay {
             let sources = vsock.sources().into_iter();
             sources.map(|(source, descriptor)| (Source::Vsock(source), descriptor, read))
         });
+        let ports = self
+            .kept
+            .ports
+            .iter()
+            .enumerate()
+            .flat_map(|(index, port)| {
+                let interests = port.interests().into_iter();
+                interests.map(move |(end, descriptor, flags)| {
+                    (Source::Port(index, end), descriptor, flags)
+                })
+            });
         // A hang-up is reported even where nothing is asked for, and would
         // make the loop spin: leave out what is of no interest. Croft's
         // socket stays in, for its hang-up is of interest always.
@@ -232,6 +250,7 @@ impl Relay {
             .into_iter()
             .chain(control)
             .chain(vsock)
+            .chain(ports)
             .filter(|(source, _, flags)| !flags.is_empty() || matches!(source, Source::Croft))
             .collect();
         let mut descriptors: Vec<PollFd<'_>> = interests
@@ -259,7 +278,7 @@ impl Relay {
         self.receiver.fill()?;
         while let Some((request, _)) = self.receiver.message::<Request>()? {
             let request = match request {
-                Request::Run(_) | Request::Restore(_) => {
+                Request::Run(_) | Request::Restore(_) | Request::Keep(_) => {
                     return Err(Gone::Broken(WireError::Damaged("a second Run")));
                 }
                 Request::PowerButton => vmm::Request::PowerButton,
@@ -302,6 +321,7 @@ impl Relay {
                 vmm::Event::Started { engine, reason } => Event::Started { engine, reason },
                 vmm::Event::Paused => Event::Paused,
                 vmm::Event::Resumed => Event::Resumed,
+                vmm::Event::DiskFailed { disk, message } => Event::DiskFailed { disk, message },
                 vmm::Event::SaveFailed { message } => {
                     if let Some(control) = &mut self.kept.control {
                         let message = message.clone();
@@ -320,6 +340,7 @@ impl Relay {
                     self.payload.sender.push(&answer, socket)?;
                     continue;
                 }
+                vmm::Event::Panicked { crash_kernel } => Event::Panicked { crash_kernel },
                 vmm::Event::Log { text } => Event::Log { text },
                 vmm::Event::Stopped(outcome) => {
                     self.outcome.get_or_insert(outcome);
@@ -369,31 +390,10 @@ impl Relay {
     }
 
     fn hear_stderr(&mut self) -> Result<(), WireError> {
-        let mut buffer = [0; 4096];
-        match self.payload.stderr.read(&mut buffer) {
-            Ok(0) => self.stderr_ended = true,
-            Ok(count) => self.line.extend(buffer.iter().take(count)),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => self.stderr_ended = true,
+        for line in self.lines.read(&mut self.payload.stderr) {
+            self.say(format!("croft-vmm: {line}"))?;
         }
-        loop {
-            let end = self.line.iter().position(|byte| *byte == b'\n');
-            let line: Vec<u8> = match end {
-                Some(end) => self.line.drain(..=end).collect(),
-                None if self.line.len() > LINE || self.stderr_ended => {
-                    std::mem::take(&mut self.line)
-                }
-                None => return Ok(()),
-            };
-            let text = String::from_utf8_lossy(&line);
-            let text: String = text.trim_end().chars().take(LINE).collect();
-            if !text.is_empty() {
-                self.say(format!("croft-vmm: {}", text.escape_debug()))?;
-            }
-            if self.line.is_empty() {
-                return Ok(());
-            }
-        }
+        Ok(())
     }
 
     fn say(&mut self, text: String) -> Result<(), WireError> {

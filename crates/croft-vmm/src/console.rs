@@ -7,9 +7,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread;
 
-use croft_machine::{ConsoleBackend, MachineHandle};
+use croft_api::vmm::Event;
+use croft_isolate::{Role, spawn};
+use croft_machine::{ConsoleBackend, DiskFault, MachineHandle};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
@@ -37,10 +38,7 @@ impl Console {
     /// Starts to hand input to `machine`.
     pub fn feed(&self, machine: MachineHandle) -> io::Result<()> {
         let socket = Arc::clone(&self.socket);
-        thread::Builder::new()
-            .name("console-in".to_owned())
-            .spawn(move || feed(&socket, &machine))
-            .map(drop)
+        spawn(Role::Console, "console-in", move || feed(&socket, &machine)).map(drop)
     }
 }
 
@@ -57,8 +55,22 @@ impl ConsoleBackend for Console {
         }
     }
 
+    fn disk_failed(&self, fault: Option<&DiskFault>) {
+        self.reporter.report(&match fault {
+            Some(DiskFault { disk, message }) => Event::DiskFailed {
+                disk: disk.clone(),
+                message: message.clone(),
+            },
+            None => Event::Resumed,
+        });
+    }
+
     fn log(&self, line: &str) {
         self.reporter.log(line);
+    }
+
+    fn panicked(&self, crash_kernel: bool) {
+        self.reporter.post(&Event::Panicked { crash_kernel });
     }
 }
 

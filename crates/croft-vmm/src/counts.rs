@@ -3,9 +3,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread;
 
 use croft_engine_software::Statistics;
+use croft_isolate::{Role, spawn};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::report::Reporter;
@@ -22,14 +22,12 @@ fn signal() -> SigSet {
 
 /// Starts to report at each SIGUSR1.
 pub fn report_at_signals(statistics: Arc<Statistics>, reporter: Reporter) -> io::Result<()> {
-    thread::Builder::new()
-        .name("counts".to_owned())
-        .spawn(move || {
-            while signal().wait().is_ok() {
-                report(&statistics, &reporter);
-            }
-        })
-        .map(drop)
+    spawn(Role::Counts, "counts", move || {
+        while signal().wait().is_ok() {
+            report(&statistics, &reporter);
+        }
+    })
+    .map(drop)
 }
 
 /// Reports.

@@ -30,11 +30,11 @@ struct Candidate {
 }
 
 /// All engines of this build, best first.
-fn candidates(spec: SoftwareSpec) -> Vec<Candidate> {
+fn candidates(spec: SoftwareSpec, kvm: KvmEngine) -> Vec<Candidate> {
     let software = SoftwareEngine::with_options(software_options(spec));
     vec![
         Candidate {
-            engine: Box::new(KvmEngine::new()),
+            engine: Box::new(kvm),
             default_model: CpuModel::Host,
             choice: EngineChoice::Kvm,
             statistics: None,
@@ -76,11 +76,11 @@ pub struct Wanted {
 }
 
 /// Chooses, or says why there is none.
-pub fn choose(wanted: Wanted) -> Result<Chosen, String> {
+pub fn choose(wanted: Wanted, kvm: KvmEngine) -> Result<Chosen, String> {
     if wanted.choice == EngineChoice::Lockstep {
         return Ok(lockstep());
     }
-    pick(candidates(wanted.software), wanted)
+    pick(candidates(wanted.software, kvm), wanted)
 }
 
 fn lockstep() -> Chosen {
@@ -96,7 +96,7 @@ fn lockstep() -> Chosen {
 
 /// Says which engines there are and which of them are of use here.
 pub fn report() -> Vec<EngineReport> {
-    candidates(SoftwareSpec::default())
+    candidates(SoftwareSpec::default(), KvmEngine::new())
         .into_iter()
         .map(|candidate| {
             let (fit, text) = match candidate.engine.probe() {

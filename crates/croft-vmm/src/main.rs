@@ -7,25 +7,30 @@
 mod console;
 mod control;
 mod counts;
+mod disks;
 mod engine;
+mod jail;
 mod report;
 mod start;
 
 use std::env;
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread;
 
 use croft_api::channel::channel;
-use croft_api::engines::ARGUMENT;
 use croft_api::vmm::{Event, PROTOCOL, Request};
 use croft_api::{Outcome, Receiver, WireError};
+use croft_api::{engines, jail as jail_report};
+use croft_isolate::{Role, spawn};
 use croft_machine::Machine;
 use rustix::process::{Signal, set_parent_process_death_signal};
+use serde::Serialize;
 
 use crate::console::Console;
+use crate::jail::Jail;
 use crate::report::{Reporter, gone};
 use crate::start::Start;
 
@@ -33,12 +38,20 @@ use crate::start::Start;
 const PEER: &str = "croft-monitor";
 
 fn main() -> ExitCode {
-    if env::args_os().nth(1).is_some_and(|word| word == ARGUMENT) {
-        return report_engines();
+    let asks = |word: &str| {
+        env::args_os()
+            .nth(1)
+            .is_some_and(|first| first == OsStr::new(word))
+    };
+    if asks(engines::ARGUMENT) {
+        return print(&engine::report());
+    }
+    if asks(jail_report::ARGUMENT) {
+        return print(&Jail::enter().report());
     }
     match prepare() {
-        Ok((reporter, receiver)) => {
-            let outcome = run(&reporter, receiver);
+        Ok((reporter, receiver, jail)) => {
+            let outcome = run(&reporter, receiver, jail);
             reporter.report(&Event::Stopped(outcome));
             ExitCode::SUCCESS
         }
@@ -51,8 +64,8 @@ fn main() -> ExitCode {
 }
 
 /// Prints what `croft doctor` asks for.
-fn report_engines() -> ExitCode {
-    let written = serde_json::to_string(&engine::report())
+fn print(report: &impl Serialize) -> ExitCode {
+    let written = serde_json::to_string(report)
         .map_err(io::Error::from)
         .and_then(|text| io::stdout().write_all(text.as_bytes()));
     match written {
@@ -61,23 +74,25 @@ fn report_engines() -> ExitCode {
     }
 }
 
-/// The conversation with the monitor. If the monitor died before the death
-/// signal was asked for, its socket is at its end.
-fn prepare() -> io::Result<(Reporter, Receiver)> {
+/// The conversation with the monitor, from within the jail's walls. If the
+/// monitor died before the death signal was asked for, its socket is at its
+/// end.
+fn prepare() -> io::Result<(Reporter, Receiver, Jail)> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     if rustix::net::sockopt::socket_type(&socket).is_err() {
         return Err(io::Error::other(
             "this program is started by croft, not by hand; see 'croft run --help'",
         ));
     }
+    let jail = Jail::enter();
     set_parent_process_death_signal(Some(Signal::KILL))?;
     counts::hold_signal()?;
     let (sender, receiver) = channel(socket, PROTOCOL, PEER);
-    Ok((Reporter::new(sender)?, receiver))
+    Ok((Reporter::new(sender)?, receiver, jail))
 }
 
 /// Makes the machine that the monitor asks for, and runs it.
-fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
+fn run(reporter: &Reporter, mut receiver: Receiver, jail: Jail) -> Outcome {
     let start = match receiver.wait::<Request>() {
         Ok(Some((Request::Start(request), descriptors))) => Start::new(*request, descriptors),
         Ok(Some(_)) => Err(WireError::Damaged("Start comes first")),
@@ -85,11 +100,20 @@ fn run(reporter: &Reporter, mut receiver: Receiver) -> Outcome {
         Err(error) => Err(error),
     };
     let (start, console) = start.unwrap_or_else(|error| gone(Some(&error)));
-    let start = match start.open() {
+    match jail.close(start.wants(), &start.shares()) {
+        Ok(complaints) => complaints.iter().for_each(|line| reporter.log(line)),
+        Err(error) => {
+            return Outcome::Failed {
+                message: error.to_string(),
+            };
+        }
+    }
+    let mut start = match start.open() {
         Ok(start) => start,
         Err(error) => return start::refusal(error.into()),
     };
-    let chosen = match engine::choose(start.wanted()) {
+    let kvm = start.kvm();
+    let chosen = match engine::choose(start.wanted(), kvm) {
         Ok(chosen) => chosen,
         Err(message) => return Outcome::Invalid { message },
     };
@@ -132,10 +156,10 @@ fn serve(
 ) -> io::Result<()> {
     console.feed(machine.handle())?;
     let (handle, reporter) = (machine.handle(), reporter.clone());
-    thread::Builder::new()
-        .name("control".to_owned())
-        .spawn(move || control::obey(receiver, &handle, &reporter))
-        .map(drop)
+    spawn(Role::Control, "control", move || {
+        control::obey(receiver, &handle, &reporter);
+    })
+    .map(drop)
 }
 
 fn outcome(outcome: croft_machine::Outcome) -> Outcome {

@@ -3,25 +3,32 @@
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use croft_api::machine::{CpuModel as Model, MachineSpec};
-use croft_api::vmm::StartRequest;
+use croft_api::vmm::{KvmDevice, StartRequest};
 use croft_api::{Outcome, WireError};
 use croft_engine::CpuModel;
+use croft_engine_kvm::KvmEngine;
+use croft_isolate::Wants;
+use croft_isolate::landlock::Share;
 use croft_machine::{
-    ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError, NamedFile,
-    Payload, SavedError, SavedMachine, ShareConfig, VsockConfig,
+    BootFrom, ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError,
+    NamedFile, Payload, PortConfig, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
+use crate::disks;
 use crate::engine::{Chosen, Wanted};
 use crate::report::Reporter;
 
 /// Bytes of a saved machine read at once.
 const BUFFER: usize = 1 << 20;
+
+/// What stands for a `/dev/kvm` that nobody looked for: ENOENT.
+const NO_DEVICE: i32 = 2;
 
 /// A saved machine in its file.
 pub type Saved = SavedMachine<BufReader<File>>;
@@ -31,12 +38,15 @@ pub type Saved = SavedMachine<BufReader<File>>;
 pub struct Start<S = Saved> {
     /// The configuration.
     pub machine: MachineSpec,
-    kernel: NamedFile,
+    kernel: Option<NamedFile>,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
     shares: Vec<ShareConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
+    /// `/dev/kvm`, or the number of the error that opening it gave.
+    kvm: Result<OwnedFd, i32>,
+    ports: Vec<PortConfig>,
 }
 
 impl Start<File> {
@@ -47,25 +57,23 @@ impl Start<File> {
     ) -> Result<(Self, OwnedFd), WireError> {
         let complete = descriptors.len() == request.descriptors();
         let mut descriptors = descriptors.into_iter();
-        let (true, Some(console), Some(kernel)) =
-            (complete, descriptors.next(), descriptors.next())
-        else {
+        let (true, Some(console)) = (complete, descriptors.next()) else {
             return Err(WireError::Damaged("Start comes with other descriptors"));
         };
         let named = |descriptor: OwnedFd, name| NamedFile {
             file: File::from(descriptor),
             name,
         };
+        let kernel = request
+            .kernel
+            .and_then(|name| descriptors.next().map(|descriptor| named(descriptor, name)));
         let initrd = request
             .initrd
             .and_then(|name| descriptors.next().map(|descriptor| named(descriptor, name)));
-        let disks = request.disks.into_iter().zip(descriptors.by_ref());
-        let disks = disks.map(|(disk, descriptor)| DiskConfig {
-            file: File::from(descriptor),
-            name: disk.name,
-            read_only: disk.read_only,
-        });
-        let disks = disks.collect();
+        let disks = request.disks.into_iter();
+        let disks = disks
+            .map(|disk| disks::config(disk, &mut descriptors))
+            .collect();
         let shares = request.shares.into_iter().zip(descriptors.by_ref());
         let shares = shares.map(|(share, directory)| ShareConfig {
             directory,
@@ -78,16 +86,46 @@ impl Start<File> {
         } else {
             None
         };
+        let gdb = request.gdb.then(|| descriptors.next()).flatten();
+        let kvm = match request.kvm {
+            KvmDevice::Handed => descriptors.next().ok_or(NO_DEVICE),
+            KvmDevice::Refused(errno) => Err(errno),
+            KvmDevice::Unwanted => Err(NO_DEVICE),
+        };
+        let ports = request.machine.ports.iter().cloned().zip(descriptors);
+        let ports = ports.map(|(name, socket)| PortConfig { name, socket });
+        let ports = ports.collect();
         let start = Start {
             machine: request.machine,
-            kernel: named(kernel, request.kernel),
+            kernel,
             initrd,
             disks,
             shares,
             saved,
-            gdb: descriptors.next(),
+            gdb,
+            kvm,
+            ports,
         };
         Ok((start, console))
+    }
+
+    /// What the jail has to leave open for it.
+    pub fn wants(&self) -> Wants {
+        Wants {
+            kvm: self.kvm.is_ok(),
+            shares: !self.shares.is_empty(),
+        }
+    }
+
+    /// The directories that stay in reach.
+    pub fn shares(&self) -> Vec<Share<'_>> {
+        self.shares
+            .iter()
+            .map(|share| Share {
+                directory: share.directory.as_fd(),
+                read_only: share.read_only,
+            })
+            .collect()
     }
 
     /// Reads what a saved machine was.
@@ -104,11 +142,18 @@ impl Start<File> {
             shares: self.shares,
             saved: saved.transpose()?,
             gdb: self.gdb,
+            kvm: self.kvm,
+            ports: self.ports,
         })
     }
 }
 
 impl Start {
+    /// The KVM engine on what came for it.
+    pub fn kvm(&mut self) -> KvmEngine {
+        KvmEngine::handed(std::mem::replace(&mut self.kvm, Err(NO_DEVICE)))
+    }
+
     /// What it asks of its engine.
     pub fn wanted(&self) -> Wanted {
         Wanted {
@@ -136,11 +181,17 @@ impl Start {
             memory: spec.memory,
             model: spec.cpu.map_or(chosen.default_model, model),
             payload: Payload {
-                kernel: self.kernel,
-                initrd: self.initrd,
+                boot: match self.kernel {
+                    Some(kernel) => BootFrom::Files {
+                        kernel,
+                        initrd: self.initrd,
+                    },
+                    None => BootFrom::Disk,
+                },
                 append: spec.append,
             },
             disks: self.disks,
+            ports: self.ports,
             shares: self.shares,
             vsock: spec.vsock.map(|cid| VsockConfig {
                 cid,
@@ -149,16 +200,18 @@ impl Start {
             no_reboot: spec.no_reboot,
             test_devices: spec.test_devices,
         };
+        let gdb = self.gdb.map(listener).transpose();
+        let gdb = gdb.map_err(|error| Outcome::Failed {
+            message: format!("the debugger's socket: {error}"),
+        })?;
         let engine = &*chosen.engine;
         let made = match self.saved {
             Some(saved) => Machine::restore(engine, config, saved, console),
             None => Machine::new(engine, config, console),
         };
         let mut machine = made.map_err(refusal)?;
-        if let Some(socket) = self.gdb {
-            machine.set_gdb(listener(socket).map_err(|error| Outcome::Failed {
-                message: format!("the debugger's socket: {error}"),
-            })?);
+        if let Some(listener) = gdb {
+            machine.set_gdb(listener);
         }
         Ok(machine)
     }

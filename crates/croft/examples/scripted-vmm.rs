@@ -47,7 +47,8 @@ fn main() {
     );
     if script != "deaf" {
         let sender = Arc::clone(&sender);
-        thread::spawn(move || obey(receiver, &sender));
+        let orderly = script == "orderly";
+        thread::spawn(move || obey(receiver, &sender, orderly));
     }
     play(&script, &sender, console);
 }
@@ -78,6 +79,13 @@ fn play(script: &str, sender: &Shared, console: OwnedFd) {
             }
             end(Outcome::PowerOff);
         }
+        "refused" => {
+            croft_isolate::seal(croft_isolate::Wants::default()).expect("a jail");
+            let open = || drop(File::open("/etc/passwd"));
+            let thread = croft_isolate::spawn(croft_isolate::Role::Disk, "disk0-0", open);
+            thread.expect("a thread").join().expect("an end");
+            end(Outcome::PowerOff);
+        }
         "panic" => panic!("as the test asked"),
         "power-off" => end(Outcome::PowerOff),
         "reset" => end(Outcome::Reset),
@@ -97,11 +105,16 @@ fn play(script: &str, sender: &Shared, console: OwnedFd) {
     }
 }
 
-fn obey(mut receiver: Receiver, sender: &Shared) {
+/// An orderly guest powers off when its button is pressed.
+fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
     while let Ok(Some((request, _))) = receiver.wait::<Request>() {
         match request {
             Request::Stop => {
                 say(sender, &Event::Stopped(Outcome::Requested));
+                std::process::exit(0);
+            }
+            Request::PowerButton if orderly => {
+                say(sender, &Event::Stopped(Outcome::PowerOff));
                 std::process::exit(0);
             }
             Request::Pause => say(sender, &Event::Paused),
@@ -114,6 +127,7 @@ fn obey(mut receiver: Receiver, sender: &Shared) {
             ),
             Request::PowerButton
             | Request::Start(_)
+            | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
             | Request::VsockAnswer { .. } => {}
         }

@@ -73,7 +73,7 @@ mod tests {
             ("croft run --kernel x --cpus 0", "1 to 254"),
             ("croft run --kernel x --engine tcg", "software"),
             ("croft run --kernel x --cpu 486", "portable-v1"),
-            ("croft run --kernel x stray", "stray"),
+            ("croft run --kernel x stray", "IMAGE"),
             ("croft walk", "walk"),
             ("croft completion csh", "csh"),
         ] {

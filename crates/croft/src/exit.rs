@@ -1,4 +1,4 @@
-//! How `croft run` tells a script how the machine ended.
+//! How `croft` tells a script how a machine, or a command, ended.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ Exit codes:
   2        wrong configuration or usage; nothing was started
   3        the guest asked for a reset, under --no-reboot
   4        the guest faulted three times in a row (its registers are on standard error)
-  5        left with Ctrl-]
+  5        left with Ctrl-]; an instance goes on
   6        the machine was saved (croft save)
   128 + N  ended by signal N sent to croft
   With --test-devices a guest that writes V to the debug-exit port ends
@@ -35,6 +35,10 @@ pub enum Exit {
     Saved,
     /// A signal to croft.
     Signal(u8),
+    /// That of a command in the guest.
+    Command(u8),
+    /// Not done in time.
+    Timeout,
     /// The status that the guest asked for at the debug-exit port.
     Debug(u32),
 }
@@ -50,6 +54,8 @@ impl Exit {
             Exit::TripleFault => 4,
             Exit::Left => 5,
             Exit::Saved => 6,
+            Exit::Command(code) => code,
+            Exit::Timeout => 124,
             Exit::Signal(number) => number.wrapping_add(128),
             Exit::Debug(status) => {
                 let [low, ..] = status.to_le_bytes();

@@ -4,6 +4,8 @@ mod args;
 mod doctor;
 mod error;
 mod exit;
+mod image;
+mod instance;
 mod run;
 mod save;
 mod say;
@@ -13,32 +15,68 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
+use clap_complete::env::Shells;
 
 use crate::args::{Args, Command};
 use crate::exit::Exit;
 
 fn main() -> ExitCode {
+    // For a shell that asks for completions; not back from it then.
+    CompleteEnv::with_factory(Args::command).complete();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return error::explain(&error).into(),
     };
     match args.command {
+        Command::Run(options) if options.image.is_some() || options.detach => {
+            instance::run(&options).into()
+        }
         Command::Run(options) => run::run(*options).into(),
+        Command::Create(options) => instance::create(&options).into(),
+        Command::Start(options) => instance::start(&options).into(),
+        Command::Stop(options) => instance::stop(&options).into(),
+        Command::Restart(options) => instance::restart(&options).into(),
+        Command::Pause(options) => instance::pause(&options).into(),
+        Command::Resume(options) => instance::resume(&options).into(),
+        Command::Delete(options) => instance::delete(&options).into(),
+        Command::List(options) => instance::list(&options).into(),
+        Command::Show(options) => instance::show(&options).into(),
+        Command::Logs(options) => instance::logs(&options).into(),
+        Command::Console(options) => instance::console(&options).into(),
+        Command::Exec(options) => instance::exec(&options).into(),
+        Command::Shell(options) => instance::shell(&options).into(),
+        Command::Cp(options) => instance::cp(&options).into(),
+        Command::Wait(options) => instance::wait(&options).into(),
+        Command::Autostart(options) => instance::autostart(&options).into(),
         Command::Restore(options) => run::restore(*options).into(),
         Command::Save(options) => save::run(&options).into(),
+        Command::Image(command) => image::run(command).into(),
         Command::Doctor(options) => doctor::run(&options).into(),
-        Command::Completion { shell } => {
-            // Into memory first: the generator panics on a closed pipe.
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Args::command(), "croft", &mut script);
-            print(&script).into()
-        }
+        Command::Completion { shell } => completion(&shell.to_string()).into(),
         Command::Version => {
             print(concat!("croft ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()).into()
         }
     }
 }
 
+/// Prints what makes a shell ask this program for completions.
+fn completion(shell: &str) -> Exit {
+    let shells = Shells::builtins();
+    let mut script = Vec::new();
+    let written = shells
+        .completer(shell)
+        .map(|shell| shell.write_registration("COMPLETE", "croft", "croft", "croft", &mut script));
+    match written {
+        Some(Ok(())) => print(&script),
+        _ => {
+            say::line(&format!("croft: there is no completion for {shell}"));
+            Exit::Usage
+        }
+    }
+}
+
+/// Prints to standard output.
 fn print(bytes: &[u8]) -> Exit {
     match io::Write::write_all(&mut io::stdout(), bytes) {
         Ok(()) => Exit::PowerOff,

@@ -10,14 +10,15 @@
 //! The file is good as soon as the machine has ended, whether this command
 //! still waits or not; until then its end is missing, and nothing restores it.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use croft_api::channel::channel;
 use croft_api::control::{Event, PROTOCOL, Request};
+use croft_host::Directories;
 
 use crate::args::save::SaveOptions;
 use crate::exit::Exit;
@@ -28,13 +29,28 @@ const PEER: &str = "croft-monitor";
 
 /// Saves a machine.
 pub fn run(options: &SaveOptions) -> Exit {
-    let (exit, message) = match save(options.socket.as_ref(), options.file.as_ref()) {
+    let socket = find(&options.socket);
+    let (exit, message) = match save(&socket, options.file.as_ref()) {
         Ok(()) => return Exit::PowerOff,
         Err(Failure::Usage(message)) => (Exit::Usage, message),
         Err(Failure::NotSaved(message)) => (Exit::Failed, message),
     };
     say::line(&format!("croft: {message}"));
     exit
+}
+
+/// The control socket that is meant: by its path, or by the name of an
+/// instance.
+fn find(socket: &OsStr) -> PathBuf {
+    let path = PathBuf::from(socket);
+    let name = socket.to_str().and_then(|name| name.parse().ok());
+    let directories = Directories::find();
+    match (name, directories) {
+        (Some(name), Ok(directories)) if !path.exists() && directories.instance(&name).is_dir() => {
+            directories.socket(&name)
+        }
+        _ => path,
+    }
 }
 
 enum Failure {
@@ -49,7 +65,7 @@ fn quoted(path: &Path) -> String {
 }
 
 fn save(socket: &Path, path: &Path) -> Result<(), Failure> {
-    let stream = UnixStream::connect(socket).map_err(|error| {
+    let stream = croft_host::socket::connect(socket).map_err(|error| {
         let why = match error.kind() {
             ErrorKind::NotFound => "no such socket".to_owned(),
             ErrorKind::ConnectionRefused => "no machine listens there any more".to_owned(),
@@ -57,7 +73,7 @@ fn save(socket: &Path, path: &Path) -> Result<(), Failure> {
         };
         let socket = quoted(socket);
         Failure::Usage(format!(
-            "{socket}: {why}; name the --control socket of a running machine"
+            "{socket}: {why}; name a running instance, or the --control socket of a machine"
         ))
     })?;
     let file = create(path).map_err(Failure::Usage)?;
@@ -73,6 +89,7 @@ fn save(socket: &Path, path: &Path) -> Result<(), Failure> {
     let why = match receiver.wait::<Event>() {
         Ok(Some((Event::Saved, _))) => return Ok(()),
         Ok(Some((Event::Failed { message }, _))) => return not_saved(&message),
+        Ok(Some(_)) => "the machine's monitor answered something else".to_owned(),
         Ok(None) => "the machine's monitor went away".to_owned(),
         Err(error) => error.to_string(),
     };

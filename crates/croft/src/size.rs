@@ -20,9 +20,28 @@ pub fn parse(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "give a number with K, M, G or T, for example 512M".to_owned())
 }
 
+/// Writes it with the largest unit that leaves no fraction.
+pub fn format(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    let fits = |(shift, _): &&(u32, &str)| bytes != 0 && bytes.is_multiple_of(1 << shift);
+    match units.iter().find(fits) {
+        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+        None => bytes.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writes_what_it_reads() {
+        for text in ["512M", "2G", "1025K", "3T"] {
+            assert_eq!(format(parse(text).unwrap()), text);
+        }
+        assert_eq!(format(0), "0");
+        assert_eq!(format(1000), "1000");
+    }
 
     #[test]
     fn reads_what_people_write() {

@@ -26,6 +26,20 @@ pub enum DiskError {
     /// The file ends before the disk does.
     #[error("its file ends before byte {0}: it was made shorter meanwhile")]
     Shortened(u64),
+    /// The image contradicts itself.
+    #[error("its image is damaged: {0}; look at it with `qemu-img check`")]
+    Damaged(String),
+    /// Disks do not shrink, and not all of them grow.
+    #[error("its size cannot become {wanted} bytes: {why}")]
+    Resize {
+        /// Bytes.
+        wanted: u64,
+        /// What is in the way.
+        why: String,
+    },
+    /// A disk whose format was guessed as raw would look like another one.
+    #[error("the guest would make the raw disk look like {0}; say format=raw if it may")]
+    Disguise(&'static str),
     /// The host refused.
     #[error("cannot {what} {len} bytes at {offset}: {source}")]
     Host {
@@ -40,13 +54,32 @@ pub enum DiskError {
     },
 }
 
+impl DiskError {
+    /// Whether the host has no room for what was written: it may have some
+    /// later.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, DiskError::Host { source, .. }
+            if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
+    /// Whether the host or the image failed, and not whoever asked for what
+    /// cannot be: the same request may succeed later.
+    pub fn is_host(&self) -> bool {
+        matches!(
+            self,
+            DiskError::Host { .. } | DiskError::Shortened(_) | DiskError::Damaged(_)
+        )
+    }
+}
+
 /// An array of bytes on stable storage.
 ///
 /// All methods may be called from several threads at once. They block; what
 /// they do concurrently to overlapping ranges is mixed, as on a real disk.
 /// A write is on stable storage after the next [`flush`](Disk::flush).
 pub trait Disk: Send + Sync {
-    /// Size in bytes, a multiple of [`SECTOR`].
+    /// Size in bytes, a multiple of [`SECTOR`]. It can grow.
     fn size(&self) -> u64;
 
     /// Whether every change is refused.
@@ -61,6 +94,10 @@ pub trait Disk: Send + Sync {
 
     /// Brings everything written before to stable storage.
     fn flush(&self) -> Result<(), DiskError>;
+
+    /// Makes the disk `size` bytes large; what is new reads as zeros. Lasting
+    /// when this returns. A disk does not become smaller.
+    fn resize(&self, size: u64) -> Result<(), DiskError>;
 
     /// The contents of a range no longer matter; they read as they were or
     /// as zeros afterwards. Storage that cannot give space back does nothing.

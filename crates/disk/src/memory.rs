@@ -39,6 +39,18 @@ impl<'a> IoMemory<'a> {
         Self::of_guest(&VolatileSlice::from(bytes))
     }
 
+    /// Memory of our own that is only to be written from: it may be given to
+    /// nothing that fills it.
+    pub(crate) fn of_shared(bytes: &'a [u8]) -> Self {
+        IoMemory {
+            raw: libc::iovec {
+                iov_base: bytes.as_ptr().cast_mut().cast(),
+                iov_len: bytes.len(),
+            },
+            lifetime: PhantomData,
+        }
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.raw.iov_len
@@ -47,6 +59,49 @@ impl<'a> IoMemory<'a> {
     /// True for a piece of no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Fills it with zeros.
+    pub fn zero(&self) {
+        // SAFETY: the piece is valid for writes of its length, and nothing
+        // refers to it as a slice. What else changes it is the guest, whose
+        // bytes have no meaning here.
+        unsafe { std::ptr::write_bytes(self.raw.iov_base.cast::<u8>(), 0, self.len()) }
+    }
+
+    /// Fills it from the start of `bytes`; returns how many there were.
+    pub fn fill_from(&self, bytes: &[u8]) -> usize {
+        let count = self.len().min(bytes.len());
+        // SAFETY: both are valid for `count` bytes, and guest memory or
+        // memory that is borrowed for this piece alone does not overlap
+        // `bytes`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.raw.iov_base.cast(), count);
+        }
+        count
+    }
+
+    /// Copies its start into `bytes`; returns how many bytes there were.
+    pub fn copy_to(&self, bytes: &mut [u8]) -> usize {
+        let count = self.len().min(bytes.len());
+        // SAFETY: as in `fill_from`.
+        unsafe {
+            let from = self.raw.iov_base.cast::<u8>();
+            std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), count);
+        }
+        count
+    }
+
+    /// Without what comes after the first `count` bytes.
+    #[must_use]
+    fn take(self, count: usize) -> Self {
+        IoMemory {
+            raw: libc::iovec {
+                iov_len: self.len().min(count),
+                ..self.raw
+            },
+            ..self
+        }
     }
 
     /// Without the first `count` bytes; empty when there are fewer.
@@ -68,6 +123,25 @@ impl<'a> IoMemory<'a> {
 /// Bytes of all pieces together.
 pub fn total(buffers: &[IoMemory<'_>]) -> u64 {
     buffers.iter().map(|buffer| buffer.len() as u64).sum()
+}
+
+/// Bytes `offset..offset + len` of all pieces together; fewer where they end
+/// before.
+pub fn part<'a>(buffers: &[IoMemory<'a>], offset: u64, len: u64) -> Vec<IoMemory<'a>> {
+    let mut left = len;
+    let pieces = rest(buffers, offset).into_iter().map(|piece| {
+        let piece = piece.take(usize::try_from(left).unwrap_or(usize::MAX));
+        left -= piece.len() as u64;
+        piece
+    });
+    pieces.filter(|piece| !piece.is_empty()).collect()
+}
+
+/// Fills pieces with zeros from byte `offset` of all of them together on.
+pub fn zero_from(buffers: &[IoMemory<'_>], offset: u64) {
+    if offset < total(buffers) {
+        rest(buffers, offset).iter().for_each(IoMemory::zero);
+    }
 }
 
 /// Direction of [`transfer`].
@@ -186,5 +260,15 @@ mod tests {
         assert_eq!(left.len(), 1);
         assert_eq!(total(&left), 5);
         assert_eq!(total(&rest(&pieces, 3)), 7);
+        let part = part(&pieces, 3, 2);
+        assert_eq!(part.iter().map(IoMemory::len).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(part[0].fill_from(&[7, 8]), 1);
+        assert_eq!(part[1].fill_from(&[8]), 1);
+        let mut back = [1; 4];
+        assert_eq!(pieces[0].copy_to(&mut back), 4);
+        assert_eq!(back, [0, 0, 0, 7]);
+        zero_from(&pieces, 3);
+        zero_from(&pieces, 10);
+        assert_eq!(bytes, [0; 10]);
     }
 }

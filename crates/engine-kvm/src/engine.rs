@@ -1,6 +1,7 @@
 //! The KVM engine behind the seam.
 
-use std::ffi::CStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 use croft_engine::{
@@ -11,7 +12,7 @@ use kvm_bindings::{KVM_CAP_TSC_CONTROL, KVM_CAP_TSC_DEADLINE_TIMER, KVM_MAX_CPUI
 use kvm_ioctls::Kvm;
 
 use crate::cpuid::Supported;
-use crate::host::{DEVICE, Processor};
+use crate::host::{DEVICE, Device, Processor};
 use crate::partition::KvmPartition;
 
 /// Most vCPUs: APIC ids of one byte, 0xFF being the broadcast.
@@ -33,8 +34,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn gather(device: &CStr) -> Result<Self, String> {
-        let kvm = crate::host::open(device, Processor::detect())?;
+    fn gather(device: &Device) -> Result<Self, String> {
+        let kvm = device.open(Processor::detect())?;
         let told = |what: &str, error: kvm_ioctls::Error| {
             format!("/dev/kvm is there, but does not tell {what}: {error}")
         };
@@ -66,14 +67,14 @@ impl Facts {
 
 /// Runs x86-64 machines by hardware virtualization.
 pub struct KvmEngine {
-    device: &'static CStr,
+    device: Device,
     facts: OnceLock<Result<Arc<Facts>, String>>,
 }
 
 impl Default for KvmEngine {
     fn default() -> Self {
         KvmEngine {
-            device: DEVICE,
+            device: Device::Path(DEVICE),
             facts: OnceLock::new(),
         }
     }
@@ -85,9 +86,18 @@ impl KvmEngine {
         Self::default()
     }
 
+    /// The engine on a `/dev/kvm` that was opened by somebody else, or could
+    /// not be, with this error number.
+    pub fn handed(device: Result<OwnedFd, i32>) -> Self {
+        KvmEngine {
+            device: Device::Handed(device.map(File::from)),
+            ..Self::default()
+        }
+    }
+
     fn facts(&self) -> Result<&Arc<Facts>, &str> {
         self.facts
-            .get_or_init(|| Facts::gather(self.device).map(Arc::new))
+            .get_or_init(|| Facts::gather(&self.device).map(Arc::new))
             .as_ref()
             .map_err(String::as_str)
     }
@@ -163,7 +173,7 @@ mod tests {
     /// An engine on a host without KVM.
     fn without() -> KvmEngine {
         KvmEngine {
-            device: c"/nowhere/kvm",
+            device: Device::Path(c"/nowhere/kvm"),
             ..KvmEngine::default()
         }
     }

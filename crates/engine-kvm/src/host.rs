@@ -4,7 +4,7 @@
 use std::arch::x86_64::__cpuid;
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::Path;
 
@@ -93,33 +93,54 @@ impl Processor {
 }
 
 /// Why `/dev/kvm` could not be opened, and what to do.
-fn cannot_open(kind: ErrorKind, errno: i32, processor: Processor) -> String {
-    match kind {
+fn cannot_open(error: &io::Error, processor: Processor) -> String {
+    match error.kind() {
         ErrorKind::NotFound => format!("there is no /dev/kvm; {}", processor.remedy()),
         ErrorKind::PermissionDenied => "no permission for /dev/kvm; add the user to its group \
              (usermod -aG kvm USER, then log in again)"
             .to_owned(),
-        _ if matches!(errno, libc::ENODEV | libc::ENXIO) => {
+        _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
             format!("/dev/kvm has no module behind it; {}", processor.remedy())
         }
-        _ => format!(
-            "/dev/kvm cannot be opened: {}",
-            std::io::Error::from_raw_os_error(errno)
-        ),
+        _ => format!("/dev/kvm cannot be opened: {error}"),
+    }
+}
+
+/// Where KVM comes from.
+#[derive(Debug)]
+pub enum Device {
+    /// This process opens it.
+    Path(&'static CStr),
+    /// It was opened by somebody else, or that failed with this error number.
+    Handed(Result<File, i32>),
+}
+
+impl Device {
+    /// KVM, if it has what is needed.
+    pub fn open(&self, processor: Processor) -> Result<Kvm, String> {
+        let opened = match self {
+            Device::Path(path) => return open(path, processor),
+            Device::Handed(Ok(file)) => file.try_clone(),
+            Device::Handed(Err(errno)) => Err(io::Error::from_raw_os_error(*errno)),
+        };
+        let file = opened.map_err(|error| cannot_open(&error, processor))?;
+        check(file, &DEVICE.to_string_lossy())
     }
 }
 
 /// Opens KVM at `path` and checks that it has what is needed.
-pub fn open(path: &CStr, processor: Processor) -> Result<Kvm, String> {
+fn open(path: &CStr, processor: Processor) -> Result<Kvm, String> {
     let text = path.to_string_lossy();
     let file = File::options()
         .read(true)
         .write(true)
         .open(Path::new(&*text))
-        .map_err(|error| {
-            let errno = error.raw_os_error().unwrap_or_default();
-            cannot_open(error.kind(), errno, processor)
-        })?;
+        .map_err(|error| cannot_open(&error, processor))?;
+    check(file, &text)
+}
+
+/// Checks that a file is KVM and has what is needed.
+fn check(file: File, text: &str) -> Result<Kvm, String> {
     // SAFETY: the descriptor is ours alone and open.
     let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
     let version = kvm.get_api_version();
@@ -155,6 +176,12 @@ mod tests {
         hypervisor: false,
     };
 
+    /// As it is told by who was to be handed the device.
+    fn obstacle(errno: i32, processor: Processor) -> String {
+        let device = Device::Handed(Err(errno));
+        device.open(processor).err().unwrap()
+    }
+
     #[test]
     fn every_obstacle_comes_with_a_remedy() {
         let cases = [
@@ -184,12 +211,12 @@ mod tests {
             ),
         ];
         for (processor, expected) in cases {
-            let text = cannot_open(ErrorKind::NotFound, libc::ENOENT, processor);
+            let text = obstacle(libc::ENOENT, processor);
             assert!(text.contains(expected), "{text}");
         }
-        let text = cannot_open(ErrorKind::PermissionDenied, libc::EACCES, BARE);
+        let text = obstacle(libc::EACCES, BARE);
         assert!(text.contains("usermod -aG kvm"), "{text}");
-        let text = cannot_open(ErrorKind::Other, libc::ENODEV, BARE);
+        let text = obstacle(libc::ENODEV, BARE);
         assert!(text.contains("module"), "{text}");
     }
 
@@ -221,6 +248,9 @@ mod tests {
 
     #[test]
     fn another_file_is_not_kvm() {
+        let null = Device::Handed(Ok(File::open("/dev/null").unwrap()));
+        let text = null.open(BARE).err().unwrap();
+        assert!(text.contains("API version -1"), "{text}");
         let text = open(c"/dev/null", BARE).err().unwrap();
         assert!(text.contains("API version -1"), "{text}");
         assert!(

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 13] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -58,10 +58,46 @@ pub const TARGETS: [Target; 7] = [
         longest: 1024,
     },
     Target {
+        name: "vsock",
+        run: crate::sockets::vsock,
+        seeds: crate::sockets::vsock_seeds,
+        longest: 512,
+    },
+    Target {
+        name: "console",
+        run: crate::sockets::console,
+        seeds: crate::sockets::console_seeds,
+        longest: 512,
+    },
+    Target {
+        name: "qcow2",
+        run: crate::qcow2::run,
+        seeds: || vec![vec![0; 64]],
+        longest: 256,
+    },
+    Target {
         name: "saved",
         run: crate::saved::run,
         seeds: crate::saved::seeds,
         longest: 256,
+    },
+    Target {
+        name: "image",
+        run: crate::image::run,
+        seeds: crate::image::seeds,
+        longest: 4096,
+    },
+    Target {
+        name: "share",
+        run: crate::share::run,
+        seeds: crate::share::seeds,
+        longest: 1024,
+    },
+    Target {
+        name: "bootdisk",
+        run: crate::bootdisk::run,
+        seeds: crate::bootdisk::seeds,
+        longest: 128,
     },
 ];
 

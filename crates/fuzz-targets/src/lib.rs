@@ -6,14 +6,19 @@
 //! hands them libFuzzer's inputs; `tests/smoke.rs` the same number of
 //! pseudo-random ones ([`corpus`]) at every `make test`.
 
+pub mod bootdisk;
 pub mod corpus;
 pub mod devices;
 pub mod execute;
 mod fence;
+pub mod image;
 mod input;
 mod layout;
 pub mod loader;
 pub mod protocol;
+pub mod qcow2;
 pub mod saved;
+pub mod share;
+pub mod sockets;
 pub mod virtio;
 mod watchdog;

@@ -10,7 +10,7 @@ use croft_engine::{CpuModel, Engine, PartitionConfig, Topology};
 use croft_engine_software::SoftwareEngine;
 use croft_machine::NamedFile;
 use croft_machine::boot::Boot;
-use croft_machine::loader::Payload;
+use croft_machine::loader::{BootFrom, Payload};
 use croft_memory::{GuestRam, Range};
 
 use crate::corpus;
@@ -48,12 +48,17 @@ pub fn run(data: &[u8]) {
     };
 
     let payload = Payload {
-        kernel: file("kernel", &kernel).expect("a temporary file"),
-        initrd: initrd.map(|bytes| file("initrd", &bytes).expect("a temporary file")),
+        boot: BootFrom::Files {
+            kernel: file("kernel", &kernel).expect("a temporary file"),
+            initrd: initrd.map(|bytes| file("initrd", &bytes).expect("a temporary file")),
+        },
         append,
     };
     let ram = GuestRam::new(&[RAM]).expect("a host has 32 MiB");
-    match payload.check().and_then(|()| payload.load(&ram, RSDP)) {
+    match payload
+        .check()
+        .and_then(|()| payload.load(&ram, RSDP, None))
+    {
         Ok(boot) => enter(&boot, ram),
         Err(error) => {
             let text = error.to_string();

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use croft_api::hello::Hello;
 use croft_api::wire::{Decoder, Frame, MAX_DESCRIPTORS, MAX_PAYLOAD, encode};
-use croft_api::{monitor, vmm};
+use croft_api::{Status, control, monitor, vmm};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -46,7 +46,7 @@ fn read(frame: &Frame) {
     assert!(frame.payload.len() <= MAX_PAYLOAD);
     assert!(frame.descriptors <= MAX_DESCRIPTORS);
     if let Ok(hello) = frame.message::<Hello>() {
-        for protocol in [monitor::PROTOCOL, vmm::PROTOCOL] {
+        for protocol in [control::PROTOCOL, monitor::PROTOCOL, vmm::PROTOCOL] {
             if let Err(error) = hello.check(protocol, "peer") {
                 assert!(error.to_string().len() < 400, "{error}");
             }
@@ -55,6 +55,9 @@ fn read(frame: &Frame) {
     survives::<Hello>(frame);
     survives::<monitor::Request>(frame);
     survives::<monitor::Event>(frame);
+    survives::<control::Request>(frame);
+    survives::<control::Event>(frame);
+    survives::<Status>(frame);
     survives::<vmm::Request>(frame);
     survives::<vmm::Event>(frame);
 }

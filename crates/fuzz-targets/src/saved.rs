@@ -10,11 +10,12 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use croft_api::saved::SavedRun;
+use croft_disk::Layer;
 use croft_engine::CpuModel;
 use croft_engine_software::SoftwareEngine;
 use croft_machine::{
-    ConsoleBackend, DiskConfig, Machine, MachineConfig, MachineError, NamedFile, Outcome, Payload,
-    SavedMachine,
+    BootFrom, ConsoleBackend, DiskConfig, Machine, MachineConfig, MachineError, NamedFile, Outcome,
+    Payload, SavedMachine,
 };
 
 use crate::corpus;
@@ -81,18 +82,17 @@ fn config() -> MachineConfig {
         memory: MEMORY,
         model: CpuModel::PortableV1,
         payload: Payload {
-            kernel: NamedFile {
-                file: copy(kernel),
-                name: "kernel".to_owned(),
+            boot: BootFrom::Files {
+                kernel: NamedFile {
+                    file: copy(kernel),
+                    name: "kernel".to_owned(),
+                },
+                initrd: None,
             },
-            initrd: None,
             append: String::new(),
         },
-        disks: vec![DiskConfig {
-            file: copy(disk),
-            name: "disk".to_owned(),
-            read_only: false,
-        }],
+        disks: vec![DiskConfig::new("disk", vec![Layer::raw(copy(disk))])],
+        ports: Vec::new(),
         vsock: None,
         no_reboot: true,
         test_devices: true,

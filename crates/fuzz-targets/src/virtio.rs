@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use croft_devices::pci::PciFunction;
-use croft_devices::virtio::blk::VirtioBlk;
+use croft_devices::virtio::balloon::VirtioBalloon;
+use croft_devices::virtio::blk::{BlkOptions, FaultSink, Limits, OnError, VirtioBlk};
 use croft_devices::virtio::queue::{ActiveQueue, RingPlace, serve};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::{
     Chain, DoorbellRegistry, LogSink, QueueError, QueueHandler, VirtioDevice, VirtioHost, VirtioPci,
 };
 use croft_devices::{Device, InterruptSink, SharedLine};
-use croft_disk::{Disk, RawDisk};
+use croft_disk::{Disk, DiskError, RawDisk};
 use croft_memory::{GuestRam, Range};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -42,6 +43,10 @@ impl InterruptSink for Nobody {
     fn msi(&self, _: u64, _: u32) {}
 }
 
+impl FaultSink for Nobody {
+    fn disk_failed(&self, _error: &DiskError) {}
+}
+
 impl LogSink for Nobody {
     fn log(&self, line: &str) {
         assert!(line.len() < 1000, "a long line: {line}");
@@ -64,6 +69,10 @@ struct Bounded<'a> {
 }
 
 impl QueueHandler for Bounded<'_> {
+    fn ready(&mut self) -> bool {
+        self.handler.ready()
+    }
+
     fn serve(&mut self, ram: &GuestRam, chain: &Chain) -> Result<u32, QueueError> {
         self.left -= 1;
         if self.left == 0 {
@@ -95,7 +104,18 @@ fn block_device(input: &mut Input<'_>) -> (VirtioBlk, Arc<RawDisk>) {
     let flags = input.u8();
     let disk = disk(flags & 1 != 0);
     let queues = u16::from(flags >> 1 & 3) + 1;
-    let device = VirtioBlk::new(disk.clone(), queues, "serial", "disk0", Arc::new(Nobody));
+    let device = VirtioBlk::new(
+        disk.clone(),
+        BlkOptions {
+            queues,
+            serial: "serial".to_owned(),
+            name: "disk0".to_owned(),
+            limits: Limits::default(),
+            on_error: OnError::Report,
+        },
+        Arc::new(Nobody),
+        Arc::new(Nobody),
+    );
     (device, disk)
 }
 
@@ -110,10 +130,13 @@ fn serve_ring(data: &[u8]) -> u32 {
     let ram = ram();
     let (block, disk) = block_device(&mut input);
     let features = input.u64();
-    let handler = if input.u8().is_multiple_of(4) {
-        VirtioRng.handler(0, features)
-    } else {
-        block.handler(0, features)
+    let handler = match input.u8() {
+        kind if kind.is_multiple_of(4) => VirtioRng.handler(0, features),
+        kind if kind % 4 == 2 => {
+            let balloon = VirtioBalloon::new(RAM, "balloon0", Arc::new(Nobody));
+            balloon.handler(u16::from(kind >> 2) % balloon.queues(), features)
+        }
+        _ => block.handler(0, features),
     };
     let choice = input.u8();
     let size = 1 << (choice & 15);

@@ -62,6 +62,31 @@ fn virtio() {
 }
 
 #[test]
+fn vsock() {
+    smoke("vsock", 3000);
+}
+
+#[test]
+fn console() {
+    smoke("console", 3000);
+}
+
+#[test]
+fn qcow2() {
+    smoke("qcow2", 2000);
+}
+
+#[test]
 fn saved() {
     smoke("saved", 1000);
+}
+
+#[test]
+fn image() {
+    smoke("image", 1000);
+}
+
+#[test]
+fn bootdisk() {
+    smoke("bootdisk", 3000);
 }

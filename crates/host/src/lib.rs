@@ -1,11 +1,28 @@
-//! The host: where its instances are.
+//! The host: its instances, where they are and how they live.
 //!
-//! [`Directories`] says where everything is; [`socket`] binds and connects at
-//! paths of any length.
+//! * [`Directories`] says where everything is.
+//! * [`Instances`] makes, finds, starts and deletes instances; [`store`] says
+//!   how they are kept.
+//! * [`lifecycle`] has the states of an instance and what leads from one to
+//!   another.
+//! * [`Client`] talks to the monitor of a running one.
+//! * [`socket`] binds and connects at paths of any length.
 
+mod client;
 mod directories;
+mod files;
+pub mod lifecycle;
+mod lock;
 mod name;
+pub mod process;
 pub mod socket;
+mod start;
+pub mod store;
 
+pub use client::{Client, ClientError};
 pub use directories::{Directories, DirectoriesError};
+pub use files::now;
+pub use lock::{InstanceLock, LockError};
 pub use name::{InstanceName, NameError};
+pub use start::{StartError, Started};
+pub use store::{Config, Instances, NewInstance, StoreError};

@@ -13,11 +13,20 @@
 //! line, files from the net, a store that a crash or another program left.
 //! None of it makes this crate panic, or write outside of the store.
 
+pub mod build;
 pub mod digest;
 mod error;
+pub mod export;
+pub mod filesystem;
+mod forms;
+pub mod import;
 pub mod manifest;
 pub mod name;
+mod program;
+pub mod progress;
+pub mod seed;
 pub mod store;
+pub mod tree;
 
 pub use digest::Digest;
 pub use error::Error;

@@ -31,6 +31,9 @@ pub struct Manifest {
     pub origin: String,
     /// Whether Croft's guest agent is in it.
     pub agent: bool,
+    /// Whether cloud-init is in it, as far as anybody knows: of a disk that was
+    /// imported it is assumed.
+    pub cloud_init: bool,
     /// The machine form: a whole disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,

@@ -143,16 +143,11 @@ impl ControlGroup {
         for controller in CONTROLLERS {
             match group.limit(controller, hierarchies, root, name, limits) {
                 Ok(()) => set.push(controller.word()),
-                Err(error) => why.push(format!("{}: {error}", controller.word())),
+                Err(error) => why.push(format!("{} ({error})", controller.word())),
             }
         }
         let part = if set.is_empty() {
-            let remedy = if root {
-                ""
-            } else {
-                "; where systemd delegates: systemd-run --user --scope -p Delegate=yes croft …"
-            };
-            Part::missing(Piece::ControlGroup, why.join(", ") + remedy)
+            Part::missing(Piece::ControlGroup, format!("not {}", why.join(", ")))
         } else if why.is_empty() {
             Part::there(Piece::ControlGroup, set.join(", "))
         } else {
@@ -325,16 +320,13 @@ mod tests {
         assert!(group.is_some());
         let text = part.state.unwrap();
         assert!(
-            text.starts_with("pids; not memory: not delegated"),
+            text.starts_with("pids; not memory (not delegated), cpu"),
             "{text}"
         );
         let (group, part) = ControlGroup::create_in(&Hierarchies::default(), false, "a.1", &LIMITS);
         assert!(group.is_none());
-        let text = part.complaint().unwrap();
-        assert!(
-            text.contains("not mounted") && text.contains("systemd-run"),
-            "{text}"
-        );
+        let text = part.state.unwrap_err();
+        assert!(text.starts_with("not memory (not mounted), "), "{text}");
     }
 
     #[test]

@@ -44,7 +44,14 @@ pub fn confine(given: &Given) -> Vec<Part> {
         ));
     }
     parts.push(limits());
-    parts.push(drop_rights(given.uid));
+    // Ids are changed while there still is the right to.
+    forgo_rights();
+    if let Err(error) = take_ids(given.uid) {
+        parts.retain(|part| part.piece != Piece::User);
+        let why = format!("ids of its own cannot be taken: {error}");
+        parts.push(Part::missing(Piece::User, why));
+    }
+    parts.push(drop_rights());
     umask(Mode::RWXG | Mode::RWXO);
     arenas();
     // All changes of ids and rights have been made: they reset both.
@@ -111,9 +118,8 @@ fn limits() -> Part {
     }
 }
 
-/// No capability is left or can be come by; the ids are those of nobody else,
-/// where the payload was given such.
-fn drop_rights(uid: Option<u32>) -> Part {
+/// No capability can be come by any more.
+fn forgo_rights() {
     // What fails for want of a capability leaves none to take away.
     let _ = clear_ambient_capability_set();
     for capability in CapabilitySet::all().iter() {
@@ -127,16 +133,22 @@ fn drop_rights(uid: Option<u32>) -> Part {
             | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
             | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED,
     );
+}
+
+/// The ids become those of nobody else, where the payload was given such.
+fn take_ids(id: Option<u32>) -> io::Result<()> {
     // A user's own groups cannot be left (user_namespaces(7)).
     let _ = set_thread_groups(&[]);
-    let changed = match uid {
-        Some(id) => {
-            let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
-            set_thread_res_gid(group, group, group)
-                .and_then(|()| set_thread_res_uid(user, user, user))
-        }
-        None => Ok(()),
-    };
+    if let Some(id) = id {
+        let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+        set_thread_res_gid(group, group, group)?;
+        set_thread_res_uid(user, user, user)?;
+    }
+    Ok(())
+}
+
+/// No capability is left.
+fn drop_rights() -> Part {
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -145,12 +157,12 @@ fn drop_rights(uid: Option<u32>) -> Part {
     let dropped = set_capabilities(None, none)
         .and_then(|()| set_no_new_privs(true))
         .and_then(|()| capabilities(None));
-    match (dropped, changed) {
-        (Ok(left), Ok(())) if left.permitted.is_empty() => {
+    match dropped {
+        Ok(left) if left.permitted.is_empty() => {
             Part::there(Piece::Capabilities, "none, and no new privileges")
         }
-        (Ok(_), Ok(())) => Part::missing(Piece::Capabilities, "the kernel keeps some"),
-        (Err(error), _) | (_, Err(error)) => Part::missing(Piece::Capabilities, error),
+        Ok(_) => Part::missing(Piece::Capabilities, "the kernel keeps some"),
+        Err(error) => Part::missing(Piece::Capabilities, error),
     }
 }
 

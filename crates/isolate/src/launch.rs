@@ -57,6 +57,8 @@ pub struct Launch {
     pub program: PathBuf,
     /// Its arguments; those that tell it of its jail come behind them.
     pub arguments: Vec<OsString>,
+    /// Its environment, `NAME=VALUE`.
+    pub environment: Vec<OsString>,
     /// Its standard input, output and error; it gets no other descriptor.
     pub descriptors: [OwnedFd; 3],
     /// Put it into namespaces.
@@ -88,6 +90,8 @@ pub struct Child {
     pid: Pid,
     exit: OwnedFd,
     status: Option<Ended>,
+    /// Why it is not in its control group, if it should be.
+    pub unlimited: Option<io::Error>,
 }
 
 /// How a payload ended.
@@ -274,7 +278,7 @@ impl Launch {
         let (failure, fail) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let plan = Plan::new(self, given.as_ref(), wait, fail)?;
         let not_in_child = [go.as_raw_fd(), failure.as_raw_fd()];
-        let child = match clone(flags).map_err(LaunchError::Clone)? {
+        let mut child = match clone(flags).map_err(LaunchError::Clone)? {
             Some(child) => child,
             None => plan.run(not_in_child),
         };
@@ -282,9 +286,7 @@ impl Launch {
         if user {
             map_ids(child.pid(), own.is_some())?;
         }
-        if let Some(group) = group {
-            group.add(child.pid())?;
-        }
+        child.unlimited = group.and_then(|group| group.add(child.pid()).err());
         let mut go = fs::File::from(go);
         go.write_all(&[1])?;
         drop(go);
@@ -377,6 +379,7 @@ fn clone(flags: i32) -> io::Result<Option<Child>> {
         // SAFETY: the kernel made it for us, closed on exec.
         exit: unsafe { OwnedFd::from_raw_fd(exit) },
         status: None,
+        unlimited: None,
     }))
 }
 
@@ -395,10 +398,10 @@ fn above_standard(descriptor: OwnedFd) -> io::Result<OwnedFd> {
 /// system calls only.
 struct Plan {
     program: CString,
-    /// Owns what `arguments` points to.
-    _words: Vec<CString>,
+    /// Owns what the next two point to.
+    _words: [Vec<CString>; 2],
     arguments: Vec<*const libc::c_char>,
-    environment: [*const libc::c_char; 1],
+    environment: Vec<*const libc::c_char>,
     descriptors: [OwnedFd; 3],
     /// A byte comes here when the parent is ready.
     wait: OwnedFd,
@@ -416,24 +419,24 @@ impl Plan {
         let word = |bytes: &[u8]| CString::new(bytes).map_err(|_| LaunchError::Name);
         let program = word(launch.program.as_os_str().as_bytes())?;
         let added = given.map(Given::arguments).unwrap_or_default();
-        let words = std::iter::once(Ok(program.clone()))
-            .chain(
-                launch
-                    .arguments
-                    .iter()
-                    .chain(&added)
-                    .map(|argument| word(argument.as_bytes())),
-            )
-            .collect::<Result<Vec<_>, _>>()?;
-        let pointers = words.iter().map(|word| word.as_ptr());
-        let arguments = pointers.chain([ptr::null()]).collect();
+        let words = |first: Option<&CString>, words: &[OsString]| {
+            let rest = words.iter().map(|one| word(one.as_bytes()));
+            let first = first.cloned().map(Ok);
+            first.into_iter().chain(rest).collect::<Result<Vec<_>, _>>()
+        };
+        let pointers = |words: &[CString]| {
+            let all = words.iter().map(|word| word.as_ptr());
+            all.chain([ptr::null()]).collect()
+        };
+        let arguments = words(Some(&program), &[&launch.arguments[..], &added].concat())?;
+        let environment = words(None, &launch.environment)?;
         let copy = |descriptor: &OwnedFd| descriptor.try_clone().and_then(above_standard);
         let [input, output, error] = &launch.descriptors;
         Ok(Plan {
             program,
-            arguments,
-            _words: words,
-            environment: [ptr::null()],
+            arguments: pointers(&arguments),
+            environment: pointers(&environment),
+            _words: [arguments, environment],
             descriptors: [copy(input)?, copy(output)?, copy(error)?],
             wait: above_standard(wait)?,
             fail: above_standard(fail)?,

@@ -89,12 +89,21 @@ impl Part {
             state: Err(why.to_string()),
         }
     }
+}
 
-    /// What to tell the operator, if it is missing.
-    pub fn complaint(&self) -> Option<String> {
-        let why = self.state.as_ref().err()?;
-        Some(format!("the jail has {}: {why}", self.piece.without()))
+/// What to tell the operator of missing pieces: a line for each reason.
+pub fn complaints(parts: &[Part]) -> Vec<String> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for part in parts {
+        let Err(why) = &part.state else { continue };
+        let without = part.piece.without();
+        match reasons.iter_mut().find(|(reason, _)| reason == why) {
+            Some((_, all)) => all.push(without),
+            None => reasons.push((why, vec![without])),
+        }
     }
+    let line = |(why, all): (&str, Vec<&str>)| format!("the jail has {}: {why}", all.join(", "));
+    reasons.into_iter().map(line).collect()
 }
 
 #[cfg(test)]
@@ -103,11 +112,18 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_complained_about() {
-        assert_eq!(Part::there(Piece::Root, "empty").complaint(), None);
-        let text = Part::missing(Piece::Landlock, "the kernel has none").complaint();
+        let parts = [
+            Part::there(Piece::Limits, "all"),
+            Part::missing(Piece::User, "refused"),
+            Part::missing(Piece::Landlock, "too old"),
+            Part::missing(Piece::Root, "refused"),
+        ];
         assert_eq!(
-            text.as_deref(),
-            Some("the jail has no landlock: the kernel has none")
+            complaints(&parts),
+            [
+                "the jail has no user namespace, no empty root: refused",
+                "the jail has no landlock: too old"
+            ]
         );
     }
 }

@@ -17,6 +17,8 @@ use crate::table::WITHOUT_FILES;
 
 /// Exit status of a process that its filter ended.
 pub const STATUS: i32 = 159;
+/// The signal that ends a process whose thread cannot handle it.
+pub const SIGNAL: i32 = libc::SIGSYS;
 /// What the line on standard error begins with.
 pub const PREFIX: &str = "jail: ";
 /// `si_code` of a signal that a filter sent (asm-generic/siginfo.h,

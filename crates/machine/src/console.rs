@@ -14,14 +14,37 @@ use crate::sync::Signal;
 /// How long a machine that was asked to end waits for its console.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Why a machine stands still that nobody held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskFault {
+    /// The disk's name.
+    pub disk: String,
+    /// What happened.
+    pub message: String,
+}
+
 /// Where a machine's console goes.
 pub trait ConsoleBackend: Send + Sync {
     /// Takes what the guest wrote. Comes on one thread, which may block.
     fn output(&self, bytes: &[u8]);
 
+    /// The machine stands still because the host failed at a disk, or goes on
+    /// by itself after that. Must not block.
+    fn disk_failed(&self, fault: Option<&DiskFault>) {
+        let _ = fault;
+    }
+
     /// Takes a line for the operator. Must not block.
     fn log(&self, line: &str) {
         let _ = line;
+    }
+
+    /// The guest's kernel panicked; with a `crash_kernel` of its own it goes
+    /// on with that. The machine stays as it is: what comes next is the
+    /// guest's choice (its `panic=`) or the operator's. Once for each start
+    /// of the guest. Must not block.
+    fn panicked(&self, crash_kernel: bool) {
+        let _ = crash_kernel;
     }
 }
 

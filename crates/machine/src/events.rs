@@ -20,6 +20,14 @@ pub enum Event {
     },
     /// The guest asked for something; see [`crate::power`].
     Power,
+    /// The host failed, and a request of a disk's waits for the machine to
+    /// stop and to go on again.
+    DiskFailed {
+        /// Its name.
+        disk: String,
+        /// What happened.
+        message: String,
+    },
     /// Through a [`MachineHandle`](crate::MachineHandle).
     Request(Request),
     /// From the debugger.

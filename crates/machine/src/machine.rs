@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
+use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::virtio::vsock::VsockHandle;
-use croft_disk::RawDisk;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
 };
+use croft_isolate::{Role, assume};
 use croft_memory::GuestRam;
 
 use crate::acpi;
@@ -21,7 +23,7 @@ use crate::error::MachineError;
 use crate::events::{Event, Events};
 use crate::gdb::GdbListener;
 use crate::handle::MachineHandle;
-use crate::loader::Payload;
+use crate::loader::{BootDisk, Payload};
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
@@ -46,16 +48,19 @@ pub struct Machine {
     pub(crate) gdb: Option<GdbListener>,
     /// For who saves it.
     pub(crate) description: Description,
-    pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
+    pub(crate) terminal: Option<ConsoleHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
 /// the kernel's entry. Done at every start.
 pub(crate) struct Firmware {
     payload: Payload,
+    /// The first disk, whether or not it is booted from.
+    disk: Option<BootDisk>,
     acpi: acpi::Config,
 }
 
@@ -63,7 +68,7 @@ impl Firmware {
     /// Writes guest memory and says how the first vCPU starts.
     pub fn load(&self, ram: &GuestRam) -> Result<crate::boot::Boot, MachineError> {
         let rsdp = acpi::write(&self.acpi, ram)?;
-        Ok(self.payload.load(ram, rsdp)?)
+        Ok(self.payload.load(ram, rsdp, self.disk.as_ref())?)
     }
 }
 
@@ -82,6 +87,8 @@ impl Machine {
         let profile = profile(engine, model, config.vcpus)
             .map_err(|missing| MachineError::Model { model, missing })?;
         let mut machine = Machine::assemble(engine, config, profile, console)?;
+        // Before anything of the guest's is looked at closely.
+        assume(Role::Owner);
         let boot = machine.firmware.load(&machine.ram)?;
         if let Some(first) = machine.vcpus.first_mut() {
             boot.enter(&mut **first)?;
@@ -117,6 +124,7 @@ impl Machine {
         })?;
         let description = description.clone();
         let mut machine = Machine::assemble(engine, config, fit.profile.clone(), console)?;
+        assume(Role::Owner);
         description.compare(&machine.description)?;
         let mut state = saved.read(&machine.ram)?;
         fit.retime(&mut state.partition);
@@ -142,8 +150,9 @@ impl Machine {
         let ranges =
             memory_map::ram_ranges(config.memory, physical_bits, memory_map::host_memory())?;
         let ram = GuestRam::new(&ranges)?;
-        let firmware = Firmware {
+        let mut firmware = Firmware {
             payload: config.payload,
+            disk: None,
             acpi: acpi::Config {
                 vcpus: config.vcpus,
                 pci_window_64: memory_map::pci_window_64(physical_bits),
@@ -169,11 +178,18 @@ impl Machine {
             config.test_devices,
         )?;
         let plugger = Plugger::new(&chipset, &ram, &console);
-        let disks = plugger.plug(config.disks, config.vcpus)?;
+        let first = config.disks.first().map(|disk| disk.name.clone());
+        let disks = plugger.plug(config.disks, config.vcpus, &events)?;
+        firmware.disk = first.zip(disks.first()).map(|(name, disk)| BootDisk {
+            disk: disk.disk().clone(),
+            name,
+        });
         let balloon = plugger.plug_balloon()?;
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
         let vsock = vsock.transpose()?;
+        let ports: Vec<String> = config.ports.iter().map(|port| port.name.clone()).collect();
+        let terminal = plugger.plug_console(config.ports)?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -181,14 +197,19 @@ impl Machine {
                 config.vcpus,
                 config.memory,
                 config.test_devices,
-                disks.iter().map(|disk| SavedDisk::of(disk)).collect(),
+                disks
+                    .iter()
+                    .map(|disk| SavedDisk::of(disk.disk()))
+                    .collect(),
                 shares.iter().map(SavedShare::of).collect(),
             )
-            .with_vsock(vsock.is_some()),
+            .with_vsock(vsock.is_some())
+            .with_ports(ports),
             disks,
             balloon,
             shares,
             vsock,
+            terminal,
             ram,
             partition,
             vcpus,
@@ -223,8 +244,11 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            disks: self.disks.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
+            console: self.terminal.clone(),
+            power: self.power.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

@@ -1,20 +1,22 @@
 //! The owner of a running machine: one thread that takes every event from one
 //! queue, so that nothing about the machine's life happens twice or at once.
 //!
-//! A machine's vCPUs run while neither the operator nor a debugger holds
-//! them; [`Owner::settle`] brings about whatever was decided.
+//! A machine's vCPUs run while neither the operator, a debugger nor a failure
+//! of the host's (`fault`) holds them; [`Owner::settle`] brings about whatever
+//! was decided.
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
-use croft_disk::Disk;
 use croft_engine::{CpuState, EngineError, Stop};
 
 use crate::config::{Outcome, State};
-use crate::console::ConsolePump;
+use crate::console::{ConsolePump, DiskFault};
 use crate::error::MachineError;
 use crate::events::{Event, Request};
+use crate::fault::Fault;
 use crate::gdb::{Debugged, GdbServer};
 use crate::handle::SaveError;
 use crate::machine::Machine;
@@ -36,6 +38,8 @@ pub struct Owner {
     backlog: VecDeque<Event>,
     /// The operator paused the machine.
     held: bool,
+    /// The host failed at a disk.
+    fault: Fault,
     /// The first instruction may have been executed.
     started: bool,
     /// Guest time runs.
@@ -83,6 +87,7 @@ impl Owner {
             gdb,
             backlog: VecDeque::new(),
             held: false,
+            fault: Fault::default(),
             started: false,
             time_runs: false,
             saving: false,
@@ -96,9 +101,10 @@ impl Owner {
             self.settle();
             let event = match self.backlog.pop_front() {
                 Some(event) => event,
-                None => match receive(&self.machine.queue, &mut self.threads) {
-                    Some(event) => event,
-                    None => break Outcome::Failed("its event queue closed".to_owned()),
+                None => match self.next() {
+                    Ok(Some(event)) => event,
+                    Ok(None) => continue,
+                    Err(Closed) => break Outcome::Failed("its event queue closed".to_owned()),
                 },
             };
             match self.handle(event) {
@@ -137,11 +143,17 @@ impl Owner {
             Event::Request(Request::Stop) => return Ok(Some(Outcome::Requested)),
             Event::Request(Request::Pause(done)) => {
                 self.held = true;
+                self.retry_ends();
                 self.settle();
                 let _ = done.send(());
             }
+            Event::DiskFailed { disk, message } => {
+                self.disk_failed(&DiskFault { disk, message });
+            }
             Event::Request(Request::Resume(done)) => {
                 self.held = false;
+                self.retry_ends();
+                self.fault.ends();
                 self.settle();
                 let _ = done.send(());
             }
@@ -211,10 +223,63 @@ impl Owner {
         }
     }
 
+    /// The next event; `None` when it is time to look whether the host does
+    /// what it could not.
+    fn next(&mut self) -> Result<Option<Event>, Closed> {
+        let threads = &mut self.threads;
+        let Some(look) = self.fault.look().filter(|_| !self.held) else {
+            return receive(&self.machine.queue, threads, None).map(Some);
+        };
+        match receive(&self.machine.queue, threads, Some(look)) {
+            Ok(event) => Ok(Some(event)),
+            Err(Closed) if Instant::now() >= look => {
+                self.look_again();
+                Ok(None)
+            }
+            Err(Closed) => Err(Closed),
+        }
+    }
+
+    /// Stops the machine, of which the operator is told once.
+    fn disk_failed(&mut self, fault: &DiskFault) {
+        self.retry_ends();
+        if self.fault.happened() {
+            self.machine.console.disk_failed(Some(fault));
+        }
+        self.settle();
+    }
+
+    /// Lets the devices alone go on, so that a disk does its request again; or
+    /// the machine, when that did not fail.
+    fn look_again(&mut self) {
+        if self.fault.retries() {
+            self.fault_ends();
+            self.settle();
+        } else {
+            self.fault.retry();
+            self.machine.chipset.bus.resume();
+        }
+    }
+
+    /// The devices stand still again.
+    fn retry_ends(&mut self) {
+        if self.fault.retry_ends() {
+            self.machine.chipset.bus.pause();
+        }
+    }
+
+    fn fault_ends(&mut self) {
+        self.retry_ends();
+        if self.fault.ends() {
+            self.machine.console.disk_failed(None);
+        }
+    }
+
     /// Holds vCPUs and time, and deals with everything that came before they
     /// stood: a machine that is being saved has nothing in its queue.
     fn stand_still(&mut self) -> Result<Option<Outcome>, MachineError> {
         self.saving = true;
+        self.retry_ends();
         let mut ended = None;
         loop {
             self.halt();
@@ -258,7 +323,8 @@ impl Owner {
         // A disk keeps what its cache has, as one would that is not switched
         // off: the guest does not know of this.
         for (index, disk) in self.machine.disks.iter().enumerate() {
-            disk.flush()
+            disk.disk()
+                .flush()
                 .map_err(|source| SaveError::Disk { index, source })?;
         }
         let vcpu = |thread: &VcpuThread| -> Result<CpuState, SaveError> {
@@ -274,6 +340,8 @@ impl Owner {
 
     /// Everything as at power-on, and the kernel loaded again.
     fn reset(&mut self) -> Result<(), MachineError> {
+        // No request is left that could fail again.
+        self.fault_ends();
         self.halt();
         self.stop_time();
         // What was asked for before the reset does not survive it.
@@ -301,7 +369,7 @@ impl Owner {
 
     /// Makes vCPUs and guest time run, or stand still, as was decided.
     fn settle(&mut self) {
-        let runs = !self.held && !self.debugged.holds();
+        let runs = !self.held && !self.fault.holds() && !self.debugged.holds();
         let state = if runs { State::Running } else { State::Paused };
         if runs {
             self.start_time();
@@ -345,24 +413,37 @@ impl Owner {
             thread.kick();
         }
         while self.threads.iter().any(VcpuThread::is_running) {
-            match receive(&self.machine.queue, &mut self.threads) {
-                Some(Event::Stopped {
+            match receive(&self.machine.queue, &mut self.threads, None) {
+                Ok(Event::Stopped {
                     stop: Stop::Kicked, ..
                 }) => {}
-                Some(event) => self.backlog.push_back(event),
-                None => return,
+                Ok(event) => self.backlog.push_back(event),
+                Err(Closed) => return,
             }
         }
     }
 }
 
+/// Nobody can send any more, or nobody did in time.
+struct Closed;
+
 /// The next event, with the thread it is about marked.
-fn receive(queue: &Receiver<Event>, threads: &mut [VcpuThread]) -> Option<Event> {
-    let event = queue.recv().ok()?;
+fn receive(
+    queue: &Receiver<Event>,
+    threads: &mut [VcpuThread],
+    until: Option<Instant>,
+) -> Result<Event, Closed> {
+    let event = match until {
+        Some(until) => {
+            let left = until.saturating_duration_since(Instant::now());
+            queue.recv_timeout(left).map_err(|_| Closed)?
+        }
+        None => queue.recv().map_err(|_| Closed)?,
+    };
     if let Event::Stopped { vcpu, .. } = &event
         && let Some(thread) = threads.get_mut(*vcpu)
     {
         thread.stopped();
     }
-    Some(event)
+    Ok(event)
 }

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use croft_devices::platform;
 use croft_engine::{CpuModel, Stop};
 
-use crate::loader::Payload;
+use crate::events::Event;
+use crate::loader::{BootFrom, Payload};
 use crate::sync::lock;
 use crate::testing::{Act, Cpu, FakeEngine};
 use crate::{
-    ConsoleBackend, Machine, MachineConfig, MachineError, MachineHandle, NamedFile, Outcome, State,
+    ConsoleBackend, DiskConfig, DiskFault, Machine, MachineConfig, MachineError, MachineHandle,
+    NamedFile, Outcome, State,
 };
 
 /// Where the test kernel is loaded, and its entry.
@@ -38,8 +40,10 @@ fn kernel() -> NamedFile {
 
 fn payload(append: &str) -> Payload {
     Payload {
-        kernel: kernel(),
-        initrd: None,
+        boot: BootFrom::Files {
+            kernel: kernel(),
+            initrd: None,
+        },
         append: append.to_owned(),
     }
 }
@@ -52,6 +56,7 @@ pub fn config() -> MachineConfig {
         model: CpuModel::PortableV1,
         payload: payload("quiet"),
         disks: Vec::new(),
+        ports: Vec::new(),
         vsock: None,
         no_reboot: false,
         shares: Vec::new(),
@@ -63,11 +68,16 @@ pub fn config() -> MachineConfig {
 pub struct Sink {
     pub output: Mutex<Vec<u8>>,
     log: Mutex<Vec<String>>,
+    pub faults: Mutex<Vec<Option<DiskFault>>>,
 }
 
 impl ConsoleBackend for Sink {
     fn output(&self, bytes: &[u8]) {
         lock(&self.output).extend_from_slice(bytes);
+    }
+
+    fn disk_failed(&self, fault: Option<&DiskFault>) {
+        lock(&self.faults).push(fault.cloned());
     }
 
     fn log(&self, line: &str) {
@@ -381,4 +391,75 @@ fn bad_configurations_are_named() {
         ..config()
     });
     assert!(text.starts_with("--append: "), "{text}");
+}
+
+/// The host fails at a disk: the machine stands still, is not told twice, and
+/// goes on when the operator says so, or by itself when nothing fails any more.
+#[test]
+fn a_failed_disk_stops_the_machine_for_a_while() {
+    let engine = FakeEngine::new(|_| Act::Next);
+    let (machine, sink) = machine(&engine, config());
+    let (handle, events) = (machine.handle(), machine.events.clone());
+    let fail = |message: &str| {
+        let event = Event::DiskFailed {
+            disk: "disk0".to_owned(),
+            message: message.to_owned(),
+        };
+        events.send(event).unwrap();
+    };
+    let reach = |state: State| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while handle.state() != state {
+            assert!(Instant::now() < deadline, "not {state}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    thread::scope(|scope| {
+        let run = scope.spawn(|| machine.run());
+        reach(State::Running);
+        fail("full");
+        reach(State::Paused);
+        fail("full");
+        handle.resume().unwrap();
+        assert_eq!(handle.state(), State::Running);
+        assert_eq!(lock(&sink.faults).len(), 1);
+        fail("full again");
+        reach(State::Paused);
+        // Nothing fails any more.
+        reach(State::Running);
+        let faults = lock(&sink.faults).clone();
+        let messages: Vec<_> = faults
+            .iter()
+            .map(|f| f.as_ref().map(|f| &*f.message))
+            .collect();
+        assert_eq!(messages, [Some("full"), Some("full again"), None]);
+        // A pause stays one.
+        fail("more");
+        reach(State::Paused);
+        handle.pause().unwrap();
+        thread::sleep(Duration::from_millis(1500));
+        assert_eq!(handle.state(), State::Paused);
+        handle.stop().unwrap();
+        assert_eq!(run.join().unwrap(), Outcome::Requested);
+    });
+}
+
+#[test]
+fn a_disk_is_resized() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    let disk = DiskConfig::new("disk", vec![croft_disk::Layer::raw(file)]);
+    let engine = FakeEngine::new(power_off);
+    let config = MachineConfig {
+        disks: vec![disk],
+        ..config()
+    };
+    let (machine, _) = machine(&engine, config);
+    let handle = machine.handle();
+    handle.resize_disk(0, 8192).unwrap();
+    for (index, size, word) in [(0, 4096, "smaller"), (1, 8192, "no disk 1")] {
+        let error = handle.resize_disk(index, size).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    assert_eq!(machine.run(), Outcome::PowerOff);
 }

@@ -7,22 +7,25 @@
 //! | 2–24 | disks, in the order of the configuration   |
 //! | 25–28 | shares                                    |
 //! | 29   | sockets (vsock)                            |
+//! | 30   | terminal and byte streams (console)        |
 //! | 31   | balloon                                    |
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use croft_devices::virtio::balloon::{BalloonHandle, VirtioBalloon};
-use croft_devices::virtio::blk::VirtioBlk;
+use croft_devices::virtio::blk::{BlkHandle, BlkOptions, FaultSink, Limits, OnError, VirtioBlk};
+use croft_devices::virtio::console::{
+    ConsoleHandle, NAME_MAX, PORTS_MAX, PortConfig, VirtioConsole,
+};
 use croft_devices::virtio::fs::{ShareHandle, VirtioFs};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
 use croft_devices::{SharedLine, platform};
-use croft_disk::RawDisk;
+use croft_disk::{DiskError, Layer, OpenOptions};
 use croft_engine::{Doorbell, DoorbellAddress};
 use croft_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
@@ -30,6 +33,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::chipset::{Chipset, PartitionSide};
 use crate::console::ConsoleBackend;
 use crate::error::MachineError;
+use crate::events::{Event, Events};
 
 /// Slot of the entropy device.
 const RNG_SLOT: u8 = 1;
@@ -42,6 +46,8 @@ pub const SHARES_MAX: usize = 4;
 /// Slot of the balloon. Devices that a machine has one of are at the end, so
 /// that disks have neighbouring slots.
 const BALLOON_SLOT: u8 = 31;
+/// Slot of the console.
+const CONSOLE_SLOT: u8 = 30;
 /// Slot of the socket device.
 const VSOCK_SLOT: u8 = 29;
 /// Most disks of a machine.
@@ -52,13 +58,47 @@ const DISK_QUEUES_MAX: u32 = 4;
 /// A disk that a machine is made with.
 #[derive(Debug)]
 pub struct DiskConfig {
-    /// The image or block device, open for reading and, unless `read_only`,
-    /// for writing; locked by whoever opened it.
-    pub file: File,
+    /// Its file and those below it, locked by whoever opened them.
+    pub layers: Vec<Layer>,
     /// As the user wrote it.
     pub name: String,
-    /// Refuse every change.
-    pub read_only: bool,
+    /// How it is opened.
+    pub options: OpenOptions,
+    /// How much it may do.
+    pub limits: Limits,
+    /// What is done when the host fails.
+    pub on_error: OnError,
+}
+
+impl DiskConfig {
+    /// A disk of these layers, by default.
+    pub fn new(name: impl Into<String>, layers: Vec<Layer>) -> Self {
+        DiskConfig {
+            layers,
+            name: name.into(),
+            options: OpenOptions::default(),
+            limits: Limits::default(),
+            on_error: OnError::default(),
+        }
+    }
+}
+
+/// Tells the machine's owner of a disk that failed.
+struct Faults {
+    /// The disk's name on the bus, and as the user wrote it.
+    name: String,
+    file: String,
+    events: Events,
+}
+
+impl FaultSink for Faults {
+    fn disk_failed(&self, error: &DiskError) {
+        // A machine that has ended needs no stop.
+        let _ = self.events.send(Event::DiskFailed {
+            disk: self.name.clone(),
+            message: format!("{}: {error}", self.file),
+        });
+    }
 }
 
 /// A directory of the host's that a machine is made with.
@@ -137,13 +177,14 @@ impl<'a> Plugger<'a> {
         }
     }
 
-    /// The entropy device, and `disks` for a machine of `vcpus`. Returns what
-    /// is behind the disks.
+    /// The entropy device, and `disks` for a machine of `vcpus`.
+    /// Disks that stop the machine say so to `events`.
     pub fn plug(
         &self,
         disks: Vec<DiskConfig>,
         vcpus: u32,
-    ) -> Result<Vec<Arc<RawDisk>>, MachineError> {
+        events: &Events,
+    ) -> Result<Vec<BlkHandle>, MachineError> {
         if disks.len() > DISKS_MAX {
             return Err(MachineError::Disks(disks.len()));
         }
@@ -152,19 +193,49 @@ impl<'a> Plugger<'a> {
         let mut plugged = Vec::with_capacity(disks.len());
         for (index, config) in (0u8..).zip(disks) {
             let name = format!("disk{index}");
-            let disk = RawDisk::new(config.file, config.read_only).map_err(|source| {
+            let disk = croft_disk::open(config.layers, config.options).map_err(|source| {
                 MachineError::Disk {
-                    name: config.name,
+                    name: config.name.clone(),
                     source,
                 }
             })?;
-            let disk = Arc::new(disk);
-            plugged.push(disk.clone());
-            let log = self.log.clone();
-            let device = VirtioBlk::new(disk, queues, &name, &name, log);
+            let options = BlkOptions {
+                queues,
+                serial: name.clone(),
+                name: name.clone(),
+                limits: config.limits,
+                on_error: config.on_error,
+            };
+            let faults = Arc::new(Faults {
+                name: name.clone(),
+                file: config.name,
+                events: events.clone(),
+            });
+            let device = VirtioBlk::new(disk, options, self.log.clone(), faults);
+            plugged.push(device.handle());
             self.add(DISK_SLOT + index, &name, device)?;
         }
         Ok(plugged)
+    }
+
+    /// The console, if it has ports. Returns the operator's side of it.
+    pub fn plug_console(
+        &self,
+        ports: Vec<PortConfig>,
+    ) -> Result<Option<ConsoleHandle>, MachineError> {
+        if ports.is_empty() {
+            return Ok(None);
+        }
+        if ports.len() > PORTS_MAX {
+            return Err(MachineError::Ports(ports.len()));
+        }
+        if let Some(port) = ports.iter().find(|port| port.name.len() > NAME_MAX) {
+            return Err(MachineError::PortName(port.name.clone()));
+        }
+        let device = VirtioConsole::new(ports);
+        let handle = device.handle();
+        self.add(CONSOLE_SLOT, "console0", device)?;
+        Ok(Some(handle))
     }
 
     /// The socket device. Returns the host's side of it.
@@ -189,12 +260,13 @@ impl<'a> Plugger<'a> {
         if shares.len() > SHARES_MAX {
             return Err(MachineError::Shares(shares.len()));
         }
-        let mut plugged: Vec<ShareHandle> = Vec::with_capacity(shares.len());
+        let count = shares.len();
+        let mut plugged: Vec<ShareHandle> = Vec::with_capacity(count);
         for (index, config) in (0u8..).zip(shares) {
             if plugged.iter().any(|share| share.tag() == config.tag) {
                 return Err(MachineError::ShareTwice(config.tag));
             }
-            let device = VirtioFs::new(config.directory, &config.tag, config.read_only)?;
+            let device = VirtioFs::new(config.directory, &config.tag, config.read_only, count)?;
             plugged.push(device.handle());
             self.add(SHARE_SLOT + index, &format!("share{index}"), device)?;
         }

@@ -1,6 +1,11 @@
 //! The command line: a file for each command, and what they share.
 
+pub mod create;
+pub mod disk;
 pub mod doctor;
+pub mod guest;
+pub mod image;
+pub mod instance;
 pub mod machine;
 pub mod output;
 pub mod restore;
@@ -25,10 +30,59 @@ pub struct Args {
 /// What `croft` can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a machine in the foreground, with its serial console on this terminal
+    /// Make an instance from an image and run it; or run a kernel in the foreground
     #[command(after_help = "See 'croft run --help' for examples and exit codes.",
-              after_long_help = format!("{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, run::CONSOLE))]
+              after_long_help = format!("{}\n\n{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, disk::HELP, run::CONSOLE))]
     Run(Box<run::RunOptions>),
+    /// Make an instance, and leave it
+    #[command(after_help = "See 'croft create --help' for the options of disks, and examples.",
+              after_long_help = format!("{}\n\n{}", disk::HELP, create::HELP))]
+    Create(Box<create::CreateOptions>),
+    /// Start instances
+    #[command(after_help = instance::HELP)]
+    Start(instance::StartOptions),
+    /// Stop instances: press the power button, and after a time pull the plug
+    #[command(after_help = instance::HELP)]
+    Stop(instance::StopOptions),
+    /// Stop instances and start them again
+    #[command(after_help = instance::HELP)]
+    Restart(instance::StopOptions),
+    /// Hold instances: nothing in them executes and their time stands still
+    #[command(after_help = instance::HELP)]
+    Pause(instance::NamesOptions),
+    /// Let held instances continue
+    #[command(after_help = instance::HELP)]
+    Resume(instance::NamesOptions),
+    /// Delete instances with their disks
+    #[command(after_help = instance::HELP)]
+    Delete(instance::DeleteOptions),
+    /// List the instances
+    #[command(visible_alias = "ls")]
+    List(instance::ListOptions),
+    /// Tell all that is known of an instance
+    Show(instance::ShowOptions),
+    /// Print what an instance's serial console has printed
+    Logs(instance::LogsOptions),
+    /// Look at an instance's console, and type; Ctrl-] leaves
+    Console(instance::ConsoleOptions),
+    /// Run a command in an instance
+    #[command(after_help = guest::HELP)]
+    Exec(guest::ExecOptions),
+    /// Run a login shell in an instance
+    #[command(after_help = guest::HELP)]
+    Shell(guest::ShellOptions),
+    /// Copy a file or directory into an instance or out of one
+    #[command(after_help = guest::HELP)]
+    Cp(guest::CpOptions),
+    /// Wait until an instance is ready
+    #[command(after_help = instance::WAIT_HELP)]
+    Wait(instance::WaitOptions),
+    /// Start all instances that were created with --autostart
+    #[command(after_help = instance::AUTOSTART_HELP)]
+    Autostart(instance::AutostartOptions),
+    /// Build, import, list and export the images that instances are made from
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Save a running machine, with its memory, to a file, and end it
     #[command(after_help = save::HELP)]
     Save(save::SaveOptions),

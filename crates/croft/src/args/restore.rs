@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use croft_api::monitor::RunDisk;
+use croft_api::disk::RunDisk;
 
+use super::disk;
 use super::machine::{Engine, PlaceOptions, SoftwareOptions};
-use super::values::{parse_disk, parse_name};
+use super::values::parse_name;
 
 /// What follows the help.
 pub const HELP: &str = "\
@@ -29,8 +30,8 @@ pub struct RestoreOptions {
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub engine: Engine,
 
-    /// Where the disks are now: all of them, in order, each with ',readonly' if it was
-    #[arg(long = "disk", value_name = "FILE[,readonly]", value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_disk))]
+    /// Where the disks are now: all of them, in order, each with its options as it was
+    #[arg(long = "disk", value_name = disk::VALUE, value_hint = clap::ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(disk::parse_disk))]
     pub disks: Vec<RunDisk>,
 
     /// Where the kernel is now, for the machine's next reset

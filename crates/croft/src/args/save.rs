@@ -4,11 +4,12 @@ use std::ffi::OsString;
 
 /// What follows the help.
 pub const HELP: &str = "\
-The machine must have been started with --control. What its disks contain is
-not in the file: leave them alone until the machine is restored.
+A machine in the foreground must have been started with --control. What its
+disks contain is not in the file: leave them alone until the machine is
+restored.
 
 Exit codes:
-  0  saved; 'croft run' has ended with status 6
+  0  saved; a 'croft run' in the foreground has ended with status 6
   1  not saved; the machine goes on
   2  wrong usage; nothing was done
 
@@ -20,7 +21,7 @@ Example:
 /// `croft save`.
 #[derive(Debug, clap::Args)]
 pub struct SaveOptions {
-    /// The machine's control socket
+    /// The instance's name, or the machine's control socket
     #[arg(value_hint = clap::ValueHint::FilePath)]
     pub socket: OsString,
 

@@ -3,7 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use croft_api::monitor::{GdbAddress, RunDisk, RunShare};
+use croft_api::monitor::{GdbAddress, RunShare};
+use croft_host::{InstanceName, NameError};
 
 use crate::size;
 
@@ -45,22 +46,6 @@ pub fn parse_cpus(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("give a number from 1 to {CPUS_MAX}"))
 }
 
-/// A disk: `FILE[,readonly]`.
-pub fn parse_disk(text: OsString) -> Result<RunDisk, String> {
-    let bytes = text.as_bytes();
-    let (path, read_only) = match bytes.strip_suffix(b",readonly") {
-        Some(path) => (path, true),
-        None => (bytes, false),
-    };
-    if path.is_empty() {
-        return Err("name an image file or block device".to_owned());
-    }
-    Ok(RunDisk {
-        path: OsStr::from_bytes(path).to_owned(),
-        read_only,
-    })
-}
-
 /// Most bytes of a share's tag (virtio 1.2, 5.11.4).
 const TAG_MAX: usize = 36;
 
@@ -90,14 +75,8 @@ pub fn parse_share(text: OsString) -> Result<RunShare, String> {
 }
 
 /// An instance's name.
-pub fn parse_name(text: &str) -> Result<String, String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if starts_well && text.len() <= 63 && text.chars().all(plain) {
-        Ok(text.to_owned())
-    } else {
-        Err("use 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first".to_owned())
-    }
+pub fn parse_name(text: &str) -> Result<String, NameError> {
+    text.parse::<InstanceName>().map(|name| name.to_string())
 }
 
 /// A port or the path of a socket.
@@ -111,6 +90,25 @@ pub fn parse_gdb(text: &str) -> Result<GdbAddress, String> {
     } else {
         Ok(GdbAddress::Socket(text.into()))
     }
+}
+
+/// A console port's name and the path of its socket.
+pub fn parse_port(text: OsString) -> Result<(String, OsString), String> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'=');
+    let (name, path) = at.map_or((bytes, &b""[..]), |at| {
+        let (name, rest) = bytes.split_at(at);
+        (name, rest.get(1..).unwrap_or_default())
+    });
+    let name = str::from_utf8(name).unwrap_or_default();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if name.is_empty() || !name.chars().all(plain) || path.is_empty() {
+        return Err(
+            "give a name of letters, digits, '.', '-' and '_', then '=' and the path of a socket"
+                .to_owned(),
+        );
+    }
+    Ok((name.to_owned(), OsStr::from_bytes(path).to_owned()))
 }
 
 #[cfg(test)]
@@ -134,10 +132,6 @@ mod tests {
         assert_eq!(parse_gdb("1234"), Ok(GdbAddress::Port(1234)));
         assert_eq!(parse_gdb("./gdb"), Ok(GdbAddress::Socket("./gdb".into())));
         assert!(parse_gdb("70000").is_err());
-        let disk = |text: &str| parse_disk(text.into());
-        assert!(!disk("a,b").unwrap().read_only);
-        let read_only = disk("a,b,readonly").unwrap();
-        assert!(read_only.read_only && read_only.path == "a,b");
         let share = |text: &str| parse_share(text.into());
         let given = share("/a:b:c-1,readonly").unwrap();
         assert!(given.read_only && given.path == "/a:b" && given.tag == "c-1");
@@ -145,9 +139,6 @@ mod tests {
         let long = format!("/a:{}", "x".repeat(37));
         for bad in ["", "/a", ":b", "/a:", "/a:b c", "/a:b,ro", &long] {
             assert!(share(bad).is_err(), "{bad}");
-        }
-        for bad in ["", ",readonly"] {
-            assert!(disk(bad).is_err(), "{bad}");
         }
         assert!(parse_append(&"x".repeat(2048)).is_err());
         assert!(parse_append("a\nb").is_err());

@@ -12,6 +12,8 @@ pub enum Part {
     ControlGroups,
     /// What sets containers and helpers apart.
     Namespaces,
+    /// What keeps machines from the host.
+    Jail,
     /// What joins instances to networks.
     Networking,
     /// Programs that do parts of the work.
@@ -25,6 +27,7 @@ impl Part {
             Part::Engines => "engines",
             Part::ControlGroups => "control groups",
             Part::Namespaces => "namespaces",
+            Part::Jail => "jail",
             Part::Networking => "networking",
             Part::Tools => "tools",
         }

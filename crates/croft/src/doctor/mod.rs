@@ -6,6 +6,7 @@
 mod cgroups;
 mod engines;
 mod finding;
+mod jail;
 mod namespaces;
 mod tools;
 
@@ -46,6 +47,7 @@ pub fn run(options: &DoctorOptions) -> Exit {
     };
     findings.extend(cgroups::findings());
     findings.extend(namespaces::findings());
+    findings.extend(jail::findings());
     findings.extend(tools::findings());
     let report = Report {
         engine: best(&engines).map(str::to_owned),

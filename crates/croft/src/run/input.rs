@@ -64,6 +64,11 @@ impl Input {
         }
     }
 
+    /// What was read is for nobody.
+    pub fn forget(&mut self) {
+        self.pending.clear();
+    }
+
     fn take(&mut self, bytes: &[u8]) -> Heard {
         if self.keys && bytes.contains(&LEAVE) {
             return Heard::Leave;

@@ -7,11 +7,12 @@
 //!  exit 2          exit code        Ctrl-], signal, stdout closed
 //! ```
 
-mod input;
+pub mod input;
 mod monitor;
-mod output;
+pub mod output;
 mod session;
-mod terminal;
+pub mod signals;
+pub mod terminal;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,21 +20,30 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use croft_api::monitor::{RestoreRequest, RunRequest};
-use croft_api::{CpuModel, EngineChoice, MachineSpec, SoftwareSpec};
 use rustix::fs::OFlags;
 
-use crate::args::machine::{Cpu, Engine, SoftwareOptions};
+use crate::args::create::Restart;
+use crate::args::machine::Engine;
 use crate::args::restore::RestoreOptions;
 use crate::args::run::RunOptions;
 use crate::exit::Exit;
+use crate::instance::machine_spec;
 use crate::say;
 use monitor::Start;
 
+/// Name of a machine that was given none.
+const UNNAMED: &str = "machine";
+
 /// Runs a machine until it ends.
 pub fn run(options: RunOptions) -> Exit {
-    let auto = options.engine == Engine::Auto;
-    let start = Start::Run(request(options));
-    session(start, auto)
+    let auto = options.machine.engine == Engine::Auto;
+    match request(options) {
+        Ok(request) => session(Start::Run(request), auto),
+        Err(message) => {
+            say::line(&format!("croft: {message}"));
+            Exit::Usage
+        }
+    }
 }
 
 /// Lets a saved machine go on until it ends.
@@ -82,75 +92,56 @@ fn open(path: &Path) -> Result<File, String> {
     }
 }
 
-fn engine(engine: Engine) -> EngineChoice {
-    match engine {
-        Engine::Auto => EngineChoice::Auto,
-        Engine::Software => EngineChoice::Software,
-        Engine::Kvm => EngineChoice::Kvm,
-    }
-}
-
-fn software(options: &SoftwareOptions) -> SoftwareSpec {
-    SoftwareSpec {
-        code_cache: options.code_cache,
-        interpret: options.interpret,
-        verify_code: options.verify_code,
-        stats: options.stats,
-    }
-}
-
 fn restore_request(options: RestoreOptions) -> RestoreRequest {
+    let (_, ports) = options.place.ports();
     RestoreRequest {
         file: quoted(options.file.as_ref()),
         name: options.name,
-        engine: engine(options.engine),
-        software: software(&options.software),
+        engine: options.engine.into(),
+        software: (&options.software).into(),
         kernel: options.kernel,
         initrd: options.initrd,
         disks: Some(options.disks).filter(|disks| !disks.is_empty()),
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        ports,
         vsock: options.place.vsock,
         terminal: false,
+        no_jail: options.place.no_jail,
     }
 }
 
-fn request(options: RunOptions) -> RunRequest {
-    RunRequest {
-        machine: MachineSpec {
-            name: options.name,
-            engine: if options.lockstep {
-                EngineChoice::Lockstep
-            } else {
-                engine(options.engine)
-            },
-            software: software(&options.software),
-            cpu: options.cpu.map(|cpu| match cpu {
-                Cpu::Host => CpuModel::Host,
-                Cpu::PortableV1 => CpuModel::PortableV1,
-                Cpu::SoftwareFast => CpuModel::SoftwareFast,
-            }),
-            memory: options.memory,
-            cpus: options.cpus,
-            append: options.append,
-            no_reboot: options.no_reboot,
-            test_devices: options.test_devices,
-            vsock: options.place.vsock.as_ref().map(|_| options.vsock_cid),
-        },
-        kernel: options.kernel,
-        initrd: options.initrd,
-        disks: options.disks,
-        shares: options.shares,
+fn request(options: RunOptions) -> Result<RunRequest, String> {
+    let (names, ports) = options.place.ports();
+    let name = options.name.as_deref().unwrap_or(UNNAMED);
+    let mut machine = machine_spec(&options.machine, name);
+    machine.vsock = options.place.vsock.as_ref().map(|_| options.vsock_cid);
+    machine.ports = names;
+    let instance = &options.instance;
+    if instance.restart != Restart::No || instance.ephemeral || instance.autostart {
+        return Err(
+            "--restart, --ephemeral and --autostart are for instances; add -d to make one"
+                .to_owned(),
+        );
+    }
+    Ok(RunRequest {
+        machine,
+        kernel: options.machine.kernel,
+        initrd: options.machine.initrd,
+        disks: options.machine.disks,
+        shares: options.machine.shares,
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        ports,
         vsock: options.place.vsock,
         terminal: false,
-    }
+        no_jail: options.place.no_jail,
+    })
 }
 
 /// What a failure of the host's is called.
-fn host(what: &str) -> impl FnOnce(io::Error) -> String + '_ {
+pub fn host(what: &str) -> impl FnOnce(io::Error) -> String + '_ {
     move |error| format!("{what}: {error}")
 }

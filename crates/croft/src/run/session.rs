@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use croft_api::monitor::{Event, Request};
 use croft_api::{Outcome, WireError};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::stdio::stdin;
@@ -17,6 +16,7 @@ use super::host;
 use super::input::{Heard, Input};
 use super::monitor::{Monitor, Start};
 use super::output::Output;
+use super::signals::Signals;
 use super::terminal::Terminal;
 use crate::exit::Exit;
 use crate::say;
@@ -168,7 +168,7 @@ impl Session {
         };
         let ended = self.monitor.receiver.ended();
         let interests = [
-            (self.signals.0.as_fd(), PollFlags::IN),
+            (self.signals.as_fd(), PollFlags::IN),
             (
                 self.monitor.receiver.as_fd(),
                 when(!ended, PollFlags::IN)
@@ -265,8 +265,14 @@ impl Session {
             match event {
                 Event::Started { engine, reason } => self.started(&engine, &reason),
                 Event::Log { text } => self.say(&text),
+                // A line in the log says so, too.
+                Event::Panicked { .. } => {}
                 Event::Paused => self.say("paused"),
                 Event::Resumed => self.say("resumed"),
+                Event::DiskFailed { disk, message } => self.say(&format!(
+                    "paused because the host failed: {disk}, {message}; it goes on by itself when \
+                     that is mended"
+                )),
                 Event::Stopped(outcome) => self.outcome = Some(outcome),
             }
         }
@@ -306,30 +312,5 @@ impl Session {
         let raw = self.terminal.as_ref().is_some_and(Terminal::is_raw);
         let end = if raw { "\r\n" } else { "\n" };
         say::ended(&format!("croft: {text}"), end);
-    }
-}
-
-/// Signals, waited for like everything else.
-struct Signals(SignalFd);
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        let set = SigSet::from_iter([
-            Signal::SIGINT,
-            Signal::SIGTERM,
-            Signal::SIGHUP,
-            Signal::SIGQUIT,
-            Signal::SIGCONT,
-        ]);
-        set.thread_block()?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        Ok(Signals(SignalFd::with_flags(&set, flags)?))
-    }
-
-    fn next(&self) -> Option<Signal> {
-        let info = self.0.read_signal().ok()??;
-        i32::try_from(info.ssi_signo)
-            .ok()
-            .and_then(|number| Signal::try_from(number).ok())
     }
 }

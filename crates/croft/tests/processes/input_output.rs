@@ -21,6 +21,11 @@ fn outcomes_have_exit_codes() {
         ("invalid", 2, "give another"),
         ("failed", 1, "the engine gave up"),
         ("panic", 1, "as the test asked"),
+        (
+            "refused",
+            1,
+            "croft-vmm was ended by its jail: thread disk0-0 called openat",
+        ),
         ("exit-early", 1, "status 7"),
         ("old-version", 1, "croft-vmm version 2"),
         ("garbage", 1, "damaged message"),

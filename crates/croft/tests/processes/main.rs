@@ -3,7 +3,9 @@
 
 mod deaths;
 mod input_output;
+mod instances;
 mod save;
 mod stage;
 mod terminal;
 mod usage;
+mod walk;

@@ -61,8 +61,37 @@ impl Stage {
         command
     }
 
+    /// `croft` with these words, for instances of the stage's own.
+    pub fn croft(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(self.path("croft"));
+        command
+            .args(words)
+            .env("CROFT_DATA_DIR", self.path("data"))
+            .env_remove("CROFT_RUNTIME_DIR")
+            .current_dir(self.path(""))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// The same, to its end: its exit code and what it said on both outputs.
+    pub fn ask(&self, words: &[&str]) -> (Option<i32>, String) {
+        let mut child = self.croft(words).spawn().unwrap();
+        let status = wait(&mut child);
+        let output = child.wait_with_output().unwrap();
+        let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
+        said.push_str(&String::from_utf8_lossy(&output.stderr));
+        (status.code(), said)
+    }
+
     /// All processes of the machine: those with its name as an argument.
     pub fn processes(&self) -> Vec<(Pid, String)> {
+        self.processes_of(&self.name)
+    }
+
+    /// Those of a machine with this name.
+    pub fn processes_of(&self, wanted: &str) -> Vec<(Pid, String)> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry
@@ -77,7 +106,7 @@ impl Stage {
             };
             let mut words = line.split('\0');
             let program = words.next().unwrap_or_default();
-            if words.any(|word| word == self.name)
+            if words.any(|word| word == wanted)
                 && let Some(pid) = Pid::from_raw(pid)
             {
                 let program = Path::new(program).file_name().unwrap_or_default();
@@ -108,7 +137,7 @@ impl Stage {
 
     /// What the directory holds that a stage does not bring.
     pub fn left_behind(&self) -> Vec<String> {
-        let brought = ["croft", "croft-monitor", "croft-vmm", "kernel"];
+        let brought = ["croft", "croft-monitor", "croft-vmm", "kernel", "data"];
         fs::read_dir(self.directory.path())
             .unwrap()
             .flatten()
@@ -121,8 +150,10 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         // Only after a failed assertion is there anything to end.
-        for (pid, _) in self.processes() {
-            let _ = kill_process(pid, Signal::KILL);
+        for suffix in ["", "-a", "-b", "-other"] {
+            for (pid, _) in self.processes_of(&format!("{}{suffix}", self.name)) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
     }
 }

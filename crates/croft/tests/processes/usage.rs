@@ -108,9 +108,9 @@ fn programs_are_found_in_libexec() {
 fn completion_and_help_are_printed() {
     let stage = Stage::new();
     for (arguments, contains) in [
-        (&["completion", "bash"][..], "--no-reboot"),
+        (&["completion", "bash"][..], "complete -o"),
         (&["completion", "zsh"], "#compdef croft"),
-        (&["completion", "fish"], "complete -c croft"),
+        (&["completion", "fish"], "--command croft"),
         (&["run", "--help"], "Exit codes:"),
         (&["run", "--help"], "Examples:"),
         (&["version"], "croft 0."),

@@ -1,8 +1,9 @@
 //! Virtio devices on PCI (Virtual I/O Device Version 1.2, "virtio 1.2").
 //!
-//! A device of one kind ([`blk`], [`rng`], [`balloon`], [`fs`], [`vsock`]) is a
-//! [`VirtioDevice`]: what it offers, and a [`QueueHandler`] that serves one
-//! request, or a [`Service`] for all its queues together. Everything that is
+//! A device of one kind ([`blk`], [`rng`], [`balloon`], [`fs`], [`vsock`],
+//! [`console`]) is a [`VirtioDevice`]: what it offers, and a [`QueueHandler`]
+//! that serves one request, or a [`Service`] for all its queues together.
+//! Everything that is
 //! the same in all of them is [`transport`]: configuration space, registers,
 //! negotiation, interrupts, saving.
 //!
@@ -21,7 +22,9 @@
 //! lock while it serves; a vCPU thread never waits for that lock while a
 //! queue is in use. What needs the queue (a reset by the guest) is therefore
 //! finished by whichever of the guest's following accesses finds it free,
-//! and until then the status register does not read as zero.
+//! and until then the status register does not read as zero. A request that
+//! cannot be served yet (a rate limit, a host whose disk is full) is put back
+//! ([`QueueError::Later`]) and the lock let go, so that nothing waits for it.
 //!
 //! # Guests that break the rules
 //!
@@ -32,6 +35,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod fs;
 mod log;
 pub mod queue;
@@ -196,6 +200,7 @@ pub trait QueueHandler: Send {
     /// Serves one request and returns how many bytes it wrote to the
     /// request's device-writable part. An error says that the driver broke
     /// the rules: the device stops. Requests that fail for another reason
-    /// say so to the driver in their own way.
+    /// say so to the driver in their own way. [`QueueError::Later`] is the
+    /// exception: the request stays in the queue and is served once more.
     fn serve(&mut self, ram: &GuestRam, chain: &Chain) -> Result<u32, QueueError>;
 }

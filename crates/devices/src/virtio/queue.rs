@@ -6,6 +6,7 @@
 //! mistake in that reasoning costs a request and not the host.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use croft_memory::{GuestRam, PageTable};
 use thiserror::Error;
@@ -52,6 +53,14 @@ pub enum QueueError {
     /// Not for RAM that is there: see [`VolatileMemoryError`].
     #[error(transparent)]
     Memory(#[from] VolatileMemoryError),
+    /// Not an offence: the request is to be served again from its start,
+    /// after this time or when the worker is woken (the device goes on after
+    /// a pause, the driver notifies, [`Notifier::wake`]). Until then it is in
+    /// the queue as if it had not been taken.
+    ///
+    /// [`Notifier::wake`]: super::Notifier::wake
+    #[error("a request waits")]
+    Later(Option<Duration>),
 }
 
 /// A piece of guest memory; what is written through it leaves the traces of
@@ -295,11 +304,26 @@ fn in_one_piece(ram: &GuestRam, start: u64, len: u64) -> bool {
     region.len() - offset >= len
 }
 
+/// How long a finished request waits for others, so that one interrupt tells
+/// of them all. Much less than a disk's latency or a timer's tick.
+const GATHER: Duration = Duration::from_micros(50);
+
+/// How [`serve`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// There is nothing left, `live` was taken away, or the handler is not
+    /// ready.
+    All,
+    /// The first request of those that are left waits: see
+    /// [`QueueError::Later`].
+    Later(Option<Duration>),
+}
+
 /// Serves everything that is available while `live`, with an `interrupt`
 /// whenever the driver wants one. Ends when there is nothing left and the
-/// driver knows that it must notify, or when `live` is taken away or the
-/// handler is not ready; then somebody wakes the worker. Each request is
-/// bounded by the queue's size and RAM.
+/// driver knows that it must notify, when `live` is taken away, or when the
+/// handler is not ready or a request has to wait; then somebody wakes the
+/// worker. Each request is bounded by the queue's size and RAM.
 pub fn serve(
     queue: &mut ActiveQueue,
     handler: &mut dyn QueueHandler,
@@ -307,24 +331,59 @@ pub fn serve(
     chain: &mut Chain,
     live: &AtomicBool,
     mut interrupt: impl FnMut(),
-) -> Result<(), QueueError> {
+) -> Result<Served, QueueError> {
     loop {
         queue.queue.disable_notification(ram.mappings())?;
-        loop {
+        // Since when the driver may not know of requests handed back.
+        let mut untold = None;
+        let ended = loop {
             if !live.load(Ordering::SeqCst) || !handler.ready() {
-                return Ok(());
+                break Ok(Some(Served::All));
             }
-            if !queue.pop(ram, chain)? {
-                break;
+            match serve_one(queue, handler, ram, chain) {
+                Ok(true) => {}
+                Ok(false) => break Ok(None),
+                Err(QueueError::Later(wait)) => break Ok(Some(Served::Later(wait))),
+                Err(error) => break Err(error),
             }
-            let written = handler.serve(ram, chain)?;
-            queue.push(ram, chain, written)?;
-            if queue.wants_interrupt(ram)? {
-                interrupt();
+            let since: &Instant = untold.get_or_insert_with(Instant::now);
+            if since.elapsed() >= GATHER {
+                untold = None;
+                if queue.wants_interrupt(ram)? {
+                    interrupt();
+                }
             }
+        };
+        if untold.is_some() && queue.wants_interrupt(ram)? {
+            interrupt();
+        }
+        if let Some(served) = ended? {
+            return Ok(served);
         }
         if !queue.queue.enable_notification(ram.mappings())? {
-            return Ok(());
+            return Ok(Served::All);
         }
     }
+}
+
+/// Serves the next request; false when there is none.
+fn serve_one(
+    queue: &mut ActiveQueue,
+    handler: &mut dyn QueueHandler,
+    ram: &GuestRam,
+    chain: &mut Chain,
+) -> Result<bool, QueueError> {
+    if !queue.pop(ram, chain)? {
+        return Ok(false);
+    }
+    match handler.serve(ram, chain) {
+        Ok(written) => queue.push(ram, chain, written)?,
+        Err(error) => {
+            if matches!(error, QueueError::Later(_)) {
+                queue.unpop();
+            }
+            return Err(error);
+        }
+    }
+    Ok(true)
 }

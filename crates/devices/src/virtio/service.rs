@@ -12,7 +12,7 @@ use std::time::Instant;
 use croft_memory::GuestRam;
 
 use super::QueueHandler;
-use super::queue::{ActiveQueue, Chain, QueueError, serve};
+use super::queue::{ActiveQueue, Chain, QueueError, Served, serve};
 
 /// When a service wants to be called although nothing happens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,7 +152,13 @@ impl Service for Requests {
         let index = self.queue;
         if let Some(queue) = queues.get(index) {
             let (handler, chain) = (&mut *self.handler, &mut self.chain);
-            serve(queue, handler, ram, chain, live, || interrupt(index))?;
+            let served = serve(queue, handler, ram, chain, live, || interrupt(index))?;
+            if let Served::Later(Some(wait)) = served {
+                return Ok(Next {
+                    again: false,
+                    deadline: Instant::now().checked_add(wait),
+                });
+            }
         }
         Ok(Next::default())
     }

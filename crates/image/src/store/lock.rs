@@ -12,24 +12,29 @@ use crate::Error;
 /// A held lock.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
     /// Waits until others that hold it shared or not at all are the only ones.
     pub fn shared(path: &Path) -> Result<Lock, Error> {
-        take(path, FlockOperation::LockShared).map(|file| Lock { _file: file })
+        take(path, FlockOperation::LockShared).map(|file| Lock { file })
     }
 
     /// Waits until nobody else holds it.
     pub fn exclusive(path: &Path) -> Result<Lock, Error> {
-        take(path, FlockOperation::LockExclusive).map(|file| Lock { _file: file })
+        take(path, FlockOperation::LockExclusive).map(|file| Lock { file })
+    }
+
+    /// The same lock for a child process: held as long as either holds it.
+    pub fn share(&self) -> std::io::Result<std::process::Stdio> {
+        self.file.try_clone().map(Into::into)
     }
 
     /// Takes it if nobody else holds it.
     pub fn try_exclusive(path: &Path) -> Result<Option<Lock>, Error> {
         match take(path, FlockOperation::NonBlockingLockExclusive) {
-            Ok(file) => Ok(Some(Lock { _file: file })),
+            Ok(file) => Ok(Some(Lock { file })),
             Err(Error::Io { source, .. })
                 if Errno::from_io_error(&source) == Some(Errno::WOULDBLOCK) =>
             {

@@ -22,7 +22,7 @@ use crate::{Digest, Error, Manifest, name};
 pub struct Staging {
     layout: Layout,
     directory: tempfile::TempDir,
-    _lock: Lock,
+    lock: Lock,
 }
 
 /// What [`Staging::commit`] did.
@@ -46,7 +46,7 @@ impl Staging {
         Ok(Staging {
             layout: layout.clone(),
             directory,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -58,6 +58,15 @@ impl Staging {
     /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Something to hand to a child process: the store is not swept as long as
+    /// it has it, or a child of its own, whatever becomes of this process. It
+    /// reads as an empty file.
+    pub fn guard(&self) -> Result<std::process::Stdio, Error> {
+        self.lock
+            .share()
+            .map_err(Error::io("share", &self.layout.lock()))
     }
 
     /// Makes a file of the directory a blob: its digest and length.

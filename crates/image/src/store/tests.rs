@@ -25,6 +25,7 @@ fn add(store: &Store, name: &str, contents: &[u8]) -> Image {
         created: 1,
         origin: "a test".to_owned(),
         agent: false,
+        cloud_init: false,
         disk: Some(Disk {
             blob,
             length,

@@ -82,4 +82,8 @@ pub enum Problem {
         format: &'static str,
         what: &'static str,
     },
+    #[error(transparent)]
+    BootDisk(croft_bootdisk::BootError),
+    #[error("there is neither a kernel nor a disk to boot from; give one of them")]
+    NoBootDisk,
 }

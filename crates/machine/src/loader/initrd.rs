@@ -3,15 +3,13 @@
 use croft_memory::{GuestRam, Range};
 
 use super::Image;
-use super::error::{LoadError, Problem};
-use super::source::{FileSource, NamedFile, Source};
+use super::error::Problem;
+use super::source::Source;
 use crate::memory_map;
 
 /// Copies the initrd below both `image.initrd_max` and the end of low RAM,
 /// above the kernel, page-aligned, and returns where it is.
-pub fn place(file: &NamedFile, image: &Image, ram: &GuestRam) -> Result<Range, LoadError> {
-    let source = FileSource::new(file)?;
-    let named = |problem| LoadError::new(&file.name, problem);
+pub fn place(source: &dyn Source, image: &Image, ram: &GuestRam) -> Result<Range, Problem> {
     let len = source.size();
     let low_ram = ram.ranges().first().map_or(0, |range| range.len);
     let top = low_ram.min(image.initrd_max.saturating_add(1));
@@ -22,10 +20,8 @@ pub fn place(file: &NamedFile, image: &Image, ram: &GuestRam) -> Result<Range, L
         false => memory_map::HIGH_MEMORY,
     };
     let Some(start) = start.filter(|start| *start >= floor) else {
-        return Err(named(Problem::InitrdTooLarge { len }));
+        return Err(Problem::InitrdTooLarge { len });
     };
-    source
-        .copy_to(0, len, ram, start, "contents")
-        .map_err(named)?;
+    source.copy_to(0, len, ram, start, "contents")?;
     Ok(Range { start, len })
 }

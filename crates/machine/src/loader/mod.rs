@@ -6,6 +6,9 @@
 //!                     ├─ \x7fELF ──► elf (PVH), else multiboot
 //!                     └─ 1BADB002 ─► multiboot
 //! ```
+//!
+//! Where kernel and initrd come from is [`BootFrom`]: files that somebody
+//! opened, or the machine's first disk, which is read anew each time.
 
 mod bzimage;
 mod checksum;
@@ -19,13 +22,16 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
+use croft_disk::Disk;
 use croft_memory::GuestRam;
 
 pub use error::{LoadError, Problem};
 pub use source::{FILE_LIMIT, NamedFile, Source, write};
 
 use crate::boot::{self, Boot};
-use source::FileSource;
+use source::{Bytes, FileSource};
 
 /// Bytes in which every format shows itself: the multiboot header may begin
 /// as late as 8 KiB and is at most 48 bytes long.
@@ -71,24 +77,48 @@ pub struct Image {
     pub command_line_max: usize,
 }
 
+/// Where a machine's kernel comes from.
+#[derive(Debug)]
+pub enum BootFrom {
+    /// Open files.
+    Files {
+        /// The kernel.
+        kernel: NamedFile,
+        /// The initial RAM disk, or multiboot's first module.
+        initrd: Option<NamedFile>,
+    },
+    /// The machine's first disk: its newest kernel, or what the boot loader
+    /// on it would start.
+    Disk,
+}
+
 /// What a machine starts from.
 #[derive(Debug)]
 pub struct Payload {
-    /// The kernel.
-    pub kernel: NamedFile,
-    /// The initial RAM disk, or multiboot's first module.
-    pub initrd: Option<NamedFile>,
-    /// The kernel's command line.
+    /// Where kernel and initrd are.
+    pub boot: BootFrom,
+    /// The kernel's command line; behind that of the disk if that is booted.
     pub append: String,
+}
+
+/// The first disk, for a machine that boots from it.
+#[derive(Clone)]
+pub struct BootDisk {
+    /// It.
+    pub disk: Arc<dyn Disk>,
+    /// As the user wrote it.
+    pub name: String,
 }
 
 impl Payload {
     /// Finds what can be found wrong without a machine: missing, empty,
     /// oversized files.
     pub fn check(&self) -> Result<(), LoadError> {
-        self.kernel.checked_len()?;
-        if let Some(initrd) = &self.initrd {
-            initrd.checked_len()?;
+        if let BootFrom::Files { kernel, initrd } = &self.boot {
+            kernel.checked_len()?;
+            if let Some(initrd) = initrd {
+                initrd.checked_len()?;
+            }
         }
         Ok(())
     }
@@ -96,28 +126,94 @@ impl Payload {
     /// Loads everything into `ram` and says how the first vCPU starts.
     /// `rsdp` is where the ACPI root pointer is. Can be called again for the
     /// same memory, after a reset.
-    pub fn load(&self, ram: &GuestRam, rsdp: u64) -> Result<Boot, LoadError> {
-        let image = load_kernel(&self.kernel, ram)?;
-        check_command_line(&self.append, image.command_line_max)
-            .map_err(|problem| LoadError::new(COMMAND_LINE_NAME, problem))?;
-        let initrd = match &self.initrd {
-            Some(file) => Some(initrd::place(file, &image, ram)?),
-            None => None,
-        };
-        let info = boot::Info {
-            command_line: &self.append,
-            initrd,
-            rsdp,
-        };
-        boot::prepare(&image.protocol, &info, ram)
-            .map_err(|problem| LoadError::new(&self.kernel.name, problem))
+    pub fn load(
+        &self,
+        ram: &GuestRam,
+        rsdp: u64,
+        disk: Option<&BootDisk>,
+    ) -> Result<Boot, LoadError> {
+        let target = Target { ram, rsdp };
+        match &self.boot {
+            BootFrom::Files { kernel, initrd } => {
+                let kernel_source = FileSource::new(kernel)?;
+                let initrd_source = match initrd {
+                    Some(initrd) => Some((FileSource::new(initrd)?, initrd.name.as_str())),
+                    None => None,
+                };
+                let initrd = initrd_source
+                    .as_ref()
+                    .map(|(source, name)| (source as &dyn Source, *name));
+                target.load((&kernel_source, &kernel.name), initrd, &self.append)
+            }
+            BootFrom::Disk => {
+                let missing = || LoadError::new(COMMAND_LINE_NAME, Problem::NoBootDisk);
+                let BootDisk { disk, name } = disk.ok_or_else(missing)?;
+                target.load_from(disk.clone(), name, &self.append)
+            }
+        }
     }
 }
 
-/// Loads the kernel alone.
-fn load_kernel(kernel: &NamedFile, ram: &GuestRam) -> Result<Image, LoadError> {
-    let source = FileSource::new(kernel)?;
-    load_image(&source, ram).map_err(|problem| LoadError::new(&kernel.name, problem))
+/// The memory of the machine that something is loaded into.
+struct Target<'a> {
+    ram: &'a GuestRam,
+    rsdp: u64,
+}
+
+impl Target<'_> {
+    /// Loads kernel and initrd, each with its name for messages.
+    fn load(
+        &self,
+        kernel: (&dyn Source, &str),
+        initrd: Option<(&dyn Source, &str)>,
+        command_line: &str,
+    ) -> Result<Boot, LoadError> {
+        let named = |problem| LoadError::new(kernel.1, problem);
+        let image = load_image(kernel.0, self.ram).map_err(named)?;
+        check_command_line(command_line, image.command_line_max)
+            .map_err(|problem| LoadError::new(COMMAND_LINE_NAME, problem))?;
+        let initrd = match initrd {
+            Some((source, name)) => {
+                let placed = initrd::place(source, &image, self.ram);
+                Some(placed.map_err(|problem| LoadError::new(name, problem))?)
+            }
+            None => None,
+        };
+        let info = boot::Info {
+            command_line,
+            initrd,
+            rsdp: self.rsdp,
+        };
+        boot::prepare(&image.protocol, &info, self.ram).map_err(named)
+    }
+
+    /// Loads what is on `disk`; `append` comes behind its command line.
+    fn load_from(&self, disk: Arc<dyn Disk>, name: &str, append: &str) -> Result<Boot, LoadError> {
+        let limits = croft_bootdisk::Limits::default();
+        let limits = croft_bootdisk::Limits {
+            initrd: limits.initrd.min(self.ram.size()),
+            ..limits
+        };
+        let system = croft_bootdisk::find(disk, limits)
+            .map_err(|error| LoadError::new(&format!("disk {name}"), Problem::BootDisk(error)))?;
+        let shown = |path: &str| format!("{} on disk {name}", path.escape_debug());
+        let kernel_name = shown(&system.kernel.path);
+        let initrd_name = system.initrd.as_ref().map(|initrd| shown(&initrd.path));
+        let initrd = system.initrd.as_ref().zip(initrd_name.as_deref());
+        let initrd_bytes = initrd.map(|(initrd, name)| (&initrd.bytes, name));
+        let command_line = match append {
+            "" => system.command_line.clone(),
+            append => format!("{} {append}", system.command_line),
+        };
+        self.load(
+            (&Bytes(&system.kernel.bytes), &kernel_name),
+            initrd_bytes
+                .map(|(bytes, name)| (Bytes(bytes), name))
+                .as_ref()
+                .map(|(source, name)| (source as &dyn Source, *name)),
+            &command_line,
+        )
+    }
 }
 
 /// Detects the format of `source` and loads it.

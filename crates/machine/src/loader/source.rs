@@ -161,6 +161,30 @@ impl Source for [u8] {
     }
 }
 
+/// Bytes in memory.
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl Source for Bytes<'_> {
+    fn size(&self) -> u64 {
+        Source::size(self.0)
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8], part: &'static str) -> Result<(), Problem> {
+        Source::read(self.0, offset, data, part)
+    }
+
+    fn copy_to(
+        &self,
+        offset: u64,
+        len: u64,
+        ram: &GuestRam,
+        address: u64,
+        part: &'static str,
+    ) -> Result<(), Problem> {
+        self.0.copy_to(offset, len, ram, address, part)
+    }
+}
+
 fn slice<'a>(
     data: &'a [u8],
     offset: u64,

@@ -14,6 +14,7 @@ use crate::sync::lock;
 use crate::testing::{Act, FakeEngine};
 use crate::tests::{Sink, config, machine, power_off};
 use crate::{DiskConfig, Machine, MachineConfig, MachineError, Outcome, State};
+use croft_disk::Layer;
 
 /// Where the tests' guest counts.
 const COUNTER: u64 = 0x20_0000;
@@ -74,15 +75,12 @@ fn with_disks(sizes: &[u64]) -> MachineConfig {
     let disk = |bytes: &u64| {
         let file = tempfile::tempfile().unwrap();
         file.set_len(*bytes).unwrap();
-        DiskConfig {
-            file,
-            name: "disk".to_owned(),
-            read_only: false,
-        }
+        DiskConfig::new("disk", vec![Layer::raw(file)])
     };
     MachineConfig {
         vcpus: 2,
         disks: sizes.iter().map(disk).collect(),
+        ports: Vec::new(),
         vsock: None,
         ..config()
     }

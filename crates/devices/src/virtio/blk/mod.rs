@@ -6,25 +6,33 @@
 //!
 //! `config` has what the driver is told, `request` what it can ask for.
 //! Every queue has a worker, which serves one request after the other; a
-//! guest that wants requests side by side uses several queues.
+//! guest that wants requests side by side uses several queues. `limit` holds
+//! requests back that come too fast. A request that the host fails to do is
+//! answered with an error, or waits while the machine stands still
+//! ([`OnError`], [`FaultSink`]) and is then done again.
 
 mod config;
+mod limit;
 mod request;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use croft_disk::{Disk, SECTOR};
+use croft_disk::{Disk, DiskError, SECTOR};
 use croft_isolate::Role;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::{
-    Kind, LogSink, QueueHandler, RateLimitedLog, TransportState, VirtioDevice, copy_config,
+    Kind, LogSink, Notifier, QueueHandler, RateLimitedLog, TransportState, VirtioDevice,
+    copy_config,
 };
 use crate::saved::{DeviceState, StateError, check_version, damaged};
+use limit::Limiter;
+pub use limit::Limits;
 use request::{ID_LEN, Requests};
 use state::VERSION;
 pub use state::VirtioBlkState;
@@ -38,37 +46,128 @@ pub struct VirtioBlk {
     disk: Arc<dyn Disk>,
     queues: u16,
     id: [u8; ID_LEN],
-    config: [u8; config::LEN],
+    size: Arc<Size>,
+    limiter: Arc<Limiter>,
+    on_error: OnError,
+    faults: Arc<dyn FaultSink>,
     log: Arc<RateLimitedLog>,
 }
 
+/// What is done when the host fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// The machine stops if the host has no room; else the guest is told.
+    #[default]
+    StopIfFull,
+    /// The machine stops.
+    Stop,
+    /// The guest is told.
+    Report,
+}
+
+impl OnError {
+    fn stops(self, error: &DiskError) -> bool {
+        match self {
+            OnError::StopIfFull => error.is_full(),
+            OnError::Stop => error.is_host(),
+            OnError::Report => false,
+        }
+    }
+}
+
+/// Stops a machine.
+pub trait FaultSink: Send + Sync {
+    /// The host failed as `error` says. The request waits until the machine,
+    /// which is stopped soon, goes on; then it is done again. Comes on a
+    /// worker's thread and must not block.
+    fn disk_failed(&self, error: &DiskError);
+}
+
+/// What a disk is to the guest.
+pub struct BlkOptions {
+    /// Queues, 1–16.
+    pub queues: u16,
+    /// Serial number, the first 20 bytes of it.
+    pub serial: String,
+    /// Name under which requests that fail are logged.
+    pub name: String,
+    /// How much it may do.
+    pub limits: Limits,
+    /// See there.
+    pub on_error: OnError,
+}
+
+/// The size that the driver is told.
+#[derive(Default)]
+struct Size {
+    sectors: AtomicU64,
+    notifier: OnceLock<Notifier>,
+}
+
+/// Works on a disk that a guest has.
+#[derive(Clone)]
+pub struct BlkHandle {
+    disk: Arc<dyn Disk>,
+    size: Arc<Size>,
+}
+
+impl BlkHandle {
+    /// What is behind it.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Makes the disk `bytes` large, which is not less than it is, and tells
+    /// the guest.
+    pub fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        self.disk.resize(bytes)?;
+        let sectors = self.disk.size() / SECTOR;
+        self.size.sectors.store(sectors, Ordering::SeqCst);
+        if let Some(notifier) = self.size.notifier.get() {
+            notifier.config_changed();
+        }
+        Ok(())
+    }
+}
+
 impl VirtioBlk {
-    /// A disk of `queues` queues (1–16). `serial` is what the guest is told
-    /// as its serial number, the first 20 bytes of it. Requests that fail
-    /// are logged under `name`.
+    /// A disk that is `disk`, as `options` say. Lines for the operator go to
+    /// `log`, failures that stop the machine to `faults`.
     pub fn new(
         disk: Arc<dyn Disk>,
-        queues: u16,
-        serial: &str,
-        name: &str,
+        options: BlkOptions,
         log: Arc<dyn LogSink>,
+        faults: Arc<dyn FaultSink>,
     ) -> Self {
-        let queues = queues.clamp(1, QUEUES_MAX);
         let mut id = [0; ID_LEN];
-        for (place, byte) in id.iter_mut().zip(serial.bytes()) {
+        for (place, byte) in id.iter_mut().zip(options.serial.bytes()) {
             *place = byte;
         }
         VirtioBlk {
-            config: config::bytes(disk.size() / SECTOR, queues),
+            size: Arc::new(Size {
+                sectors: AtomicU64::new(disk.size() / SECTOR),
+                notifier: OnceLock::new(),
+            }),
             disk,
-            queues,
+            queues: options.queues.clamp(1, QUEUES_MAX),
             id,
-            log: Arc::new(RateLimitedLog::new(name.to_owned(), log)),
+            limiter: Arc::new(Limiter::new(options.limits)),
+            on_error: options.on_error,
+            faults,
+            log: Arc::new(RateLimitedLog::new(options.name, log)),
+        }
+    }
+
+    /// For working on it later.
+    pub fn handle(&self) -> BlkHandle {
+        BlkHandle {
+            disk: self.disk.clone(),
+            size: self.size.clone(),
         }
     }
 
     fn sectors(&self) -> u64 {
-        self.disk.size() / SECTOR
+        self.size.sectors.load(Ordering::SeqCst)
     }
 }
 
@@ -97,11 +196,17 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn config_len(&self) -> usize {
-        self.config.len()
+        config::LEN
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        copy_config(&self.config, offset, data);
+        let config = config::bytes(self.sectors(), self.queues);
+        copy_config(&config, offset, data);
+    }
+
+    fn connect(&mut self, notifier: Notifier) {
+        // A device is connected once.
+        let _ = self.size.notifier.set(notifier);
     }
 
     fn handler(&self, _queue: u16, features: u64) -> Box<dyn QueueHandler> {
@@ -109,6 +214,9 @@ impl VirtioDevice for VirtioBlk {
             disk: self.disk.clone(),
             id: self.id,
             write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+            limiter: self.limiter.clone(),
+            on_error: self.on_error,
+            faults: self.faults.clone(),
             log: self.log.clone(),
         })
     }

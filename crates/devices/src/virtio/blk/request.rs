@@ -19,6 +19,8 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::bitmap::Bitmap;
 
 use super::config::{RANGE_SECTORS_MAX, RANGES_MAX};
+use super::limit::Limiter;
+use super::{FaultSink, OnError};
 use crate::virtio::queue::GuestSlice;
 use crate::virtio::{Buffers, Chain, QueueError, QueueHandler, RateLimitedLog};
 
@@ -59,6 +61,9 @@ pub struct Requests {
     /// The driver does not flush (it did not accept the feature): what is
     /// written is on stable storage when the request ends (5.2.6.2).
     pub write_through: bool,
+    pub limiter: Arc<Limiter>,
+    pub on_error: OnError,
+    pub faults: Arc<dyn FaultSink>,
     pub log: Arc<RateLimitedLog>,
 }
 
@@ -74,11 +79,19 @@ impl QueueHandler for Requests {
         let Some(data) = chain.writable.len().checked_sub(1) else {
             return Err(QueueError::Request("has no room for its status"));
         };
+        let bytes = chain.readable.len().max(chain.writable.len());
+        self.limiter
+            .admit(bytes)
+            .map_err(|wait| QueueError::Later(Some(wait)))?;
         let (status, written) = match self.execute(ram, chain, kind, sector, data) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(Refusal::Broken(error)) => return Err(error),
             Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
             Err(Refusal::Invalid) => (VIRTIO_BLK_S_IOERR, 0),
+            Err(Refusal::Failed(error)) if self.on_error.stops(&error) => {
+                self.faults.disk_failed(&error);
+                return Err(QueueError::Later(None));
+            }
             Err(Refusal::Failed(error)) => {
                 self.log
                     .log(&format!("a request of the guest's failed: {error}"));

@@ -1,14 +1,15 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use croft_disk::{Disk, DiskError, IoMemory, RawDisk};
 use proptest::prelude::*;
 
-use super::VirtioBlk;
+use super::{BlkOptions, FaultSink, Limits, OnError, VirtioBlk};
 use crate::device::Device;
 use crate::lock;
 use crate::testing::{refuses_newer, round_trip};
-use crate::virtio::testing::{DATA, QUEUE_LEN, Rig, World};
+use crate::virtio::testing::{DATA, QUEUE_LEN, Rig, World, wait};
 use crate::virtio::transport::layout;
 
 const SECTORS: u64 = 2048;
@@ -71,6 +72,10 @@ impl Disk for Probe {
         self.raw.flush()
     }
 
+    fn resize(&self, size: u64) -> Result<(), DiskError> {
+        self.raw.resize(size)
+    }
+
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         lock(&self.discarded).push((offset, len));
         self.raw.discard(offset, len)
@@ -82,8 +87,36 @@ impl Disk for Probe {
 }
 
 fn device(disk: &Arc<Probe>, queues: u16) -> VirtioBlk {
+    device_with(disk, queues, OnError::Report, Limits::default()).0
+}
+
+#[derive(Default)]
+struct Faults(AtomicUsize);
+
+impl FaultSink for Faults {
+    fn disk_failed(&self, error: &DiskError) {
+        assert!(error.is_full());
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn device_with(
+    disk: &Arc<Probe>,
+    queues: u16,
+    on_error: OnError,
+    limits: Limits,
+) -> (VirtioBlk, Arc<Faults>) {
+    let options = BlkOptions {
+        queues,
+        serial: "serial-no-1".into(),
+        name: "disk0".into(),
+        limits,
+        on_error,
+    };
+    let faults = Arc::<Faults>::default();
     let log = Arc::<World>::default();
-    VirtioBlk::new(disk.clone(), queues, "serial-no-1", "disk0", log)
+    let device = VirtioBlk::new(disk.clone(), options, log, faults.clone());
+    (device, faults)
 }
 
 fn live(disk: &Arc<Probe>) -> Rig<VirtioBlk> {
@@ -127,6 +160,106 @@ fn read(rig: &mut Rig<VirtioBlk>, sector: u64, len: u32) -> Vec<u8> {
     rig.ram.write(PAYLOAD, &vec![0xDD; len as usize]).unwrap();
     assert_eq!(request(rig, 0, (0, sector), len, true), (OK, len + 1));
     rig.bytes(PAYLOAD, len as usize)
+}
+
+/// A request that the host has no room for waits, is in a saved state, and is
+/// done when there is room.
+#[test]
+fn a_full_host_stops_the_machine_and_loses_nothing() {
+    for on_error in [OnError::StopIfFull, OnError::Stop] {
+        let disk = Probe::new(false);
+        let (device, faults) = device_with(&disk, 1, on_error, Limits::default());
+        let mut rig = Rig::new(device);
+        rig.bring_up(FLUSH, 1);
+        disk.full.store(true, Ordering::Relaxed);
+        rig.ram.write(PAYLOAD, &[0x5A; 512]).unwrap();
+        put_header(&rig, 1, 7);
+        let pieces = [
+            (HEADER, 16, false),
+            (PAYLOAD, 512, false),
+            (STATUS, 1, true),
+        ];
+        let head = rig.chain(0, &pieces);
+        rig.offer(0, head);
+        rig.notify(0);
+        let failed = |count| wait("failures", || faults.0.load(Ordering::Relaxed) >= count);
+        failed(1);
+        rig.device.pause();
+        let before = faults.0.load(Ordering::Relaxed);
+        // Still no room.
+        rig.device.resume();
+        failed(before + 1);
+        rig.device.pause();
+        assert_eq!(rig.used_index(0), 0);
+        let state = rig.device.save();
+        let mut two = Rig::with_ram(
+            device_with(&disk, 1, on_error, Limits::default()).0,
+            rig.ram.clone(),
+        );
+        two.device.pause();
+        two.device.restore(&state).unwrap();
+        two.take_over(&rig);
+        drop(rig);
+        disk.full.store(false, Ordering::Relaxed);
+        two.device.resume();
+        assert_eq!(two.used(0), (u32::from(head), 1));
+        assert_eq!(two.bytes(STATUS, 1), [OK]);
+        assert_eq!(read(&mut two, 7, 512), [0x5A; 512]);
+    }
+}
+
+#[test]
+fn limits_hold_and_nothing_waits_for_them() {
+    let disk = Probe::new(false);
+    let limits = Limits {
+        iops: Some(1),
+        bytes_per_second: None,
+    };
+    let (device, _) = device_with(&disk, 1, OnError::Report, limits);
+    let mut rig = Rig::new(device);
+    rig.bring_up(FLUSH, 1);
+    assert_eq!(write(&mut rig, 0, &[1; 512]), OK);
+    put_header(&rig, 1, 1);
+    let pieces = [
+        (HEADER, 16, false),
+        (PAYLOAD, 512, false),
+        (STATUS, 1, true),
+    ];
+    let head = rig.chain(0, &pieces);
+    rig.offer(0, head);
+    let start = Instant::now();
+    rig.notify(0);
+    rig.device.pause();
+    rig.device.save();
+    rig.device.resume();
+    assert!(start.elapsed() < Duration::from_millis(500));
+    rig.used(0);
+    assert!(start.elapsed() >= Duration::from_millis(500));
+    // A reset does not wait either.
+    let head = rig.chain(0, &pieces);
+    rig.offer(0, head);
+    let start = Instant::now();
+    rig.notify(0);
+    rig.reset();
+    assert!(start.elapsed() < Duration::from_millis(500));
+}
+
+#[test]
+fn a_disk_that_grows_says_so() {
+    let disk = Probe::new(false);
+    let device = device(&disk, 1);
+    let handle = device.handle();
+    let mut rig = Rig::new(device);
+    rig.use_msix(1);
+    rig.bring_up(FLUSH, 1);
+    rig.write(0x10, 2, 0);
+    handle.resize((SECTORS + 8) * 512).unwrap();
+    assert_eq!(rig.world.take_messages(), [(0xFEE0_0000, 0)]);
+    assert_eq!(rig.read(layout::DEVICE, 8), SECTORS + 8);
+    assert_eq!(write(&mut rig, SECTORS + 7, &[5; 512]), OK);
+    assert_eq!(read(&mut rig, SECTORS + 7, 512), [5; 512]);
+    assert!(handle.resize(SECTORS * 512).is_err());
+    assert_eq!(rig.read(layout::DEVICE, 8), SECTORS + 8);
 }
 
 #[test]

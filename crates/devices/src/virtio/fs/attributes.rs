@@ -87,7 +87,7 @@ impl Share {
             host::set_owner(&file, user, group)?;
         }
         if has(valid::SIZE) {
-            match open.filter(|open| open.writable) {
+            match open.filter(|open| open.is_writable()) {
                 Some(open) => truncate(&open.file, size)?,
                 None => truncate(node.open(OFlags::WRONLY)?, size)?,
             }

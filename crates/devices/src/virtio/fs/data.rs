@@ -85,7 +85,8 @@ impl Share {
                 host::drop_set_id(&file)?;
             }
         }
-        let file = Arc::new(OpenFile { file, writable });
+        let flags = wanted & PASSED;
+        let file = Arc::new(OpenFile { file, flags });
         node.remember_open(&file);
         Ok(file)
     }
@@ -110,10 +111,9 @@ impl Share {
                     self.nodes().forget(id, 1);
                     return Err(Errno::STALE);
                 }
-                let mode = wanted & OFlags::RWMODE;
                 let file = Arc::new(OpenFile {
                     file: file.into(),
-                    writable: mode != OFlags::RDONLY,
+                    flags: wanted & PASSED,
                 });
                 self.node(id)?.remember_open(&file);
                 let handle = self.handles().add_file(file);

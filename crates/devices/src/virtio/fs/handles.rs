@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::host::Result;
@@ -13,8 +14,28 @@ use super::host::Result;
 pub struct OpenFile {
     /// Itself.
     pub file: File,
-    /// The guest may write to it.
-    pub writable: bool,
+    /// How it was opened.
+    pub flags: OFlags,
+}
+
+impl OpenFile {
+    /// Whether the guest may write to it.
+    pub fn is_writable(&self) -> bool {
+        self.flags & OFlags::RWMODE != OFlags::RDONLY
+    }
+
+    /// Whether it serves who wants to open it with `flags`.
+    fn serves(&self, flags: OFlags) -> bool {
+        let rest = OFlags::RWMODE.complement();
+        let (mine, wanted) = (self.flags & OFlags::RWMODE, flags & OFlags::RWMODE);
+        self.flags & rest == flags & rest && (mine == OFlags::RDWR || mine == wanted)
+    }
+
+    /// The same file once more, for who wants to open it with `flags`.
+    pub fn again(&self, flags: OFlags) -> Option<OwnedFd> {
+        let file = self.serves(flags).then(|| self.file.try_clone().ok());
+        file.flatten().map(OwnedFd::from)
+    }
 }
 
 impl AsFd for OpenFile {

@@ -149,18 +149,25 @@ pub struct VirtioFs {
 }
 
 impl VirtioFs {
-    /// Shares `directory`, an `O_PATH` descriptor will do, as `tag`.
-    pub fn new(directory: OwnedFd, tag: &str, read_only: bool) -> Result<Self, ShareError> {
+    /// Shares `directory`, an `O_PATH` descriptor will do, as `tag`. The
+    /// machine has `count` shares, between which descriptors are divided.
+    pub fn new(
+        directory: OwnedFd,
+        tag: &str,
+        read_only: bool,
+        count: usize,
+    ) -> Result<Self, ShareError> {
         let mut config = [0; CONFIG_LEN];
         if tag.is_empty() || tag.len() > TAG_MAX || tag.contains('\0') {
             return Err(ShareError::Tag(tag.escape_debug().to_string()));
         }
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_MAX..].copy_from_slice(&u32::from(QUEUES - 1).to_le_bytes());
-        let share = Share::new(directory, read_only).map_err(|source| ShareError::Directory {
-            tag: tag.to_owned(),
-            source: source.into(),
-        })?;
+        let share =
+            Share::new(directory, read_only, count).map_err(|source| ShareError::Directory {
+                tag: tag.to_owned(),
+                source: source.into(),
+            })?;
         Ok(VirtioFs {
             handle: ShareHandle {
                 tag: tag.into(),

@@ -126,16 +126,23 @@ impl Node {
         });
         match found {
             Ok(file) => Ok(Pinned::Found(file)),
-            Err(error) => self.opened().map(Pinned::Open).ok_or(match error {
+            Err(error) => self.all_open().pop().map(Pinned::Open).ok_or(match error {
                 Errno::NOENT => Errno::STALE,
                 other => other,
             }),
         }
     }
 
-    /// Opens it: a regular file.
+    /// Opens it: a regular file. One without a name can be opened like
+    /// somebody in the guest has it open.
     pub fn open(&self, flags: OFlags) -> Result<OwnedFd> {
-        self.seen(|directory, name| host::open(directory, name, self.key, flags))
+        match self.seen(|directory, name| host::open(directory, name, self.key, flags)) {
+            Err(Errno::NOENT | Errno::STALE) => {
+                let mut open = self.all_open().into_iter();
+                open.find_map(|open| open.again(flags)).ok_or(Errno::STALE)
+            }
+            result => result,
+        }
     }
 
     /// Makes another name for it.
@@ -156,10 +163,10 @@ impl Node {
         }
     }
 
-    fn opened(&self) -> Option<Arc<OpenFile>> {
+    fn all_open(&self) -> Vec<Arc<OpenFile>> {
         match &self.place {
-            Place::Directory { .. } => None,
-            Place::Other(seen) => lock(seen).open.iter().find_map(Weak::upgrade),
+            Place::Directory { .. } => Vec::new(),
+            Place::Other(seen) => lock(seen).open.iter().filter_map(Weak::upgrade).collect(),
         }
     }
 

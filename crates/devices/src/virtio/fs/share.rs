@@ -14,9 +14,10 @@ use super::nodes::{Node, Nodes};
 use super::wire::{Answer, Args, ENTRY_LEN, Header, MAJOR, MINOR, MINOR_LEAST, opcode};
 use crate::lock;
 
-/// Directories that one share holds open at most, and files.
-const DIRECTORIES_MAX: usize = 12 << 10;
-const FILES_MAX: usize = 2 << 10;
+/// Directories that all shares of a machine hold open at most, and files: of
+/// the descriptors that a machine's process may have most are theirs.
+const DIRECTORIES_MAX: usize = 48 << 10;
+const FILES_MAX: usize = 8 << 10;
 /// Most bytes of one write; Linux asks for at most 256 pages of data.
 pub const WRITE_MAX: u32 = 1 << 20;
 
@@ -53,13 +54,14 @@ pub struct Share {
 }
 
 impl Share {
-    /// Of a directory.
-    pub fn new(directory: OwnedFd, read_only: bool) -> Result<Self> {
+    /// Of a directory, one of `count` that a machine shares.
+    pub fn new(directory: OwnedFd, read_only: bool, count: usize) -> Result<Self> {
+        let part = |all: usize| all / count.max(1);
         Ok(Share {
             read_only,
             mounted: AtomicBool::new(false),
-            nodes: Mutex::new(Nodes::new(directory, DIRECTORIES_MAX)?),
-            handles: Mutex::new(Handles::new(FILES_MAX)),
+            nodes: Mutex::new(Nodes::new(directory, part(DIRECTORIES_MAX))?),
+            handles: Mutex::new(Handles::new(part(FILES_MAX))),
         })
     }
 

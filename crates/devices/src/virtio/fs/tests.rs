@@ -21,6 +21,7 @@ const RDONLY: u32 = 0;
 const WRONLY: u32 = 1;
 const RDWR: u32 = 2;
 const CREAT: u32 = 0o100;
+const APPEND: u32 = 0o2000;
 const TRUNC: u32 = 0o1000;
 const REG: u32 = 0o100_000;
 const CHR: u32 = 0o020_000;
@@ -35,7 +36,7 @@ struct Guest {
 
 fn device(path: &Path, read_only: bool) -> VirtioFs {
     let directory = OwnedFd::from(File::open(path).unwrap());
-    VirtioFs::new(directory, "tag", read_only).unwrap()
+    VirtioFs::new(directory, "tag", read_only, 1).unwrap()
 }
 
 impl Guest {
@@ -212,10 +213,13 @@ fn the_configuration_has_the_tag() {
     assert_eq!(guest.rig.read(layout::DEVICE + 36, 4), 1);
     let directory = || OwnedFd::from(File::open(guest.outside.path()).unwrap());
     for tag in ["", "123456789012345678901234567890123456x", "a\0b"] {
-        assert!(VirtioFs::new(directory(), tag, false).is_err());
+        assert!(VirtioFs::new(directory(), tag, false, 1).is_err());
     }
     let file = OwnedFd::from(File::open(guest.outside.path().join("secret")).unwrap());
-    let error = VirtioFs::new(file, "tag", false).err().unwrap().to_string();
+    let error = VirtioFs::new(file, "tag", false, 1)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("'tag' cannot be used"), "{error}");
 }
 
@@ -243,9 +247,12 @@ fn files_are_made_written_read_moved_and_removed() {
     // Without a name, open: it is there for whoever has it.
     guest.ask(UNLINK, directory, &text("b")).unwrap();
     assert_eq!(guest.read(handle, 3, 4), Ok(b"text".to_vec()));
+    let more = guest.open(node, RDWR).unwrap();
+    assert_eq!(guest.read(more, 3, 4), Ok(b"text".to_vec()));
+    assert_eq!(guest.open(node, RDWR | APPEND), Err(Errno::STALE));
     let about = guest.ask(GETATTR, node, &[0; 16]).unwrap();
     assert_eq!(long(&about, 16 + 8), 7);
-    for handle in [handle, again] {
+    for handle in [handle, again, more] {
         guest.ask(RELEASE, node, &extent(handle, 0, 0)).unwrap();
     }
     assert_eq!(guest.ask(GETATTR, node, &[0; 16]), Err(Errno::STALE));

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use croft_memory::GuestRam;
 use proptest::prelude::*;
@@ -26,6 +27,8 @@ struct Gate {
     opened: Condvar,
     /// Requests are left in the queue.
     aside: AtomicBool,
+    /// Requests to put back, from the last one on.
+    later: Mutex<Vec<Option<Duration>>>,
 }
 
 impl Gate {
@@ -106,6 +109,10 @@ impl QueueHandler for Copier {
             closed = self.0.opened.wait(closed).unwrap();
         }
         drop(closed);
+        let later = lock(&self.0.later).pop();
+        if let Some(wait) = later {
+            return Err(QueueError::Later(wait));
+        }
         let mut bytes = vec![0; chain.readable.len().min(RAM) as usize];
         chain.readable.read(ram, 0, &mut bytes)?;
         Ok(chain.writable.write(ram, 0, &bytes)? as u32)
@@ -723,4 +730,38 @@ fn a_request_waits_until_the_device_is_ready() {
     gate.aside.store(false, Ordering::SeqCst);
     notifier.wake(0);
     assert_eq!(rig.used(0), (u32::from(head), 4));
+}
+
+#[test]
+fn a_request_that_waits_is_served_once_more() {
+    let device = Echo::default();
+    let gate = device.gate.clone();
+    let mut rig = Rig::new(device);
+    rig.bring_up(EVENT_IDX, 2);
+    // By its own clock.
+    lock(&gate.later).push(Some(Duration::from_millis(5)));
+    echo(&mut rig, 0, b"later");
+    // When the device goes on; until then it can be saved and reset.
+    lock(&gate.later).extend([None, None]);
+    let head = rig.chain(0, &[(DATA, 4, false), (DATA + 64, 4, true)]);
+    rig.offer(0, head);
+    rig.notify(0);
+    wait("the first try", || lock(&gate.later).len() == 1);
+    rig.device.pause();
+    rig.device.save();
+    rig.device.resume();
+    wait("the second try", || lock(&gate.later).is_empty());
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(rig.used_index(0), 1);
+    rig.device.pause();
+    let state = rig.device.save();
+    let mut two = Rig::with_ram(Echo::default(), rig.ram.clone());
+    two.device.pause();
+    two.device.restore(&state).unwrap();
+    two.take_over(&rig);
+    drop(rig);
+    two.device.resume();
+    assert_eq!(two.used(0), (u32::from(head), 4));
+    echo(&mut two, 0, b"and after");
+    two.reset();
 }

@@ -1,6 +1,5 @@
 mod fixtures;
 
-use std::fs::File;
 use std::io::Write;
 
 use croft_memory::GuestRam;
@@ -47,9 +46,15 @@ fn named(name: &str, bytes: &[u8]) -> NamedFile {
 }
 
 fn payload(kernel: &[u8]) -> Payload {
+    with_initrd(kernel, None)
+}
+
+fn with_initrd(kernel: &[u8], initrd: Option<NamedFile>) -> Payload {
     Payload {
-        kernel: named("vmlinuz", kernel),
-        initrd: None,
+        boot: BootFrom::Files {
+            kernel: named("vmlinuz", kernel),
+            initrd,
+        },
         append: String::new(),
     }
 }
@@ -218,7 +223,10 @@ fn every_error_is_short_and_names_the_remedy() {
         ),
     ];
     for (what, bytes, expected) in cases {
-        let error = payload(&bytes).load(&ram(), 0).unwrap_err().to_string();
+        let error = payload(&bytes)
+            .load(&ram(), 0, None)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("vmlinuz: "), "{what}: {error}");
         assert!(error.contains(expected), "{what}: {error}");
         assert!(error.lines().count() == 1 && error.len() < 240, "{error}");
@@ -261,9 +269,8 @@ fn a_directory_a_device_and_a_missing_file_are_named() {
 fn the_initrd_goes_high_and_whole() {
     let ram = ram();
     let content: Vec<u8> = (0..300_001u32).map(|i| i as u8).collect();
-    let mut payload = payload(&elf64(true));
-    payload.initrd = Some(named("initrd", &content));
-    let boot = payload.load(&ram, 0).unwrap();
+    let payload = with_initrd(&elf64(true), Some(named("initrd", &content)));
+    let boot = payload.load(&ram, 0, None).unwrap();
     assert_eq!(boot.mode, Mode::Protected);
     let mut module = [0; 8];
     ram.read(crate::memory_map::BOOT_MODULES, &mut module)
@@ -278,12 +285,11 @@ fn the_initrd_goes_high_and_whole() {
 
 #[test]
 fn an_initrd_that_does_not_fit_is_refused() {
-    let mut payload = payload(&elf64(true));
     let file = tempfile::tempfile().unwrap();
     file.set_len(31 << 20).unwrap();
     let name = "initrd".to_owned();
-    payload.initrd = Some(NamedFile { file, name });
-    let error = payload.load(&ram(), 0).unwrap_err();
+    let payload = with_initrd(&elf64(true), Some(NamedFile { file, name }));
+    let error = payload.load(&ram(), 0, None).unwrap_err();
     assert!(matches!(error.problem, Problem::InitrdTooLarge { .. }));
     assert_eq!(error.name, "initrd");
 }
@@ -292,22 +298,22 @@ fn an_initrd_that_does_not_fit_is_refused() {
 fn command_lines_are_bounded_by_the_kernel() {
     let mut payload = payload(&bzimage(&packings(&elf64(true)).remove(6).1));
     payload.append = "x".repeat(2047);
-    payload.load(&ram(), 0).unwrap();
+    payload.load(&ram(), 0, None).unwrap();
     payload.append.push('x');
-    let error = payload.load(&ram(), 0).unwrap_err();
+    let error = payload.load(&ram(), 0, None).unwrap_err();
     assert_eq!(
         error.to_string(),
         "--append: 2048 bytes are more than the 2047 this kernel takes; shorten it"
     );
     payload.append = "a\0b".to_owned();
-    assert!(payload.load(&ram(), 0).is_err());
+    assert!(payload.load(&ram(), 0, None).is_err());
 }
 
 #[test]
 fn a_file_that_shrinks_is_an_error() {
-    let payload = payload(&elf64(true));
-    let source = FileSource::new(&payload.kernel).unwrap();
-    File::set_len(&payload.kernel.file, 300).unwrap();
+    let kernel = named("vmlinuz", &elf64(true));
+    let source = FileSource::new(&kernel).unwrap();
+    kernel.file.set_len(300).unwrap();
     assert!(matches!(
         load_image(&source, &ram()),
         Err(Problem::Truncated { .. })

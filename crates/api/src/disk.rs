@@ -1,0 +1,136 @@
+//! Disks, in all protocols.
+
+use std::ffi::OsString;
+
+use serde::{Deserialize, Serialize};
+
+/// How an image file contains its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// The file's bytes are the disk's.
+    Raw,
+    /// QEMU's format, version 2 or 3.
+    Qcow2,
+}
+
+/// What becomes of the host's page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheMode {
+    /// What the guest writes is in the page cache until it flushes.
+    #[default]
+    Writeback,
+    /// Flushes do nothing: for disks that are thrown away.
+    Unsafe,
+}
+
+/// What happens when the host fails to read or write a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnIoError {
+    /// The machine pauses if the host has no room left; the guest is told of
+    /// other failures.
+    #[default]
+    StopIfFull,
+    /// The machine pauses.
+    Stop,
+    /// The guest is told.
+    Report,
+}
+
+/// How much of the host a disk may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLimits {
+    /// Requests per second.
+    #[serde(default)]
+    pub iops: Option<u64>,
+    /// Bytes per second.
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
+}
+
+/// What is not flushed is lost when the machine's process ends, as in a power
+/// failure: for tests of durability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TestStorage {
+    /// Writes reach the file when the guest flushes.
+    DropUnflushed,
+    /// They never reach it: what a broken flush would do.
+    IgnoreFlushes,
+}
+
+/// How a disk is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskOptions {
+    /// Refuse every change.
+    #[serde(default)]
+    pub read_only: bool,
+    /// See there.
+    #[serde(default)]
+    pub cache: CacheMode,
+    /// See there.
+    #[serde(default)]
+    pub on_io_error: OnIoError,
+    /// See there.
+    #[serde(default)]
+    pub limits: DiskLimits,
+    /// For tests.
+    #[serde(default)]
+    pub test: Option<TestStorage>,
+}
+
+/// A disk of a machine, by the paths of its files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunDisk {
+    /// The disk's own file, and what is below it: its backing file, that
+    /// one's, and so on. Names in images count for nothing.
+    pub layers: Vec<RunLayer>,
+    /// How it is served.
+    #[serde(default)]
+    pub options: DiskOptions,
+}
+
+impl RunDisk {
+    /// A disk of one file, by default.
+    pub fn new(path: impl Into<OsString>) -> Self {
+        RunDisk {
+            layers: vec![RunLayer {
+                path: path.into(),
+                format: None,
+            }],
+            options: DiskOptions::default(),
+        }
+    }
+}
+
+/// A file of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunLayer {
+    /// Path of an image file or block device.
+    pub path: OsString,
+    /// What it is; guessed from its contents when not said.
+    pub format: Option<DiskFormat>,
+}
+
+/// A disk that a machine is started with. Each layer comes with a descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartDisk {
+    /// Its name for messages.
+    pub name: String,
+    /// Its files, the disk's own first.
+    pub layers: Vec<StartLayer>,
+    /// How it is served; a read-only disk's files are open for reading only.
+    pub options: DiskOptions,
+}
+
+/// An open file of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartLayer {
+    /// What it is.
+    pub format: DiskFormat,
+    /// That was guessed from its contents, which must not come to look like
+    /// another format.
+    pub guessed: bool,
+}

@@ -1,0 +1,230 @@
+//! `croft image list` and `show`.
+
+use std::fmt::Write;
+
+use croft_image::store::{Image, Store};
+use croft_image::{Digest, Manifest};
+use serde::Serialize;
+
+use super::Fault;
+use crate::args::output::OutputFormat;
+use crate::exit::Exit;
+use crate::{print, say};
+
+/// An image as `-o json` prints it.
+#[derive(Serialize)]
+struct Described<'a> {
+    id: Digest,
+    names: &'a [String],
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+}
+
+impl<'a> Described<'a> {
+    fn of(image: &'a Image) -> Self {
+        Described {
+            id: image.id,
+            names: &image.names,
+            manifest: &image.manifest,
+        }
+    }
+}
+
+/// Prints all images. Those that cannot be read are named on standard error.
+pub fn list(store: &Store, output: OutputFormat) -> Result<Exit, Fault> {
+    let mut exit = Exit::PowerOff;
+    let mut images = Vec::new();
+    for image in store.list()? {
+        match image {
+            Ok(image) => images.push(image),
+            Err(error) => {
+                say::line(&format!("croft: {error}"));
+                exit = Exit::Failed;
+            }
+        }
+    }
+    let text = match output {
+        OutputFormat::Json => {
+            let described: Vec<Described<'_>> = images.iter().map(Described::of).collect();
+            json(&described)?
+        }
+        OutputFormat::Table => table(&images),
+    };
+    match print(text.as_bytes()) {
+        Exit::PowerOff => Ok(exit),
+        failed => Ok(failed),
+    }
+}
+
+fn json(what: &impl Serialize) -> Result<String, Fault> {
+    serde_json::to_string_pretty(what)
+        .map(|text| text + "\n")
+        .map_err(|error| Fault {
+            exit: Exit::Failed,
+            message: format!("cannot write JSON: {error}"),
+        })
+}
+
+fn table(images: &[Image]) -> String {
+    let mut rows =
+        vec![["NAME", "ID", "SYSTEM", "FORMS", "DISK", "STORED", "CREATED"].map(str::to_owned)];
+    for image in images {
+        let manifest = &image.manifest;
+        let names: &[String] = match image.names.as_slice() {
+            [] => &["-".to_owned()],
+            names => names,
+        };
+        for name in names {
+            rows.push([
+                name.clone(),
+                image.id.short(),
+                system(manifest),
+                forms(manifest),
+                manifest
+                    .disk
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), |disk| size(disk.virtual_size)),
+                size(stored(manifest)),
+                date(manifest.created),
+            ]);
+        }
+    }
+    let widths: Vec<usize> = (0..7)
+        .map(|column| {
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn system(manifest: &Manifest) -> String {
+    format!("{} {}", manifest.os, manifest.os_version)
+        .trim()
+        .to_owned()
+}
+
+fn forms(manifest: &Manifest) -> String {
+    match (&manifest.disk, &manifest.rootfs) {
+        (Some(_), Some(_)) => "machine, container",
+        (Some(_), None) => "machine",
+        (None, Some(_)) => "container",
+        (None, None) => "-",
+    }
+    .to_owned()
+}
+
+/// Bytes of its blobs. A disk with holes takes less.
+fn stored(manifest: &Manifest) -> u64 {
+    let disk = manifest.disk.as_ref().map_or(0, |disk| disk.length);
+    let rootfs = manifest.rootfs.as_ref().map_or(0, |rootfs| rootfs.length);
+    disk.saturating_add(rootfs)
+}
+
+fn size(bytes: u64) -> String {
+    const UNITS: [(u32, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    for (shift, unit) in UNITS {
+        let whole = bytes >> shift;
+        if whole > 0 {
+            let tenth = (bytes >> (shift - 7) & 127) * 10 / 128;
+            return if whole < 10 {
+                format!("{whole}.{tenth} {unit}")
+            } else {
+                format!("{whole} {unit}")
+            };
+        }
+    }
+    format!("{bytes} B")
+}
+
+/// Seconds since 1970 as a date and time in UTC.
+fn date(seconds: u64) -> String {
+    let time = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    time.map_or_else(
+        || "-".to_owned(),
+        |time| time.strftime("%Y-%m-%d %H:%M").to_string(),
+    )
+}
+
+/// Prints an image.
+pub fn show(store: &Store, reference: &str, output: OutputFormat) -> Result<Exit, Fault> {
+    let image = store.resolve(reference)?;
+    let text = match output {
+        OutputFormat::Json => json(&Described::of(&image))?,
+        OutputFormat::Table => page(&image),
+    };
+    Ok(print(text.as_bytes()))
+}
+
+fn page(image: &Image) -> String {
+    let manifest = &image.manifest;
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
+    let mut rows = vec![
+        ("names", image.names.join(", ")),
+        ("id", image.id.to_string()),
+        ("system", system(manifest)),
+        ("architecture", manifest.arch.clone()),
+        ("created", format!("{} UTC", date(manifest.created))),
+        ("origin", manifest.origin.clone()),
+        ("guest agent", yes(manifest.agent)),
+        ("cloud-init", yes(manifest.cloud_init)),
+    ];
+    if let (Some(disk), Some(path)) = (&manifest.disk, &image.disk) {
+        rows.push((
+            "disk",
+            format!("{}, {}", size(disk.virtual_size), disk.format),
+        ));
+        rows.push(("disk file", path.display().to_string()));
+    }
+    if let (Some(rootfs), Some(path)) = (&manifest.rootfs, &image.rootfs) {
+        rows.push((
+            "rootfs",
+            format!(
+                "{}, {} unpacked",
+                size(rootfs.length),
+                size(rootfs.unpacked)
+            ),
+        ));
+        rows.push(("rootfs file", path.display().to_string()));
+    }
+    rows.into_iter().fold(String::new(), |text, (what, value)| {
+        format!("{text}{:<14}{value}\n", format!("{what}:"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_and_sizes() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00"),
+            (951_782_400, "2000-02-29 00:00"),
+            (1_798_761_599, "2026-12-31 23:59"),
+            (u64::MAX, "-"),
+        ] {
+            assert_eq!(date(seconds), text);
+        }
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (10 << 20, "10 MiB"),
+            (u64::MAX, "17179869183 GiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

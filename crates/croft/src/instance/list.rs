@@ -1,0 +1,162 @@
+//! `croft list`.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use croft_api::Status;
+use croft_host::store::Config;
+use croft_host::{InstanceName, Instances, StoreError, now};
+use serde::Serialize;
+
+use super::power::because;
+use super::{Fault, finish, open};
+use crate::args::instance::ListOptions;
+use crate::args::output::OutputFormat;
+use crate::exit::Exit;
+use crate::{print, size};
+
+/// Lists the instances.
+pub fn list(options: &ListOptions) -> Exit {
+    finish(open().and_then(|instances| {
+        let names = instances.names()?;
+        let all = names.into_iter().filter_map(|name| known(&instances, name));
+        let all: Vec<Known> = all.collect();
+        let text = match options.output {
+            OutputFormat::Table => table(&all),
+            OutputFormat::Json => json(&all)?,
+        };
+        Ok(print(text.as_bytes()))
+    }))
+}
+
+/// What is known of an instance.
+#[derive(Debug, Serialize)]
+pub struct Known {
+    /// Its name.
+    pub name: String,
+    /// What it is; not there if it cannot be read.
+    pub config: Option<Config>,
+    /// What it does.
+    pub status: Option<Status>,
+    /// Why something of it cannot be read.
+    pub error: Option<String>,
+}
+
+/// What is known of an instance, unless it is deleted in this moment.
+pub fn known(instances: &Instances, name: InstanceName) -> Option<Known> {
+    let read = || Ok::<_, StoreError>((instances.config(&name)?, instances.status(&name)?));
+    let (config, status, error) = match read() {
+        Ok((config, status)) => (Some(config), Some(status), None),
+        Err(StoreError::None(_)) => return None,
+        Err(error) => (None, None, Some(error.to_string())),
+    };
+    Some(Known {
+        name: name.to_string(),
+        config,
+        status,
+        error,
+    })
+}
+
+/// As JSON, for programs.
+pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Fault> {
+    serde_json::to_string_pretty(value)
+        .map(|text| text + "\n")
+        .map_err(|error| Fault::failed(format!("cannot write JSON: {error}")))
+}
+
+fn table(all: &[Known]) -> String {
+    let head = [
+        "NAME",
+        "STATE",
+        "FOR",
+        "IMAGE",
+        "MEMORY",
+        "CPUS",
+        "ADDRESSES",
+    ];
+    let rows = all.iter().map(row);
+    columns(std::iter::once(head.map(str::to_owned)).chain(rows))
+}
+
+fn row(known: &Known) -> [String; 7] {
+    let name = known.name.clone();
+    let (Some(config), Some(status)) = (&known.config, &known.status) else {
+        let [a, b, c, d, e] = ["", "", "", "", ""].map(str::to_owned);
+        return [name, "unreadable".to_owned(), a, b, c, d, e];
+    };
+    let addresses = status.agent.iter().flat_map(|agent| &agent.addresses);
+    let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
+    [
+        name,
+        format!("{}{}", status.phase, note(status)),
+        ago(status.since),
+        config
+            .image
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |image| image.name.clone()),
+        size::format(config.machine.memory),
+        config.machine.cpus.to_string(),
+        addresses.join(" "),
+    ]
+}
+
+/// What is short and must be said at once.
+fn note(status: &Status) -> String {
+    match &status.note {
+        Some(_) => because(status),
+        None => String::new(),
+    }
+}
+
+/// How long ago that was.
+pub fn ago(since: u64) -> String {
+    let seconds = Duration::from_millis(now().saturating_sub(since)).as_secs();
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7_199 => format!("{}m", seconds / 60),
+        7_200..=172_799 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Rows of texts, each column as wide as its widest.
+pub fn columns<const N: usize>(rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = rows.collect();
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, text) in widths.iter_mut().zip(row) {
+            *width = (*width).max(text.chars().count());
+        }
+    }
+    let mut table = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (width, text) in widths.iter().zip(row) {
+            // Writing to a string cannot fail.
+            let _ = write!(line, "{text:<width$}  ");
+        }
+        table.push_str(line.trim_end());
+        table.push('\n');
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [["a", "b"], ["long", ""], ["x", "y"]].map(|row| row.map(str::to_owned));
+        assert_eq!(columns(rows.into_iter()), "a     b\nlong\nx     y\n");
+    }
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in [(5, "5s"), (300, "5m"), (10_800, "3h"), (864_000, "10d")] {
+            assert_eq!(ago(now() - seconds * 1000), text);
+        }
+        assert_eq!(ago(now() + 5000), "0s");
+    }
+}

@@ -1,0 +1,106 @@
+//! `croft show`.
+
+use croft_api::RestartPolicy;
+
+use super::list::{Known, ago, columns, json, known};
+use super::power::because;
+use super::{Fault, finish, open};
+use crate::args::instance::ShowOptions;
+use crate::args::output::OutputFormat;
+use crate::exit::Exit;
+use crate::{print, size};
+
+/// Tells all that is known of an instance.
+pub fn show(options: &ShowOptions) -> Exit {
+    let name = &options.name.name;
+    finish(open().and_then(|instances| {
+        // Names what is no instance.
+        instances.config(name)?;
+        let known = known(&instances, name.clone());
+        let known = known.ok_or_else(|| Fault::usage(format!("there is no instance '{name}'")))?;
+        let text = match options.output {
+            OutputFormat::Table => table(&known),
+            OutputFormat::Json => json(&known)?,
+        };
+        Ok(print(text.as_bytes()))
+    }))
+}
+
+fn table(known: &Known) -> String {
+    let mut rows: Vec<[String; 2]> = Vec::new();
+    let mut row = |what: &str, text: String| rows.push([what.to_owned(), text]);
+    row("name", known.name.clone());
+    if let Some(error) = &known.error {
+        row("unreadable", error.clone());
+    }
+    if let Some(status) = &known.status {
+        row(
+            "state",
+            format!(
+                "{}{}, for {}",
+                status.phase,
+                because(status),
+                ago(status.since)
+            ),
+        );
+        row("started", format!("{} times", status.starts));
+        if status.restarts > 0 {
+            row(
+                "restarts",
+                format!("{} by policy, in a row", status.restarts),
+            );
+        }
+        if let Some((engine, reason)) = &status.engine {
+            row("engine", format!("{engine}: {reason}"));
+        }
+        if let Some(monitor) = status.monitor {
+            row("monitor", format!("process {}", monitor.pid));
+        }
+        if let Some(payload) = status.payload {
+            row("vmm", format!("process {}", payload.pid));
+        }
+        if let Some(agent) = &status.agent {
+            let ready = if agent.ready { "ready" } else { "not ready" };
+            row("guest", ready.to_owned());
+            for address in &agent.addresses {
+                row("address", address.to_string());
+            }
+        }
+    }
+    if let Some(config) = &known.config {
+        if let Some(image) = &config.image {
+            row("image", format!("{} ({})", image.name, image.id));
+        }
+        row("memory", size::format(config.machine.memory));
+        row("processors", config.machine.cpus.to_string());
+        for disk in &config.disks {
+            let read_only = if disk.options.read_only {
+                ", read-only"
+            } else {
+                ""
+            };
+            let layers = disk
+                .layers
+                .iter()
+                .map(|layer| layer.path.display().to_string());
+            let layers: Vec<String> = layers.collect();
+            row("disk", format!("{}{read_only}", layers.join(" over ")));
+        }
+        let policy = match config.restart {
+            RestartPolicy::No => "no",
+            RestartPolicy::OnFailure => "on-failure",
+            RestartPolicy::Always => "always",
+        };
+        row("restart", policy.to_owned());
+        for (what, is) in [
+            ("ephemeral", config.ephemeral),
+            ("autostart", config.autostart),
+        ] {
+            if is {
+                row(what, "yes".to_owned());
+            }
+        }
+        row("created", format!("{} ago", ago(config.created)));
+    }
+    columns(rows.into_iter())
+}

@@ -1,0 +1,148 @@
+//! What an instance is: `config.json` in its directory.
+
+use std::path::{Path, PathBuf};
+
+use croft_api::disk::{DiskFormat, DiskOptions, RunDisk, RunLayer};
+use croft_api::monitor::{KeepRequest, RunRequest, RunShare};
+use croft_api::{MachineSpec, RestartPolicy};
+use serde::{Deserialize, Serialize};
+
+use crate::directories::Directories;
+use crate::name::InstanceName;
+
+/// Version that this build writes.
+pub const VERSION: u32 = 1;
+
+/// What an instance is, as somebody wants it. Relative paths are in the
+/// instance's directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// [`VERSION`].
+    pub version: u32,
+    /// When it was created, in milliseconds after 1970.
+    pub created: u64,
+    /// The virtual hardware; its name is the instance's.
+    pub machine: MachineSpec,
+    /// What is started.
+    pub boot: Boot,
+    /// The disks, in the guest's order.
+    pub disks: Vec<Disk>,
+    /// Directories of the host's in the guest.
+    pub shares: Vec<Share>,
+    /// The image that it was created from.
+    pub image: Option<ImageUse>,
+    /// What happens when it ends.
+    pub restart: RestartPolicy,
+    /// It is deleted when it has ended for good.
+    pub ephemeral: bool,
+    /// It is started by `croft autostart`.
+    pub autostart: bool,
+}
+
+/// What is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Boot {
+    /// This kernel.
+    Kernel {
+        /// Its file.
+        kernel: PathBuf,
+        /// The initial RAM disk's.
+        initrd: Option<PathBuf>,
+    },
+    /// What is on the first disk, read anew at each start and reset.
+    Disk,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its own file, and what is below it: its backing file, that one's, and
+    /// so on. Names in images count for nothing.
+    pub layers: Vec<Layer>,
+    /// How it is served.
+    #[serde(default)]
+    pub options: DiskOptions,
+}
+
+/// A file of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Its path.
+    pub path: PathBuf,
+    /// What it is; guessed from its contents when not said.
+    pub format: Option<DiskFormat>,
+}
+
+/// A directory of the host's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Its path.
+    pub path: PathBuf,
+    /// By which the guest mounts it.
+    pub tag: String,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+/// An image in use: it is kept as long as an instance names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageUse {
+    /// The name it had.
+    pub name: String,
+    /// What it is, by its contents.
+    pub id: String,
+}
+
+impl Config {
+    /// What its monitor is asked for.
+    pub fn keep_request(&self, directories: &Directories, name: &InstanceName) -> KeepRequest {
+        let directory = directories.instance(name);
+        let path = |path: &Path| directory.join(path).into_os_string();
+        let (kernel, initrd) = match &self.boot {
+            Boot::Disk => (None, None),
+            Boot::Kernel { kernel, initrd } => (Some(kernel), initrd.as_ref()),
+        };
+        KeepRequest {
+            run: RunRequest {
+                machine: self.machine.clone(),
+                kernel: kernel.map(|kernel| path(kernel)),
+                initrd: initrd.map(|initrd| path(initrd)),
+                disks: self.run_disks(&directory),
+                shares: self.run_shares(&directory),
+                log: None,
+                gdb: None,
+                control: None,
+                ports: Vec::new(),
+                vsock: self.machine.vsock.map(|_| directories.vsock(name).into()),
+                terminal: false,
+                no_jail: false,
+            },
+            socket: directories.socket(name).into(),
+            directory: directory.clone().into(),
+            restart: self.restart,
+            ephemeral: self.ephemeral,
+        }
+    }
+
+    fn run_shares(&self, directory: &Path) -> Vec<RunShare> {
+        let shares = self.shares.iter().map(|share| RunShare {
+            path: directory.join(&share.path).into(),
+            tag: share.tag.clone(),
+            read_only: share.read_only,
+        });
+        shares.collect()
+    }
+
+    fn run_disks(&self, directory: &Path) -> Vec<RunDisk> {
+        let layer = |layer: &Layer| RunLayer {
+            path: directory.join(&layer.path).into(),
+            format: layer.format,
+        };
+        let disks = self.disks.iter().map(|disk| RunDisk {
+            layers: disk.layers.iter().map(layer).collect(),
+            options: disk.options,
+        });
+        disks.collect()
+    }
+}

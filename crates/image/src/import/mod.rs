@@ -1,0 +1,140 @@
+//! Importing what others have made: disks, and archives of root file systems.
+//!
+//! Files are untrusted. A disk is copied as it is, after a look at its header;
+//! formats other than raw and qcow2 are converted by qemu-img. An archive is
+//! unpacked as [`crate::tree`] says.
+
+mod disk;
+pub mod probe;
+pub mod qcow2;
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use probe::{Compression, Format};
+
+use crate::progress::Progress;
+use crate::store::{Committed, Staging, Store};
+use crate::tree::{Limits, Tree};
+use crate::{Error, Manifest, forms};
+
+/// What to import.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// What it is; none: what it says it is.
+    pub format: Option<Format>,
+    /// The files under a qcow2 file, downwards.
+    pub backing: Vec<PathBuf>,
+    /// The name that the image gets.
+    pub name: String,
+}
+
+/// Imports a file as an image.
+pub fn import(
+    store: &Store,
+    source: &Source,
+    progress: &mut dyn Progress,
+) -> Result<Committed, Error> {
+    crate::name::check(&source.name)?;
+    let path = &source.path;
+    let mut file = File::open(path).map_err(Error::io("open", path))?;
+    let refused = |why: &str| Error::Refused {
+        path: path.clone(),
+        why: why.to_owned(),
+    };
+    let about = file.metadata().map_err(Error::io("look at", path))?;
+    if about.is_dir() {
+        return Err(refused("it is a directory; make a tar archive of it"));
+    }
+    let format = match source.format {
+        Some(format) => format,
+        None => probe::probe(&file)
+            .map_err(Error::io("read", path))?
+            .ok_or_else(|| {
+                refused(
+                    "it is no disk and no archive that is known; a disk without partitions or \
+                     file system is taken with --format raw",
+                )
+            })?,
+    };
+    let staging = store.stage()?;
+    let mut manifest = match format {
+        Format::Tar(compression) => {
+            if !source.backing.is_empty() {
+                return Err(refused("it is an archive; leave out --backing"));
+            }
+            archive(path, file, compression, &staging, progress)?
+        }
+        _ => forms::describe_disk(disk::take(
+            path,
+            &mut file,
+            format,
+            &source.backing,
+            &staging,
+            progress,
+        )?),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
+    manifest.origin = format!("imported from {name}");
+    staging.commit(&manifest, &source.name)
+}
+
+/// Imports an archive: a disk comes of it if it has a kernel.
+fn archive(
+    path: &Path,
+    file: File,
+    compression: Compression,
+    staging: &Staging,
+    progress: &mut dyn Progress,
+) -> Result<Manifest, Error> {
+    let mut tree = Tree::create(&staging.path("tree"))?;
+    let total = file.metadata().map_or(0, |about| about.len());
+    progress.phase("unpacking");
+    let reader = decoder(file, compression).map_err(Error::io("read", path))?;
+    // How far the archive's end is cannot be told of a compressed one.
+    let total = if compression == Compression::None {
+        total
+    } else {
+        0
+    };
+    tree.unpack(reader, path, Limits::default(), &mut |done| {
+        progress.bytes(done, total);
+    })?;
+    let mut manifest = forms::describe(&tree);
+    if has_kernel(&tree) {
+        manifest.disk = Some(forms::disk(&tree, staging, progress)?);
+    }
+    manifest.rootfs = Some(forms::rootfs(&tree, staging, progress)?);
+    Ok(manifest)
+}
+
+/// Whether a machine could boot from it.
+fn has_kernel(tree: &Tree) -> bool {
+    let named = |name: &String| name.starts_with("vmlinuz") || name.starts_with("vmlinux");
+    tree.names("boot").iter().any(named) || tree.has("vmlinuz")
+}
+
+fn decoder(file: File, compression: Compression) -> io::Result<Box<dyn Read>> {
+    let file = BufReader::with_capacity(1 << 16, file);
+    Ok(match compression {
+        Compression::None => Box::new(file),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(file)),
+        Compression::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(file)),
+        Compression::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(file)?;
+            // A window of 128 MiB; what needs more was made to hurt.
+            decoder.window_log_max(27)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+/// Writes an archive's contents, decompressed, somewhere.
+pub(crate) fn decompress_zstd(from: File, to: &mut dyn Write) -> io::Result<u64> {
+    io::copy(&mut decoder(from, Compression::Zstd)?, to)
+}
