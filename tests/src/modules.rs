@@ -21,8 +21,16 @@ const VIRTIO: [&str; 5] = [
 /// # Panics
 /// When the kernel was not fetched.
 pub fn shell(stage: &Stage, more: &[&str]) -> Command {
+    shell_with(stage, Archive::new(), more)
+}
+
+/// The same, and what `archive` has already.
+///
+/// # Panics
+/// As [`shell`].
+pub fn shell_with(stage: &Stage, archive: Archive, more: &[&str]) -> Command {
     let names = VIRTIO.iter().chain(more);
-    let archive = names.fold(Archive::new(), |archive, name| {
+    let archive = names.fold(archive, |archive, name| {
         let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
         archive.program(&format!("{name}.ko"), &module)
     });

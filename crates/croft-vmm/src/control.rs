@@ -41,6 +41,9 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     }),
                 }
             }
+            Ok(Some((Request::ResizeConsole { columns, rows }, _))) => {
+                machine.resize_console(columns, rows);
+            }
             Ok(Some((Request::VsockConnect { port }, descriptors))) => {
                 let socket = descriptors.into_iter().next();
                 if let (Some(vsock), Some(socket)) = (machine.vsock(), socket) {

@@ -127,6 +127,7 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
             ),
             Request::PowerButton
             | Request::Start(_)
+            | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
             | Request::VsockAnswer { .. } => {}
         }

@@ -38,6 +38,14 @@ pub trait ConsoleBackend: Send + Sync {
     fn log(&self, line: &str) {
         let _ = line;
     }
+
+    /// The guest's kernel panicked; with a `crash_kernel` of its own it goes
+    /// on with that. The machine stays as it is: what comes next is the
+    /// guest's choice (its `panic=`) or the operator's. Once for each start
+    /// of the guest. Must not block.
+    fn panicked(&self, crash_kernel: bool) {
+        let _ = crash_kernel;
+    }
 }
 
 #[derive(Debug, Default)]

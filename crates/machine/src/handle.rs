@@ -8,6 +8,7 @@ use std::time::Duration;
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
 use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
@@ -16,6 +17,7 @@ use thiserror::Error;
 use crate::config::{Ended, State};
 use crate::console::ConsoleInput;
 use crate::events::{Event, Events, Request};
+use crate::power::PowerSwitch;
 use crate::sync::{Shared, lock};
 
 /// Why a machine was not saved. Unless it had ended, it goes on.
@@ -75,6 +77,8 @@ pub struct MachineHandle {
     pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
+    pub(crate) console: Option<ConsoleHandle>,
+    pub(crate) power: Arc<PowerSwitch>,
     pub(crate) input: ConsoleInput,
 }
 
@@ -157,6 +161,19 @@ impl MachineHandle {
     /// The host's side of the socket device, if there is one.
     pub fn vsock(&self) -> Option<&VsockHandle> {
         self.vsock.as_ref()
+    }
+
+    /// Whether the guest has said that its kernel panicked, since it was
+    /// started or reset last.
+    pub fn has_panicked(&self) -> bool {
+        self.power.has_panicked()
+    }
+
+    /// Tells the guest of its terminal's size, if it has one (virtio-console).
+    pub fn resize_console(&self, columns: u16, rows: u16) {
+        if let Some(console) = &self.console {
+            console.resize(columns, rows);
+        }
     }
 
     fn ask<R>(&self, request: impl FnOnce(SyncSender<R>) -> Request) -> Result<R, Ended> {
