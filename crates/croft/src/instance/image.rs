@@ -124,6 +124,7 @@ impl<'a> Images<'a> {
         // The guest finds its seed by its label.
         config.disks.insert(0, own);
         config.disks.push(seed);
+        config.user.clone_from(&options.user);
         config.image = Some(ImageUse {
             name: self.reference.to_owned(),
             id: image.id.to_string(),
