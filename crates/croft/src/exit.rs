@@ -37,6 +37,8 @@ pub enum Exit {
     Signal(u8),
     /// Not done in time.
     Timeout,
+    /// The status of a command in a guest.
+    Command(u8),
     /// The status that the guest asked for at the debug-exit port.
     Debug(u32),
 }
@@ -53,6 +55,7 @@ impl Exit {
             Exit::Left => 5,
             Exit::Saved => 6,
             Exit::Timeout => 124,
+            Exit::Command(status) => status,
             Exit::Signal(number) => number.wrapping_add(128),
             Exit::Debug(status) => {
                 let [low, ..] = status.to_le_bytes();

@@ -1,5 +1,6 @@
 //! Instances: machines that are kept, and run in the background.
 
+mod agent;
 mod autostart;
 mod console;
 mod create;
@@ -20,6 +21,7 @@ use croft_host::{
     StoreError,
 };
 
+pub use self::agent::{copy, exec, shell};
 pub use self::autostart::autostart;
 pub use self::console::console;
 pub use self::create::create;
