@@ -152,7 +152,8 @@ pub fn guest_program() -> Result<PathBuf, String> {
     }
 }
 
-fn cache() -> PathBuf {
+/// Where downloads and images are.
+pub fn cache() -> PathBuf {
     env::var_os("CROFT_CACHE")
         .map_or_else(|| croft_tests::files::root().join(".cache"), PathBuf::from)
 }

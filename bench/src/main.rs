@@ -13,6 +13,7 @@ mod idle;
 mod kvm;
 mod lines;
 mod page;
+mod server;
 mod systems;
 mod table;
 
@@ -29,8 +30,8 @@ struct Args {
     /// How often each contestant runs in each case
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Only this case: boot, lines, systemd, fio, idle, kvm, or a word of its
-    /// title; the page stays as it is
+    /// Only this case: boot, lines, systemd, fio, idle, server, memory, many,
+    /// kvm, or a word of its title; the page stays as it is
     #[arg(long)]
     only: Option<String>,
     /// Only lines with this in their names, in the case of that name
@@ -114,6 +115,7 @@ fn cases<'a>(files: &'a Files, line: &'a str) -> Vec<Case<'a>> {
     cases.push(boot::debian(files));
     cases.push(fio::case(files));
     cases.push(idle::case(files));
+    cases.extend(server::cases(files));
     cases.push(kvm::case(files));
     cases
 }

@@ -15,6 +15,7 @@ pub mod modules;
 mod output;
 pub mod processes;
 pub mod pty;
+pub mod sockets;
 mod stage;
 pub mod tiny;
 

@@ -43,8 +43,16 @@ fn with_modules<'a>(archive: Archive, names: impl Iterator<Item = &'a &'a str>) 
 /// # Panics
 /// When the kernel was not fetched.
 pub fn shell(stage: &Stage, more: &[&str]) -> Command {
+    shell_with(stage, Archive::new(), more)
+}
+
+/// The same, and what `archive` has already.
+///
+/// # Panics
+/// As [`shell`].
+pub fn shell_with(stage: &Stage, archive: Archive, more: &[&str]) -> Command {
     let names = VIRTIO.iter().chain(more);
-    let archive = with_modules(Archive::new(), names);
+    let archive = with_modules(archive, names);
     let initrd = stage.file("initrd", &initramfs_with(archive));
     let mut command = stage.run();
     command

@@ -78,6 +78,11 @@ pub struct MachineSpec {
     /// Offer the devices that outside test suites need (isa-debug-exit and
     /// the test device's ports).
     pub test_devices: bool,
+    /// Names of its virtio console's ports, of which the first is a terminal
+    /// (the guest's `hvc0`) and the others are byte streams. No console
+    /// without names.
+    #[serde(default)]
+    pub ports: Vec<String>,
     /// The guest's context id, 3 or more, if it has a socket device (vsock).
     #[serde(default)]
     pub vsock: Option<u32>,

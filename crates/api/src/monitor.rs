@@ -81,6 +81,9 @@ pub struct RunRequest {
     pub gdb: Option<GdbAddress>,
     /// Path of the control socket to make.
     pub control: Option<OsString>,
+    /// Paths of the sockets to make for the ports of
+    /// [`MachineSpec::ports`], in their order, where there is to be one.
+    pub ports: Vec<Option<OsString>>,
     /// Path of the socket to make by which programs connect to the guest, if
     /// the machine has a socket device. What the guest connects to is beside
     /// it: the same path with `_<port>` behind.
@@ -133,6 +136,8 @@ pub struct RestoreRequest {
     /// As in [`RunRequest`].
     pub control: Option<OsString>,
     /// As in [`RunRequest`].
+    pub ports: Vec<Option<OsString>>,
+    /// As in [`RunRequest`].
     pub vsock: Option<OsString>,
     /// As in [`RunRequest`].
     pub terminal: bool,
@@ -164,6 +169,7 @@ impl RestoreRequest {
             log: self.log,
             gdb: self.gdb,
             control: self.control,
+            ports: self.ports,
             vsock: self.vsock,
             terminal: self.terminal,
             no_jail: self.no_jail,
@@ -214,6 +220,11 @@ pub enum Event {
     Paused,
     /// It continues.
     Resumed,
+    /// The guest says that its kernel panicked. The machine stays as it is.
+    Panicked {
+        /// It goes on with a crash kernel of its own.
+        crash_kernel: bool,
+    },
     /// It is held because the host failed at a disk. It goes on when it is
     /// resumed, or by itself when the host works again; then follows
     /// `Resumed`.

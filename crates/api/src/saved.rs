@@ -143,6 +143,7 @@ mod tests {
                 append: "quiet".to_owned(),
                 no_reboot: false,
                 test_devices: false,
+                ports: Vec::new(),
                 vsock: None,
             },
             kernel: Some("/vmlinuz".into()),

@@ -28,8 +28,9 @@ pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
     /// console, the kernel and the initrd if named, the disks, the shares'
     /// directories, the state if `saved`, the debugger's listening socket if
-    /// `gdb`, `/dev/kvm` if it was opened. The vmm gets no path to open, and
-    /// could open none.
+    /// `gdb`, `/dev/kvm` if it was opened, a connected stream for each of the
+    /// machine's console ports. The vmm gets no path to open, and could open
+    /// none.
     Start(Box<StartRequest>),
     /// Press the power button.
     PowerButton,
@@ -39,9 +40,24 @@ pub enum Request {
     Pause,
     /// Let them continue.
     Resume,
+    /// Make this disk, counted from 0, so many bytes large: not less than it
+    /// is. Answered by [`Event::DiskResized`].
+    ResizeDisk {
+        /// Which.
+        disk: u32,
+        /// Its size.
+        bytes: u64,
+    },
     /// Save the machine to the file whose descriptor comes along, from its
     /// position on, and end.
     Save,
+    /// The terminal of the virtio console has this size now.
+    ResizeConsole {
+        /// Characters in a line.
+        columns: u16,
+        /// Lines.
+        rows: u16,
+    },
     /// Connect the stream socket that comes along to this port of the guest.
     /// The vmm writes `OK <port of the host>` and a line end to it when the
     /// guest has accepted, and closes it when it does not.
@@ -109,6 +125,7 @@ impl StartRequest {
             + usize::from(self.saved)
             + usize::from(self.gdb)
             + usize::from(self.kvm == KvmDevice::Handed)
+            + self.machine.ports.len()
     }
 }
 
@@ -141,6 +158,12 @@ pub enum Event {
         /// Why not.
         message: String,
     },
+    /// The guest says that its kernel panicked. It may go on by itself: with
+    /// a crash kernel, or a reset (its `panic=`).
+    Panicked {
+        /// It goes on with a crash kernel of its own.
+        crash_kernel: bool,
+    },
     /// It stands still because the host failed at a disk. It goes on when it
     /// is resumed, or by itself when the host works again; then follows
     /// `Resumed`.
@@ -157,6 +180,13 @@ pub enum Event {
         id: u64,
         /// The host's port.
         port: u32,
+    },
+    /// A disk has the size that was asked for, and the guest was told.
+    DiskResized {
+        /// Which.
+        disk: u32,
+        /// Or why it has the size that it had.
+        error: Option<String>,
     },
     /// A line for the operator.
     Log {

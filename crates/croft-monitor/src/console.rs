@@ -31,6 +31,11 @@ impl Queue {
         !self.broken && !self.bytes.is_empty()
     }
 
+    /// Nothing comes from its source any more.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Its source has ended and its sink has everything (or is gone).
     pub fn is_done(&self) -> bool {
         self.ended && !self.wants_output()

@@ -209,6 +209,7 @@ mod tests {
                 append: String::new(),
                 no_reboot: false,
                 test_devices: false,
+                ports: Vec::new(),
                 vsock: None,
             },
             kernel: Some("/kernel".into()),

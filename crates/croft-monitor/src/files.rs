@@ -15,6 +15,7 @@ use rustix::fs::OFlags;
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
+use crate::ports::Port;
 use crate::shares::Share;
 use crate::vsock::Vsock;
 use croft_host::socket::SocketFile;
@@ -30,6 +31,7 @@ pub struct Files {
     log: Option<File>,
     control: Option<Control>,
     vsock: Option<Vsock>,
+    ports: Vec<(Port, OwnedFd)>,
     /// Where a debugger can connect.
     pub gdb: Option<GdbListener>,
     /// `/dev/kvm`, if the machine may run on it.
@@ -45,6 +47,8 @@ pub struct Kept {
     pub control: Option<Control>,
     /// Where programs connect to the guest.
     pub vsock: Option<Vsock>,
+    /// The console's ports.
+    pub ports: Vec<Port>,
     /// Removes the debugger's socket when dropped.
     pub _socket: Option<SocketFile>,
 }
@@ -81,6 +85,11 @@ impl Files {
             Some(path) => Some(bind_vsock(path)?),
             None => None,
         };
+        let paths = run.ports.iter().map(Option::as_ref);
+        let paths = paths.chain(std::iter::repeat(None));
+        let ports = run.machine.ports.iter().zip(paths);
+        let ports = ports.map(|(name, path)| open_port(name, path));
+        let ports = ports.collect::<Result<_, _>>()?;
         let gdb = match &run.gdb {
             Some(address) => Some(GdbListener::bind(address)?),
             None => None,
@@ -94,6 +103,7 @@ impl Files {
             log,
             control,
             vsock,
+            ports,
             gdb,
             kvm: open_kvm(run.machine.engine),
         })
@@ -140,13 +150,15 @@ impl Files {
             .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener])
             .chain([self.kvm.and_then(Result::ok).map(Into::into)]);
+        let (ports, far): (_, Vec<_>) = self.ports.into_iter().unzip();
         let kept = Kept {
             log: self.log,
             control: self.control,
             vsock: self.vsock,
+            ports,
             _socket: socket,
         };
-        (handed.flatten().collect(), kept)
+        (handed.flatten().chain(far).collect(), kept)
     }
 }
 
@@ -196,6 +208,17 @@ fn bind_control(path: &OsStr, run: &RunRequest, disks: &[Disk]) -> Result<Contro
         .map_err(|error| {
             format!("control socket {name}: {error}; choose another path with --control")
         })
+}
+
+fn open_port(name: &str, path: Option<&OsString>) -> Result<(Port, OwnedFd), String> {
+    Port::new(path.map(|path| path.as_ref())).map_err(|error| match path {
+        Some(path) => format!(
+            "socket {} of port '{}': {error}; choose another path with --terminal or --port",
+            quoted(path),
+            name.escape_debug()
+        ),
+        None => format!("port '{}': {error}", name.escape_debug()),
+    })
 }
 
 fn bind_vsock(path: &OsStr) -> Result<Vsock, String> {

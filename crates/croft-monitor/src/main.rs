@@ -23,6 +23,7 @@ mod gdb;
 mod keep;
 mod lines;
 mod payload;
+mod ports;
 mod relay;
 mod shares;
 mod terminal;

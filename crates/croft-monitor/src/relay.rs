@@ -22,6 +22,7 @@ use crate::control;
 use crate::files::Kept;
 use crate::lines::Lines;
 use crate::payload::{Payload, describe};
+use crate::ports;
 use crate::terminal::Terminal;
 use crate::vsock;
 
@@ -62,6 +63,7 @@ enum Source {
     Stderr,
     Control(control::Source),
     Vsock(vsock::Source),
+    Port(usize, ports::End),
 }
 
 impl Relay {
@@ -164,6 +166,11 @@ impl Relay {
                 }
                 Source::Control(source) => self.hear_control(source)?,
                 Source::Vsock(source) => self.hear_vsock(source)?,
+                Source::Port(index, end) => {
+                    if let Some(port) = self.kept.ports.get_mut(index) {
+                        port.hear(end, ready);
+                    }
+                }
                 Source::Croft | Source::Payload => {}
             }
         }
@@ -225,6 +232,17 @@ impl Relay {
             let sources = vsock.sources().into_iter();
             sources.map(|(source, descriptor)| (Source::Vsock(source), descriptor, read))
         });
+        let ports = self
+            .kept
+            .ports
+            .iter()
+            .enumerate()
+            .flat_map(|(index, port)| {
+                let interests = port.interests().into_iter();
+                interests.map(move |(end, descriptor, flags)| {
+                    (Source::Port(index, end), descriptor, flags)
+                })
+            });
         // A hang-up is reported even where nothing is asked for, and would
         // make the loop spin: leave out what is of no interest. Croft's
         // socket stays in, for its hang-up is of interest always.
@@ -232,6 +250,7 @@ impl Relay {
             .into_iter()
             .chain(control)
             .chain(vsock)
+            .chain(ports)
             .filter(|(source, _, flags)| !flags.is_empty() || matches!(source, Source::Croft))
             .collect();
         let mut descriptors: Vec<PollFd<'_>> = interests
@@ -303,6 +322,12 @@ impl Relay {
                 vmm::Event::Paused => Event::Paused,
                 vmm::Event::Resumed => Event::Resumed,
                 vmm::Event::DiskFailed { disk, message } => Event::DiskFailed { disk, message },
+                vmm::Event::DiskResized { disk, error } => Event::Log {
+                    text: match error {
+                        None => format!("disk{disk} has its new size"),
+                        Some(error) => format!("disk{disk} is not resized: {error}"),
+                    },
+                },
                 vmm::Event::SaveFailed { message } => {
                     if let Some(control) = &mut self.kept.control {
                         let message = message.clone();
@@ -321,6 +346,7 @@ impl Relay {
                     self.payload.sender.push(&answer, socket)?;
                     continue;
                 }
+                vmm::Event::Panicked { crash_kernel } => Event::Panicked { crash_kernel },
                 vmm::Event::Log { text } => Event::Log { text },
                 vmm::Event::Stopped(outcome) => {
                     self.outcome.get_or_insert(outcome);

@@ -68,6 +68,10 @@ impl ConsoleBackend for Console {
     fn log(&self, line: &str) {
         self.reporter.log(line);
     }
+
+    fn panicked(&self, crash_kernel: bool) {
+        self.reporter.post(&Event::Panicked { crash_kernel });
+    }
 }
 
 fn feed(socket: &OwnedFd, machine: &MachineHandle) {

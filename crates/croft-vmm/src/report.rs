@@ -40,6 +40,14 @@ impl Reporter {
         }
     }
 
+    /// Sends an event when the monitor takes it. Never blocks; for what
+    /// happens seldom, since all of it is kept.
+    pub fn post(&self, event: &Event) {
+        if self.sender().push(event, vec![]).is_ok() {
+            self.flush();
+        }
+    }
+
     /// Sends an event, unless the monitor is far behind; says whether. Never
     /// blocks.
     pub fn try_report(&self, event: &Event) -> bool {

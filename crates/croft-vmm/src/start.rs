@@ -16,7 +16,7 @@ use croft_isolate::Wants;
 use croft_isolate::landlock::Share;
 use croft_machine::{
     BootFrom, ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError,
-    NamedFile, Payload, SavedError, SavedMachine, ShareConfig, VsockConfig,
+    NamedFile, Payload, PortConfig, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
@@ -46,6 +46,7 @@ pub struct Start<S = Saved> {
     gdb: Option<OwnedFd>,
     /// `/dev/kvm`, or the number of the error that opening it gave.
     kvm: Result<OwnedFd, i32>,
+    ports: Vec<PortConfig>,
 }
 
 impl Start<File> {
@@ -85,6 +86,15 @@ impl Start<File> {
         } else {
             None
         };
+        let gdb = request.gdb.then(|| descriptors.next()).flatten();
+        let kvm = match request.kvm {
+            KvmDevice::Handed => descriptors.next().ok_or(NO_DEVICE),
+            KvmDevice::Refused(errno) => Err(errno),
+            KvmDevice::Unwanted => Err(NO_DEVICE),
+        };
+        let ports = request.machine.ports.iter().cloned().zip(descriptors);
+        let ports = ports.map(|(name, socket)| PortConfig { name, socket });
+        let ports = ports.collect();
         let start = Start {
             machine: request.machine,
             kernel,
@@ -92,12 +102,9 @@ impl Start<File> {
             disks,
             shares,
             saved,
-            gdb: request.gdb.then(|| descriptors.next()).flatten(),
-            kvm: match request.kvm {
-                KvmDevice::Handed => descriptors.next().ok_or(NO_DEVICE),
-                KvmDevice::Refused(errno) => Err(errno),
-                KvmDevice::Unwanted => Err(NO_DEVICE),
-            },
+            gdb,
+            kvm,
+            ports,
         };
         Ok((start, console))
     }
@@ -136,6 +143,7 @@ impl Start<File> {
             saved: saved.transpose()?,
             gdb: self.gdb,
             kvm: self.kvm,
+            ports: self.ports,
         })
     }
 }
@@ -183,6 +191,7 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            ports: self.ports,
             shares: self.shares,
             vsock: spec.vsock.map(|cid| VsockConfig {
                 cid,

@@ -127,8 +127,10 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
             ),
             Request::PowerButton
             | Request::Start(_)
+            | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
-            | Request::VsockAnswer { .. } => {}
+            | Request::VsockAnswer { .. }
+            | Request::ResizeDisk { .. } => {}
         }
     }
     std::process::exit(0);

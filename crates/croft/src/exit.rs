@@ -35,10 +35,10 @@ pub enum Exit {
     Saved,
     /// A signal to croft.
     Signal(u8),
+    /// That of a command in the guest.
+    Command(u8),
     /// Not done in time.
     Timeout,
-    /// The status of a command in a guest.
-    Command(u8),
     /// The status that the guest asked for at the debug-exit port.
     Debug(u32),
 }
@@ -54,8 +54,8 @@ impl Exit {
             Exit::TripleFault => 4,
             Exit::Left => 5,
             Exit::Saved => 6,
+            Exit::Command(code) => code,
             Exit::Timeout => 124,
-            Exit::Command(status) => status,
             Exit::Signal(number) => number.wrapping_add(128),
             Exit::Debug(status) => {
                 let [low, ..] = status.to_le_bytes();

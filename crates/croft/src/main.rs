@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Command::Console(options) => instance::console(&options).into(),
         Command::Exec(options) => instance::exec(&options).into(),
         Command::Shell(options) => instance::shell(&options).into(),
-        Command::Cp(options) => instance::copy(&options).into(),
+        Command::Cp(options) => instance::cp(&options).into(),
         Command::Wait(options) => instance::wait(&options).into(),
         Command::Autostart(options) => instance::autostart(&options).into(),
         Command::Restore(options) => run::restore(*options).into(),

@@ -16,6 +16,7 @@ use crate::testdev::TestDevState;
 use crate::uart::UartState;
 use crate::virtio::balloon::VirtioBalloonState;
 use crate::virtio::blk::VirtioBlkState;
+use crate::virtio::console::VirtioConsoleState;
 use crate::virtio::fs::VirtioFsState;
 use crate::virtio::rng::VirtioRngState;
 use crate::virtio::vsock::VirtioVsockState;
@@ -127,6 +128,8 @@ device_states! {
     VirtioBlk(VirtioBlkState) = "virtio-blk";
     /// See [`crate::virtio::rng`].
     VirtioRng(VirtioRngState) = "virtio-rng";
+    /// See [`crate::virtio::console`].
+    VirtioConsole(VirtioConsoleState) = "virtio-console";
     /// See [`crate::virtio::vsock`].
     VirtioVsock(VirtioVsockState) = "virtio-vsock";
     /// See [`crate::virtio::balloon`].

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 13] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -56,6 +56,18 @@ pub const TARGETS: [Target; 11] = [
         run: crate::virtio::registers,
         seeds: || vec![vec![0x0E; 64]],
         longest: 1024,
+    },
+    Target {
+        name: "vsock",
+        run: crate::sockets::vsock,
+        seeds: crate::sockets::vsock_seeds,
+        longest: 512,
+    },
+    Target {
+        name: "console",
+        run: crate::sockets::console,
+        seeds: crate::sockets::console_seeds,
+        longest: 512,
     },
     Target {
         name: "qcow2",

@@ -19,5 +19,6 @@ pub mod protocol;
 pub mod qcow2;
 pub mod saved;
 pub mod share;
+pub mod sockets;
 pub mod virtio;
 mod watchdog;

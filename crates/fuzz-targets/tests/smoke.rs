@@ -62,6 +62,16 @@ fn virtio() {
 }
 
 #[test]
+fn vsock() {
+    smoke("vsock", 3000);
+}
+
+#[test]
+fn console() {
+    smoke("console", 3000);
+}
+
+#[test]
 fn qcow2() {
     smoke("qcow2", 2000);
 }

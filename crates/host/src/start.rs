@@ -96,7 +96,13 @@ impl Instances {
                         outcome => StartError::Ended(outcome),
                     });
                 }
-                Some((Event::Paused | Event::Resumed | Event::DiskFailed { .. }, _)) => {}
+                Some((
+                    Event::Paused
+                    | Event::Resumed
+                    | Event::DiskFailed { .. }
+                    | Event::Panicked { .. },
+                    _,
+                )) => {}
                 None => {
                     return Err(StartError::Failed(format!(
                         "{PROGRAM} ended before it had started the instance; its last words are in {LAST_WORDS} of the instance's directory"

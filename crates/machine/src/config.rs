@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use croft_devices::virtio::console::PortConfig;
 use croft_engine::CpuModel;
 
 use crate::loader::Payload;
@@ -22,6 +23,9 @@ pub struct MachineConfig {
     pub payload: Payload,
     /// Its disks, at most [`DISKS_MAX`](crate::DISKS_MAX).
     pub disks: Vec<DiskConfig>,
+    /// The ports of its virtio console: a terminal first, then byte streams
+    /// with names. No console without ports.
+    pub ports: Vec<PortConfig>,
     /// Directories of the host's, at most
     /// [`SHARES_MAX`](crate::SHARES_MAX).
     pub shares: Vec<ShareConfig>,

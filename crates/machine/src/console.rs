@@ -29,7 +29,7 @@ pub trait ConsoleBackend: Send + Sync {
     fn output(&self, bytes: &[u8]);
 
     /// The machine stands still because the host failed at a disk, or goes on
-    /// by itself after that. Must not block.
+    /// by itself after that. Comes on the owner's thread.
     fn disk_failed(&self, fault: Option<&DiskFault>) {
         let _ = fault;
     }
@@ -37,6 +37,14 @@ pub trait ConsoleBackend: Send + Sync {
     /// Takes a line for the operator. Must not block.
     fn log(&self, line: &str) {
         let _ = line;
+    }
+
+    /// The guest's kernel panicked; with a `crash_kernel` of its own it goes
+    /// on with that. The machine stays as it is: what comes next is the
+    /// guest's choice (its `panic=`) or the operator's. Once for each start
+    /// of the guest. Must not block.
+    fn panicked(&self, crash_kernel: bool) {
+        let _ = crash_kernel;
     }
 }
 

@@ -14,6 +14,7 @@ use crate::loader::LoadError;
 use crate::memory_map::SizeError;
 use crate::saved::SavedError;
 use crate::virtio::{DISKS_MAX, SHARES_MAX};
+use croft_devices::virtio::console::{NAME_MAX, PORTS_MAX};
 
 /// Why a machine was not made. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -96,6 +97,12 @@ pub enum MachineError {
         /// Why not.
         source: OpenError,
     },
+    /// More ports than a console can have.
+    #[error("{0} console ports asked for, at most {PORTS_MAX} are possible; leave out some --port")]
+    Ports(usize),
+    /// A port's name that is too long.
+    #[error("port '{0}' has a name of more than {NAME_MAX} bytes; shorten it")]
+    PortName(String),
     /// More shares than slots.
     #[error("{0} shares asked for, at most {SHARES_MAX} are possible; leave out some --share")]
     Shares(usize),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
-use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::config::{Ended, State};
 use crate::console::ConsoleInput;
 use crate::events::{Event, Events, Request};
+use crate::power::PowerSwitch;
 use crate::sync::{Shared, lock};
 
 /// Why a machine was not saved. Unless it had ended, it goes on.
@@ -53,6 +54,9 @@ pub enum SaveError {
 /// Why a disk has the size that it had.
 #[derive(Debug, Error)]
 pub enum ResizeError {
+    /// The machine has ended.
+    #[error(transparent)]
+    Ended(#[from] Ended),
     /// There is no such disk.
     #[error("there is no disk {index}; the machine has {count}, counted from 0")]
     NoDisk {
@@ -72,9 +76,10 @@ pub struct MachineHandle {
     pub(crate) events: Events,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
-    pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
+    pub(crate) console: Option<ConsoleHandle>,
+    pub(crate) power: Arc<PowerSwitch>,
     pub(crate) input: ConsoleInput,
 }
 
@@ -138,14 +143,9 @@ impl MachineHandle {
     }
 
     /// Makes disk `index` `bytes` large, which is not less than it is, and
-    /// tells the guest, which sees it live. Waits for nothing but the host's
-    /// disk.
+    /// tells the guest, which sees it live. Returns when it is lasting.
     pub fn resize_disk(&self, index: usize, bytes: u64) -> Result<(), ResizeError> {
-        let disk = self.disks.get(index).ok_or(ResizeError::NoDisk {
-            index,
-            count: self.disks.len(),
-        })?;
-        Ok(disk.resize(bytes)?)
+        self.ask(|done| Request::ResizeDisk(index, bytes, done))?
     }
 
     /// Types `bytes` on the serial console; blocks while the guest takes no
@@ -157,6 +157,19 @@ impl MachineHandle {
     /// The host's side of the socket device, if there is one.
     pub fn vsock(&self) -> Option<&VsockHandle> {
         self.vsock.as_ref()
+    }
+
+    /// Whether the guest has said that its kernel panicked, since it was
+    /// started or reset last.
+    pub fn has_panicked(&self) -> bool {
+        self.power.has_panicked()
+    }
+
+    /// Tells the guest of its terminal's size, if it has one (virtio-console).
+    pub fn resize_console(&self, columns: u16, rows: u16) {
+        if let Some(console) = &self.console {
+            console.resize(columns, rows);
+        }
     }
 
     fn ask<R>(&self, request: impl FnOnce(SyncSender<R>) -> Request) -> Result<R, Ended> {

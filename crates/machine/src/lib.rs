@@ -70,6 +70,7 @@ mod tests;
 pub use config::{Ended, MachineConfig, Outcome, State};
 pub use console::{ConsoleBackend, DiskFault};
 pub use croft_devices::virtio::blk::{Limits as DiskLimits, OnError as OnDiskError};
+pub use croft_devices::virtio::console::{PORTS_MAX, PortConfig};
 pub use croft_devices::virtio::vsock::{VsockHandle, VsockHost};
 pub use error::MachineError;
 pub use gdb::GdbListener;

@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::blk::BlkHandle;
+use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::fs::ShareHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
@@ -51,6 +52,7 @@ pub struct Machine {
     pub(crate) balloon: BalloonHandle,
     pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
+    pub(crate) terminal: Option<ConsoleHandle>,
 }
 
 /// What firmware would do: tables and kernel in memory, and the first vCPU at
@@ -186,6 +188,8 @@ impl Machine {
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
         let vsock = vsock.transpose()?;
+        let ports: Vec<String> = config.ports.iter().map(|port| port.name.clone()).collect();
+        let terminal = plugger.plug_console(config.ports)?;
         Ok(Machine {
             name: config.name,
             description: Description::new(
@@ -199,11 +203,13 @@ impl Machine {
                     .collect(),
                 shares.iter().map(SavedShare::of).collect(),
             )
-            .with_vsock(vsock.is_some()),
+            .with_vsock(vsock.is_some())
+            .with_ports(ports),
             disks,
             balloon,
             shares,
             vsock,
+            terminal,
             ram,
             partition,
             vcpus,
@@ -238,9 +244,10 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
-            disks: self.disks.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
+            console: self.terminal.clone(),
+            power: self.power.clone(),
             input: ConsoleInput {
                 uart: self.chipset.uart.clone(),
                 signal: self.chipset.console.clone(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use croft_devices::PowerSink;
+use croft_devices::pvpanic::CRASH_LOADED;
 
 use crate::console::ConsoleBackend;
 use crate::events::{Event, Events};
@@ -38,6 +39,11 @@ impl PowerSwitch {
         }
     }
 
+    /// The guest has panicked since it was started.
+    pub fn has_panicked(&self) -> bool {
+        *lock(&self.panicked)
+    }
+
     /// The request, if there is one; the next one counts again.
     pub fn take(&self) -> Option<PowerRequest> {
         *lock(&self.panicked) = false;
@@ -63,9 +69,10 @@ impl PowerSink for PowerSwitch {
         self.ask(PowerRequest::Reset);
     }
 
-    fn panicked(&self, _events: u8) {
+    fn panicked(&self, events: u8) {
         // Once for each start: a guest can write the port for ever.
         if !std::mem::replace(&mut *lock(&self.panicked), true) {
+            self.log.panicked(events & CRASH_LOADED != 0);
             self.log.log("the guest reported that its kernel panicked");
         }
     }

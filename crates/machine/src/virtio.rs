@@ -7,6 +7,7 @@
 //! | 2–24 | disks, in the order of the configuration   |
 //! | 25–28 | shares                                    |
 //! | 29   | sockets (vsock)                            |
+//! | 30   | terminal and byte streams (console)        |
 //! | 31   | balloon                                    |
 
 use std::fmt;
@@ -16,6 +17,9 @@ use std::sync::Arc;
 
 use croft_devices::virtio::balloon::{BalloonHandle, VirtioBalloon};
 use croft_devices::virtio::blk::{BlkHandle, BlkOptions, FaultSink, Limits, OnError, VirtioBlk};
+use croft_devices::virtio::console::{
+    ConsoleHandle, NAME_MAX, PORTS_MAX, PortConfig, VirtioConsole,
+};
 use croft_devices::virtio::fs::{ShareHandle, VirtioFs};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
@@ -42,6 +46,8 @@ pub const SHARES_MAX: usize = 4;
 /// Slot of the balloon. Devices that a machine has one of are at the end, so
 /// that disks have neighbouring slots.
 const BALLOON_SLOT: u8 = 31;
+/// Slot of the console.
+const CONSOLE_SLOT: u8 = 30;
 /// Slot of the socket device.
 const VSOCK_SLOT: u8 = 29;
 /// Most disks of a machine.
@@ -210,6 +216,26 @@ impl<'a> Plugger<'a> {
             self.add(DISK_SLOT + index, &name, device)?;
         }
         Ok(plugged)
+    }
+
+    /// The console, if it has ports. Returns the operator's side of it.
+    pub fn plug_console(
+        &self,
+        ports: Vec<PortConfig>,
+    ) -> Result<Option<ConsoleHandle>, MachineError> {
+        if ports.is_empty() {
+            return Ok(None);
+        }
+        if ports.len() > PORTS_MAX {
+            return Err(MachineError::Ports(ports.len()));
+        }
+        if let Some(port) = ports.iter().find(|port| port.name.len() > NAME_MAX) {
+            return Err(MachineError::PortName(port.name.clone()));
+        }
+        let device = VirtioConsole::new(ports);
+        let handle = device.handle();
+        self.add(CONSOLE_SLOT, "console0", device)?;
+        Ok(Some(handle))
     }
 
     /// The socket device. Returns the host's side of it.

@@ -23,6 +23,7 @@ use super::console::Console;
 use super::log::Log;
 use super::running::Running;
 use crate::control;
+use crate::ports;
 use crate::vsock::{self, Vsock};
 
 /// Most bytes of each of the console's two logs.
@@ -49,6 +50,7 @@ enum Source {
     Client(clients::Source),
     Viewer(u64),
     Vsock(vsock::Source),
+    Port(usize, ports::End),
     Agent,
 }
 
@@ -278,6 +280,12 @@ impl Keeper {
                 }
                 Source::Viewer(number) => self.console.serve(number),
                 Source::Vsock(source) => self.hear_vsock(source),
+                Source::Port(index, end) => {
+                    let running = self.running.as_mut();
+                    if let Some(port) = running.and_then(|r| r.kept.ports.get_mut(index)) {
+                        port.hear(end, ready);
+                    }
+                }
                 Source::Agent => self.hear_agent(),
             }
         }
@@ -328,6 +336,11 @@ impl Keeper {
             let vsock = running.kept.vsock.iter().filter(|_| running.has_room());
             let vsock = vsock.flat_map(Vsock::sources);
             interests.extend(vsock.map(|(source, fd)| (Source::Vsock(source), fd, PollFlags::IN)));
+            for (index, port) in running.kept.ports.iter().enumerate() {
+                let wanted = port.interests().into_iter();
+                interests
+                    .extend(wanted.map(|(end, fd, flags)| (Source::Port(index, end), fd, flags)));
+            }
         }
         if let Some(agent) = &self.agent {
             interests.push((Source::Agent, agent.as_fd(), PollFlags::IN));
@@ -376,12 +389,24 @@ impl Keeper {
                     self.note = Some(text);
                     self.inputs.push_back(Input::Held);
                 }
+                vmm::Event::DiskResized { disk, error } => self.say(&match error {
+                    None => format!("disk{disk} has its new size"),
+                    Some(error) => format!("disk{disk} is not resized: {error}"),
+                }),
                 vmm::Event::SaveFailed { message } => {
                     self.say(&format!("not saved: {message}"));
                     if let Some(client) = self.saving.take() {
                         self.clients
                             .answer(client, &Told::Failed { message }, vec![]);
                     }
+                }
+                vmm::Event::Panicked { crash_kernel } => {
+                    let how = if crash_kernel {
+                        "; it goes on with its crash kernel"
+                    } else {
+                        ""
+                    };
+                    self.status.note = Some(format!("the guest's kernel panicked{how}"));
                 }
                 vmm::Event::VsockRequest { id, port } => self.connect_host(id, port),
                 vmm::Event::Log { text } => self.say(&text),

@@ -8,7 +8,9 @@ use croft_api::disk::RunDisk;
 use croft_api::monitor::{GdbAddress, RunShare};
 
 use super::disk;
-use super::values::{parse_append, parse_code_cache, parse_cpus, parse_gdb, parse_share};
+use super::values::{
+    parse_append, parse_code_cache, parse_cpus, parse_gdb, parse_port, parse_share,
+};
 use crate::size;
 
 /// `--engine`.
@@ -69,6 +71,16 @@ pub struct PlaceOptions {
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
     pub control: Option<OsString>,
 
+    /// Make a socket for the guest's second terminal, hvc0 (virtio-console); one program at a
+    /// time can connect
+    #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
+    pub terminal: Option<OsString>,
+
+    /// Make a socket for a byte stream that the guest finds as /dev/virtio-ports/NAME; can be
+    /// given several times
+    #[arg(long = "port", value_name = "NAME=SOCKET", value_parser = OsStringValueParser::new().try_map(parse_port))]
+    pub ports: Vec<(String, OsString)>,
+
     /// Make a socket by which programs connect to the guest's vsock ports; the guest connects
     /// to port P of the host at the same path with '_P' behind
     #[arg(long, value_name = "SOCKET", value_hint = clap::ValueHint::FilePath)]
@@ -77,6 +89,20 @@ pub struct PlaceOptions {
     /// Leave croft-vmm without its jail, so that a debugger can be attached to it
     #[arg(long, hide = true)]
     pub no_jail: bool,
+}
+
+impl PlaceOptions {
+    /// The console's ports: their names, and the paths of their sockets. The
+    /// terminal comes first.
+    pub fn ports(&self) -> (Vec<String>, Vec<Option<OsString>>) {
+        if self.terminal.is_none() && self.ports.is_empty() {
+            return (Vec::new(), Vec::new());
+        }
+        let first = ("terminal".to_owned(), self.terminal.clone());
+        let others = self.ports.iter().cloned();
+        let others = others.map(|(name, path)| (name, Some(path)));
+        std::iter::once(first).chain(others).unzip()
+    }
 }
 
 /// What a machine is.

@@ -1,9 +1,9 @@
 //! The command line: a file for each command, and what they share.
 
-pub mod agent;
 pub mod create;
 pub mod disk;
 pub mod doctor;
+pub mod guest;
 pub mod image;
 pub mod instance;
 pub mod machine;
@@ -65,15 +65,15 @@ pub enum Command {
     Logs(instance::LogsOptions),
     /// Look at an instance's console, and type; Ctrl-] leaves
     Console(instance::ConsoleOptions),
-    /// Run a command in an instance, by the agent in its guest
-    #[command(after_help = agent::EXEC_HELP)]
-    Exec(Box<agent::ExecOptions>),
-    /// Give a shell in an instance
-    #[command(after_help = agent::EXEC_HELP)]
-    Shell(agent::ShellOptions),
-    /// Copy files into an instance, or out of it
-    #[command(after_help = agent::CP_HELP)]
-    Cp(agent::CopyOptions),
+    /// Run a command in an instance
+    #[command(after_help = guest::HELP)]
+    Exec(guest::ExecOptions),
+    /// Run a login shell in an instance
+    #[command(after_help = guest::HELP)]
+    Shell(guest::ShellOptions),
+    /// Copy a file or directory into an instance or out of one
+    #[command(after_help = guest::HELP)]
+    Cp(guest::CpOptions),
     /// Wait until an instance is ready
     #[command(after_help = instance::WAIT_HELP)]
     Wait(instance::WaitOptions),

@@ -92,6 +92,25 @@ pub fn parse_gdb(text: &str) -> Result<GdbAddress, String> {
     }
 }
 
+/// A console port's name and the path of its socket.
+pub fn parse_port(text: OsString) -> Result<(String, OsString), String> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'=');
+    let (name, path) = at.map_or((bytes, &b""[..]), |at| {
+        let (name, rest) = bytes.split_at(at);
+        (name, rest.get(1..).unwrap_or_default())
+    });
+    let name = str::from_utf8(name).unwrap_or_default();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if name.is_empty() || !name.chars().all(plain) || path.is_empty() {
+        return Err(
+            "give a name of letters, digits, '.', '-' and '_', then '=' and the path of a socket"
+                .to_owned(),
+        );
+    }
+    Ok((name.to_owned(), OsStr::from_bytes(path).to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,10 @@
 //! Instances: machines that are kept, and run in the background.
 
-mod agent;
 mod autostart;
 mod console;
 mod create;
 mod delete;
+mod guest;
 mod image;
 mod list;
 mod logs;
@@ -21,11 +21,11 @@ use croft_host::{
     StoreError,
 };
 
-pub use self::agent::{copy, exec, shell};
 pub use self::autostart::autostart;
 pub use self::console::console;
 pub use self::create::create;
 pub use self::delete::delete;
+pub use self::guest::{cp, exec, shell};
 pub use self::list::list;
 pub use self::logs::logs;
 pub use self::power::{pause, restart, resume, start, stop};

@@ -32,6 +32,7 @@ pub fn machine_spec(options: &MachineOptions, name: &str) -> MachineSpec {
         append: options.append.clone(),
         no_reboot: options.no_reboot,
         test_devices: options.test_devices,
+        ports: Vec::new(),
         vsock: None,
     }
 }

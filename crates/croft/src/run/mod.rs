@@ -93,6 +93,7 @@ fn open(path: &Path) -> Result<File, String> {
 }
 
 fn restore_request(options: RestoreOptions) -> RestoreRequest {
+    let (_, ports) = options.place.ports();
     RestoreRequest {
         file: quoted(options.file.as_ref()),
         name: options.name,
@@ -104,6 +105,7 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        ports,
         vsock: options.place.vsock,
         terminal: false,
         no_jail: options.place.no_jail,
@@ -111,9 +113,11 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
 }
 
 fn request(options: RunOptions) -> Result<RunRequest, String> {
+    let (names, ports) = options.place.ports();
     let name = options.name.as_deref().unwrap_or(UNNAMED);
     let mut machine = machine_spec(&options.machine, name);
     machine.vsock = options.place.vsock.as_ref().map(|_| options.vsock_cid);
+    machine.ports = names;
     let instance = &options.instance;
     if instance.restart != Restart::No || instance.ephemeral || instance.autostart {
         return Err(
@@ -130,6 +134,7 @@ fn request(options: RunOptions) -> Result<RunRequest, String> {
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
+        ports,
         vsock: options.place.vsock,
         terminal: false,
         no_jail: options.place.no_jail,

@@ -265,6 +265,8 @@ impl Session {
             match event {
                 Event::Started { engine, reason } => self.started(&engine, &reason),
                 Event::Log { text } => self.say(&text),
+                // A line in the log says so, too.
+                Event::Panicked { .. } => {}
                 Event::Paused => self.say("paused"),
                 Event::Resumed => self.say("resumed"),
                 Event::DiskFailed { disk, message } => self.say(&format!(

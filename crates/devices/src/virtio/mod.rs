@@ -1,8 +1,9 @@
 //! Virtio devices on PCI (Virtual I/O Device Version 1.2, "virtio 1.2").
 //!
-//! A device of one kind ([`blk`], [`rng`], [`balloon`], [`fs`], [`vsock`]) is a
-//! [`VirtioDevice`]: what it offers, and a [`QueueHandler`] that serves one
-//! request, or a [`Service`] for all its queues together. Everything that is
+//! A device of one kind ([`blk`], [`rng`], [`balloon`], [`fs`], [`vsock`],
+//! [`console`]) is a [`VirtioDevice`]: what it offers, and a [`QueueHandler`]
+//! that serves one request, or a [`Service`] for all its queues together.
+//! Everything that is
 //! the same in all of them is [`transport`]: configuration space, registers,
 //! negotiation, interrupts, saving.
 //!
@@ -34,6 +35,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod fs;
 mod log;
 pub mod queue;

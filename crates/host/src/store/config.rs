@@ -113,6 +113,7 @@ impl Config {
                 log: None,
                 gdb: None,
                 control: None,
+                ports: Vec::new(),
                 vsock: self.machine.vsock.map(|_| directories.vsock(name).into()),
                 terminal: false,
                 no_jail: false,

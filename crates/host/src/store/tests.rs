@@ -27,6 +27,7 @@ fn config() -> Config {
             append: String::new(),
             no_reboot: false,
             test_devices: false,
+            ports: Vec::new(),
             vsock: Some(3),
         },
         boot: Boot::Kernel {

@@ -218,7 +218,7 @@ fn services(tree: &mut Tree) -> Result<(), Error> {
         ),
         (
             "croft-agent.service",
-            include_str!("../../assets/croft-agent.service"),
+            include_str!("../../../agent/croft-agent.service"),
         ),
     ] {
         tree.write(&format!("{UNITS}/{name}"), 0o644, contents.as_bytes())?;

@@ -112,6 +112,9 @@ pub struct Description {
     /// It had a socket device.
     #[serde(default)]
     pub vsock: bool,
+    /// Names of its virtio console's ports.
+    #[serde(default)]
+    pub ports: Vec<String>,
 }
 
 /// A disk of a saved machine.
@@ -169,7 +172,13 @@ impl Description {
             disks,
             shares,
             vsock: false,
+            ports: Vec::new(),
         }
+    }
+
+    /// With these ports of a virtio console.
+    pub(crate) fn with_ports(self, ports: Vec<String>) -> Self {
+        Description { ports, ..self }
     }
 
     /// With a socket device, or without.
@@ -200,6 +209,10 @@ impl Description {
                 text(self.test_devices).to_owned(),
                 text(now.test_devices).to_owned(),
             );
+        }
+        if self.ports != now.ports {
+            let text = |ports: &[String]| format!("console ports {ports:?}");
+            return differs(text(&self.ports), text(&now.ports));
         }
         if self.vsock != now.vsock {
             let text = |there: bool| if there { "vsock" } else { "no vsock" };

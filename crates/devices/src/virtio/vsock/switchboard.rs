@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::net::{SocketType, sockopt};
+use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::connection::{Connection, Key, Phase};
@@ -45,6 +46,8 @@ const CLOSING: Duration = Duration::from_secs(8);
 /// The least port of the host's own connections; those below are for those
 /// who listen.
 const PORT_FIRST: u32 = 1 << 30;
+/// The one above stands for any port (5.10.4 leaves it out; VMADDR_PORT_ANY).
+const PORT_LAST: u32 = u32::MAX - 1;
 /// Most data of one packet, as in Linux.
 const DATA_MAX: usize = 64 << 10;
 /// Packets of the guest's taken before the sockets are looked after again.
@@ -90,7 +93,7 @@ impl Switchboard {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             deadlines: BTreeSet::new(),
-            next_port: PORT_FIRST,
+            next_port: first_port(),
             restored,
             poll: Epoll::new().ok(),
             chain: Chain::default(),
@@ -132,7 +135,11 @@ impl Switchboard {
     fn free_key(&mut self, guest: u32) -> Option<Key> {
         (0..=CONNECTIONS_MAX).find_map(|_| {
             let host = self.next_port;
-            self.next_port = host.checked_add(1).unwrap_or(PORT_FIRST);
+            self.next_port = if host < PORT_LAST {
+                host + 1
+            } else {
+                PORT_FIRST
+            };
             let key = Key { host, guest };
             (!self.numbers.contains_key(&key)).then_some(key)
         })
@@ -500,6 +507,15 @@ impl Switchboard {
         }
         Ok(())
     }
+}
+
+/// Anywhere: after a restore the guest may still hold connections to ports
+/// that were in use before.
+fn first_port() -> u32 {
+    let mut bytes = [0; 4];
+    // Without chance it is the first one.
+    let _ = getrandom(&mut bytes, GetRandomFlags::NONBLOCK);
+    PORT_FIRST | u32::from_le_bytes(bytes) & (PORT_FIRST - 1)
 }
 
 impl Service for Switchboard {

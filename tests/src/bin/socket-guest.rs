@@ -1,0 +1,108 @@
+//! What the tests' guests do with sockets (vsock).
+//!
+//! | arguments              | what                                           |
+//! |------------------------|------------------------------------------------|
+//! | `echo PORT`            | answers every connection with what it gets     |
+//! | `call PORT COUNT SIZE` | so many connections to the host, one after the other: sends so many bytes, and expects them back |
+//! | `many PORT COUNT`      | the same, all at once, with a few bytes each   |
+//! | `hold PORT`            | connects to the host and says how that ended   |
+
+use std::env;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::thread;
+
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
+
+fn main() -> io::Result<()> {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let number = |at: usize| {
+        let word = words.get(at).and_then(|word| word.parse::<u32>().ok());
+        word.ok_or_else(|| io::Error::other("a number is missing"))
+    };
+    match words.first().map(String::as_str) {
+        Some("echo") => echo(number(1)?),
+        Some("call") => {
+            let (port, count, size) = (number(1)?, number(2)?, number(3)?);
+            for round in 0..count {
+                call(port, round, size as usize)?;
+            }
+            println!("called {count} times");
+            Ok(())
+        }
+        Some("many") => many(number(1)?, number(2)?),
+        Some("hold") => hold(number(1)?),
+        _ => Err(io::Error::other("echo, call, many or hold")),
+    }
+}
+
+fn echo(port: u32) -> io::Result<()> {
+    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, port)?;
+    println!("listening at {port}");
+    for stream in listener.incoming() {
+        let stream = stream?;
+        thread::spawn(move || {
+            let copied = io::copy(&mut &stream, &mut &stream);
+            let ended = stream.shutdown(Shutdown::Write);
+            if let Err(error) = copied.and(ended) {
+                println!("a connection failed: {error}");
+            }
+        });
+    }
+    Ok(())
+}
+
+fn pattern(round: u32, size: usize) -> Vec<u8> {
+    let byte = |n: usize| (n.wrapping_mul(31) ^ (n >> 11)) as u8 ^ round as u8;
+    (0..size).map(byte).collect()
+}
+
+fn call(port: u32, round: u32, size: usize) -> io::Result<()> {
+    let stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
+    let sent = pattern(round, size);
+    let got = thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            (&stream).write_all(&sent)?;
+            stream.shutdown(Shutdown::Write)
+        });
+        let mut got = Vec::new();
+        (&stream).read_to_end(&mut got)?;
+        writer.join().expect("the writer")?;
+        Ok::<_, io::Error>(got)
+    })?;
+    if got == sent {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!(
+            "sent {size} bytes, got {} others",
+            got.len()
+        )))
+    }
+}
+
+fn many(port: u32, count: u32) -> io::Result<()> {
+    let connect = |_| VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port);
+    let streams: Vec<_> = (0..count).map(connect).collect::<io::Result<_>>()?;
+    for (stream, n) in streams.iter().zip(0u32..) {
+        (&mut &*stream).write_all(&n.to_le_bytes())?;
+    }
+    for (stream, n) in streams.iter().zip(0u32..) {
+        let mut bytes = [0; 4];
+        (&mut &*stream).read_exact(&mut bytes)?;
+        if u32::from_le_bytes(bytes) != n {
+            return Err(io::Error::other("an answer came to another connection"));
+        }
+    }
+    println!("all {count} answered");
+    Ok(())
+}
+
+fn hold(port: u32) -> io::Result<()> {
+    let stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
+    println!("connected and waiting");
+    match (&stream).read(&mut [0]) {
+        Ok(count) => println!("ended after {count} bytes"),
+        Err(error) => println!("broken: {:?}", error.kind()),
+    }
+    Ok(())
+}
