@@ -103,6 +103,19 @@ fn a_guest_is_ready_runs_commands_and_takes_files() {
         fs::read_link(back.join("link")).unwrap().to_str(),
         Some("sub/large")
     );
+    // A pipe is not copied, and that is said.
+    exec(&stage, "mknod /root/copied/pipe p", b"");
+    let partly = croft(
+        &stage,
+        &["cp", &there, stage.path("partly").to_str().unwrap()],
+    )
+    .output();
+    let partly = partly.unwrap();
+    assert_eq!(partly.status.code(), Some(1), "{partly:?}");
+    assert!(
+        String::from_utf8_lossy(&partly.stderr).contains("pipe"),
+        "{partly:?}"
+    );
     let refused = croft(&stage, &["cp", &format!("{}:/none", stage.name()), "x"]).output();
     let refused = refused.unwrap();
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
