@@ -73,20 +73,16 @@ fn a_guest_is_ready_runs_commands_and_takes_files() {
     )
     .output();
     assert_eq!(none.unwrap().status.code(), Some(127));
-    let tty = croft(
-        &stage,
-        &[
-            "exec",
-            "-t",
-            "-n",
-            stage.name(),
-            "--",
-            "sh",
-            "-c",
-            "test -t 1",
-        ],
-    );
-    succeed(tty);
+    let deaf = [
+        "exec",
+        "-n",
+        stage.name(),
+        "--",
+        "sh",
+        "-c",
+        "cat; echo end",
+    ];
+    assert_eq!(succeed(croft(&stage, &deaf)), "end\n");
 
     let tree = stage.path("tree");
     fs::create_dir_all(tree.join("sub")).unwrap();
