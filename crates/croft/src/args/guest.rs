@@ -33,6 +33,10 @@ pub struct ExecOptions {
     #[arg(short, long)]
     pub tty: bool,
 
+    /// Give the command nothing to read, and leave standard input alone: in a loop that reads it
+    #[arg(short, long, conflicts_with = "tty")]
+    pub no_stdin: bool,
+
     #[command(flatten)]
     pub task: TaskOptions,
 
@@ -75,6 +79,20 @@ pub struct CpOptions {
 
     /// Where to: a path, or NAME:PATH; into it if it is a directory
     pub to: OsString,
+
+    /// Owner and group, by number, of what is copied into the guest; root when not given
+    #[arg(long, value_name = "UID:GID", value_parser = parse_owner, conflicts_with = "archive")]
+    pub owner: Option<(u32, u32)>,
+
+    /// Keep the owners and groups, by number, of what is copied into the guest
+    #[arg(short, long)]
+    pub archive: bool,
+}
+
+fn parse_owner(text: &str) -> Result<(u32, u32), &'static str> {
+    let pair = text.split_once(':');
+    pair.and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)))
+        .ok_or("give two numbers, as in 1000:1000")
 }
 
 fn parse_variable(text: &str) -> Result<(String, String), String> {

@@ -8,8 +8,10 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use croft_agent::client::{Client, Event, Input, failure_status, status};
 use croft_api::agent::{Exec, Get, PORT, Put, Size};
 use croft_host::{InstanceName, Instances};
 use nix::sys::signal::{SigSet, Signal};
+use rustix::net::{Shutdown, shutdown};
 use rustix::stdio::{stdin, stdout};
 use rustix::termios::{isatty, tcgetwinsize};
 
@@ -37,7 +40,10 @@ pub const NOT_STARTED: u8 = 125;
 
 /// Runs a command in an instance.
 pub fn exec(options: &ExecOptions) -> Exit {
-    let task = task(&options.task, &options.command);
+    let task = Exec {
+        stdin: !options.no_stdin,
+        ..task(&options.task, &options.command)
+    };
     run_task(&options.name.name, task, options.tty)
 }
 
@@ -86,7 +92,14 @@ pub fn in_guest(
             "standard input is no terminal; leave out --tty",
         ));
     }
-    task.pty = terminal.as_ref().map(|_| size());
+    if terminal.is_some() {
+        task.pty = Some(size());
+        let is_set = task.env.iter().any(|(name, _)| name == "TERM");
+        if let Some(kind) = std::env::var_os("TERM").filter(|_| !is_set) {
+            task.env.push(("TERM".into(), kind));
+        }
+    }
+    let reads = task.stdin;
     // Before any thread is made, so that all of them leave the signals to one.
     let signals = SigSet::from_iter([
         Signal::SIGINT,
@@ -111,16 +124,27 @@ pub fn in_guest(
         say::line(&format!("croft: the terminal stays as it is: {error}"));
     }
     let input = Arc::new(Mutex::new(running.input));
-    let started = start("input", &input, feed)
-        .and_then(|()| start("signals", &input, move |input| pass_on(&signals, input)));
-    started.map_err(|error| Fault::failed(format!("cannot start a thread: {error}")))?;
     let mut output = running.output;
+    let ended_by = Arc::new(AtomicU8::new(0));
+    let started = output.as_fd().try_clone_to_owned().and_then(|socket| {
+        let ended_by = ended_by.clone();
+        if reads {
+            start("input", &input, feed)?;
+        }
+        start("signals", &input, move |input| {
+            pass_on(&signals, input, &socket, &ended_by);
+        })
+    });
+    started.map_err(|error| Fault::failed(format!("cannot start a thread: {error}")))?;
     let ended = loop {
         let written = match output.next_event() {
             Ok(Event::Stdout(bytes)) => write(io::stdout(), &bytes),
             Ok(Event::Stderr(bytes)) => write(io::stderr(), &bytes),
             Ok(Event::Exited(exit)) => break Ok(Exit::Command(status(exit))),
-            Err(error) => break Err(Fault::failed(error.to_string()).of(name)),
+            Err(error) => match ended_by.load(Ordering::SeqCst) {
+                0 => break Err(Fault::failed(error.to_string()).of(name)),
+                number => break Ok(Exit::Signal(number)),
+            },
         };
         if let Err(error) = written {
             break Err(Fault::failed(format!(
@@ -141,7 +165,14 @@ pub fn agent(instances: &Instances, name: &InstanceName) -> Result<Client, Fault
              'croft wait {name}' waits for it, if the guest has one"
         ))
     })?;
-    Client::connect(stream.into()).map_err(|error| Fault::failed(error.to_string()).of(name))
+    let deaf = |error: io::Error| Fault::failed(error.to_string()).of(name);
+    let timed = stream.try_clone().map_err(deaf)?;
+    timed.set_read_timeout(Some(PATIENCE)).map_err(deaf)?;
+    let client = Client::connect(stream.into());
+    let client = client.map_err(|error| Fault::failed(error.to_string()).of(name))?;
+    // From here on it may take its time.
+    timed.set_read_timeout(None).map_err(deaf)?;
+    Ok(client)
 }
 
 /// The terminal's.
@@ -191,13 +222,22 @@ fn feed(input: &Shared) {
     }
 }
 
-/// Signals to this process are the command's.
-fn pass_on(signals: &SigSet, input: &Shared) {
+/// Signals to this process are the command's. While input waits that the
+/// command does not read nothing else can be sent to it; then a signal ends
+/// the connection, which hangs up on the command.
+fn pass_on(signals: &SigSet, input: &Shared, socket: &OwnedFd, ended_by: &AtomicU8) {
     while let Ok(signal) = signals.wait() {
-        let mut input = input.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent: Result<(), AgentError> = match signal {
-            Signal::SIGWINCH => input.resize(size()),
-            signal => input.signal(signal as i32),
+        let sent: Result<(), AgentError> = match (signal, input.try_lock()) {
+            (Signal::SIGWINCH, Ok(mut input)) => input.resize(size()),
+            (Signal::SIGWINCH, Err(_)) => Ok(()),
+            (signal, Ok(mut input)) => input.signal(signal as i32),
+            (signal, Err(_)) => {
+                let number = u8::try_from(signal as i32).unwrap_or_default();
+                ended_by.store(number, Ordering::SeqCst);
+                // It may have ended by itself.
+                let _ = shutdown(socket, Shutdown::Both);
+                return;
+            }
         };
         if sent.is_err() {
             return;
@@ -218,7 +258,10 @@ pub fn cp(options: &CpOptions) -> Exit {
                 let put = Put {
                     path: to.to_owned(),
                     // What is copied belongs to the guest's root.
-                    owner: Some((0, 0)),
+                    owner: match options.archive {
+                        true => None,
+                        false => Some(options.owner.unwrap_or((0, 0))),
+                    },
                 };
                 let put = agent(&instances, &name)?.put(from, put);
                 put.map_err(|error| copying(&name, &error))?;
@@ -228,7 +271,14 @@ pub fn cp(options: &CpOptions) -> Exit {
                     path: from.to_owned(),
                 };
                 let got = agent(&instances, &name)?.get(get, to);
-                got.map_err(|error| copying(&name, &error))?;
+                let got = got.map_err(|error| copying(&name, &error))?;
+                for skipped in &got.skipped {
+                    say::line(&format!("croft: {name}: left out: {skipped}"));
+                }
+                if got.skips > 0 {
+                    let text = format!("{} entries were left out", got.skips);
+                    return Err(Fault::failed(text).of(&name));
+                }
             }
             _ => {
                 return Err(Fault::usage(
