@@ -108,7 +108,10 @@ impl<'a> Images<'a> {
                     format: Some(below),
                 },
             ],
-            options: DiskOptions::default(),
+            options: DiskOptions {
+                on_io_error: options.on_io_error.unwrap_or_default(),
+                ..DiskOptions::default()
+            },
         };
         let seed = Disk {
             layers: vec![Layer {
