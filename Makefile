@@ -14,7 +14,7 @@ FUZZ_TIME ?= 60
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-kvm test-guests bench fuzz fmt fmt-check clippy doc-test clean clean-cache
+.PHONY: help build demo test test-kvm test-guests test-server bench fuzz fmt fmt-check clippy doc-test clean clean-cache
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -24,8 +24,8 @@ build: ## Build everything, optimised
 	$(CARGO) build --release --workspace
 	CARGO="$(CARGO)" scripts/build-agent
 
-demo: ## Boot a stock Debian kernel to a shell on this terminal
-	@scripts/install-deps build
+demo: ## Build a Debian 12 server, start it, and give a shell in it
+	@scripts/install-deps build image
 	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
 	CARGO="$(CARGO)" scripts/build-agent
 	@scripts/demo/run
@@ -50,13 +50,22 @@ test-guests: ## Run the hard guests, ten times; takes hours
 	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
 	scripts/guests/run $(GUESTS_ARGS)
 
+test-server: ## Check whole servers: a kernel by apt, disks after kills; takes an hour
+	scripts/install-deps build image server
+	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
+	CARGO="$(CARGO)" scripts/build-agent
+	scripts/server/upgrade
+	scripts/server/verify
+
 bench: ## Measure Croft beside its peers
-	scripts/install-deps bench
+	scripts/install-deps bench image
 	scripts/fetch-kernels cloud generic
 	scripts/fetch-busybox
 	-scripts/bench/debian-image
 	CARGO="$(CARGO)" scripts/bench/build-guest
+	CARGO="$(CARGO)" scripts/build-agent
 	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm -p croft-bench
+	-scripts/server/image
 	$(CARGO) run --release -p croft-bench -- $(BENCH_ARGS)
 
 fuzz: ## Fuzz every target for FUZZ_TIME seconds

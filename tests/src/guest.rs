@@ -24,6 +24,8 @@ pub enum Act {
     Reboot,
     /// A shell on the console; power off at its end.
     Shell,
+    /// Croft's agent, which the initial RAM disk must have.
+    Agent,
 }
 
 impl Act {
@@ -35,6 +37,7 @@ impl Act {
             Act::Compute(steps) => format!("compute steps={steps}"),
             Act::Reboot => "reboot".to_owned(),
             Act::Shell => "shell".to_owned(),
+            Act::Agent => "agent".to_owned(),
         };
         format!("console=ttyS0 quiet act={act}")
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::files::Kernel;
+use crate::files::{Kernel, program};
 use crate::guest::{Act, PROMPT, UP, initramfs_with};
 use crate::{Archive, Machine, Stage};
 
@@ -15,6 +15,28 @@ const VIRTIO: [&str; 5] = [
     "virtio_pci_legacy_dev",
     "virtio_pci",
 ];
+
+/// The initial RAM disk of a guest in which Croft's agent runs.
+///
+/// # Panics
+/// When the kernel was not fetched, or the agent is not built.
+pub fn agent_initramfs() -> Vec<u8> {
+    const VSOCK: [&str; 3] = [
+        "vsock",
+        "vmw_vsock_virtio_transport_common",
+        "vmw_vsock_virtio_transport",
+    ];
+    let agent = fs::read(program("croft-agent")).expect("the agent");
+    let archive = with_modules(Archive::new().directory("bin"), VIRTIO.iter().chain(&VSOCK));
+    initramfs_with(archive.program("bin/croft-agent", &agent))
+}
+
+fn with_modules<'a>(archive: Archive, names: impl Iterator<Item = &'a &'a str>) -> Archive {
+    names.fold(archive, |archive, name| {
+        let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
+        archive.program(&format!("{name}.ko"), &module)
+    })
+}
 
 /// `croft run` of a shell with virtio and `more` at hand.
 ///
@@ -30,10 +52,7 @@ pub fn shell(stage: &Stage, more: &[&str]) -> Command {
 /// As [`shell`].
 pub fn shell_with(stage: &Stage, archive: Archive, more: &[&str]) -> Command {
     let names = VIRTIO.iter().chain(more);
-    let archive = names.fold(archive, |archive, name| {
-        let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
-        archive.program(&format!("{name}.ko"), &module)
-    });
+    let archive = with_modules(archive, names);
     let initrd = stage.file("initrd", &initramfs_with(archive));
     let mut command = stage.run();
     command

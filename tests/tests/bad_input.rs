@@ -178,7 +178,7 @@ fn options() {
     let stage = Stage::new();
     for (arguments, words) in [
         (&["--frobnicate"][..], &["--frobnicate", "--help"][..]),
-        (&["stray"], &["stray", "--help"]),
+        (&["stray"], &["--kernel", "[IMAGE]", "--help"]),
         (&["--engine", "kvm"], &["kvm", "software"]),
         (&["--engine", "tcg"], &["tcg", "software"]),
         (&["--cpu", "486"], &["486", "portable-v1"]),

@@ -40,6 +40,14 @@ pub enum Request {
     Pause,
     /// Let them continue.
     Resume,
+    /// Make this disk, counted from 0, so many bytes large: not less than it
+    /// is. Answered by [`Event::DiskResized`].
+    ResizeDisk {
+        /// Which.
+        disk: u32,
+        /// Its size.
+        bytes: u64,
+    },
     /// Save the machine to the file whose descriptor comes along, from its
     /// position on, and end.
     Save,
@@ -172,6 +180,13 @@ pub enum Event {
         id: u64,
         /// The host's port.
         port: u32,
+    },
+    /// A disk has the size that was asked for, and the guest was told.
+    DiskResized {
+        /// Which.
+        disk: u32,
+        /// Or why it has the size that it had.
+        error: Option<String>,
     },
     /// A line for the operator.
     Log {

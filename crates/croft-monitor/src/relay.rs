@@ -322,6 +322,12 @@ impl Relay {
                 vmm::Event::Paused => Event::Paused,
                 vmm::Event::Resumed => Event::Resumed,
                 vmm::Event::DiskFailed { disk, message } => Event::DiskFailed { disk, message },
+                vmm::Event::DiskResized { disk, error } => Event::Log {
+                    text: match error {
+                        None => format!("disk{disk} has its new size"),
+                        Some(error) => format!("disk{disk} is not resized: {error}"),
+                    },
+                },
                 vmm::Event::SaveFailed { message } => {
                     if let Some(control) = &mut self.kept.control {
                         let message = message.clone();

@@ -29,6 +29,13 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     reporter.report(&Event::Resumed);
                 }
             }
+            Ok(Some((Request::ResizeDisk { disk, bytes }, _))) => {
+                let resized = machine.resize_disk(disk as usize, bytes);
+                reporter.report(&Event::DiskResized {
+                    disk,
+                    error: resized.err().map(|error| error.to_string()),
+                });
+            }
             Ok(Some((Request::Save, descriptors))) => {
                 let Some(file) = descriptors.into_iter().next() else {
                     gone(Some(&WireError::Damaged("Save comes without a file")));

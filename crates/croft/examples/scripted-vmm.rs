@@ -129,7 +129,8 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
             | Request::Start(_)
             | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
-            | Request::VsockAnswer { .. } => {}
+            | Request::VsockAnswer { .. }
+            | Request::ResizeDisk { .. } => {}
         }
     }
     std::process::exit(0);

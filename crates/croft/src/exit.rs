@@ -35,6 +35,8 @@ pub enum Exit {
     Saved,
     /// A signal to croft.
     Signal(u8),
+    /// That of a command in the guest.
+    Command(u8),
     /// Not done in time.
     Timeout,
     /// The status that the guest asked for at the debug-exit port.
@@ -52,6 +54,7 @@ impl Exit {
             Exit::TripleFault => 4,
             Exit::Left => 5,
             Exit::Saved => 6,
+            Exit::Command(code) => code,
             Exit::Timeout => 124,
             Exit::Signal(number) => number.wrapping_add(128),
             Exit::Debug(status) => {

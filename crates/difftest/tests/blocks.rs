@@ -11,14 +11,17 @@ fn number(name: &str, usual: u64) -> u64 {
     text.parse().unwrap_or(usual)
 }
 
-/// `CROFT_BLOCKS` says how many are compared at least.
+/// `CROFT_BLOCKS` says how many are compared at least, `CROFT_BLOCKS_FIRST` at
+/// which batch to begin.
 #[test]
 fn random_blocks_agree() {
     let engine = SoftwareEngine::lockstep();
     let counts = engine.lockstep_counts().unwrap();
     let wanted = number("CROFT_BLOCKS", 60_000);
     let mut blocks = Blocks::new(&engine, number("CROFT_DIFF_SEED", 1)).unwrap();
-    let (mut batches, mut circling) = (0u64, 0);
+    let mut batches = number("CROFT_BLOCKS_FIRST", 0);
+    blocks.skip(batches);
+    let mut circling = 0;
     while counts.blocks() - circling < wanted {
         let before = counts.blocks();
         match blocks.batch() {

@@ -190,7 +190,7 @@ fn fail_after(rig: &Rig, steps: &[Step], seed: u64) -> Result<(), String> {
     let mut random = SmallRng::seed_from_u64(seed);
     for share in [0.0, 0.5, 0.9, 1.0] {
         let left = rig.storage.crash(|| random.random_bool(share));
-        if !matches!(rig.kind, Kind::Raw) && seed.is_multiple_of(8) {
+        if !matches!(rig.kind, Kind::Raw) && seed.is_multiple_of(3) {
             check(&left)?;
         }
         if let Some(wrong) = model.wrong(&*rig.open(&left)) {

@@ -89,6 +89,15 @@ pub enum Qcow2Error {
     /// Something new.
     #[error("it has features that are not known (bits {0:#x}); convert it with `qemu-img convert`")]
     Features(u64),
+    /// Its tables contradict each other.
+    #[error("its {0}; repair it with `qemu-img check -r all`")]
+    Damaged(&'static str),
+    /// It would have to share its tables.
+    #[error(
+        "it has internal snapshots and can only be read; remove them with `qemu-img snapshot -d`, \
+         or make it read-only or a backing file"
+    )]
+    Snapshots,
     /// The chain that was given is too short.
     #[error("its header names the backing file '{0}'; give that with ',backing=FILE'")]
     BackingMissing(String),

@@ -186,7 +186,7 @@ pub fn vsock(data: &[u8]) {
                 let answered = asked.0.lock().expect("one thread").pop();
                 if let Some((id, _)) = answered {
                     let (ours, theirs) = streams();
-                    let socket = (input.u8() % 4 != 0).then(|| theirs.into());
+                    let socket = (!input.u8().is_multiple_of(4)).then(|| theirs.into());
                     handle.answer(id, socket);
                     hosts.push(ours);
                 }

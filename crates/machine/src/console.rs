@@ -29,7 +29,7 @@ pub trait ConsoleBackend: Send + Sync {
     fn output(&self, bytes: &[u8]);
 
     /// The machine stands still because the host failed at a disk, or goes on
-    /// by itself after that. Must not block.
+    /// by itself after that. Comes on the owner's thread.
     fn disk_failed(&self, fault: Option<&DiskFault>) {
         let _ = fault;
     }

@@ -7,7 +7,7 @@ use croft_devices::bus::DetachedDevice;
 use croft_engine::Stop;
 
 use crate::gdb::DebugRequest;
-use crate::handle::SaveError;
+use crate::handle::{ResizeError, SaveError};
 
 /// The owner's input queue carries these.
 pub enum Event {
@@ -48,6 +48,8 @@ pub enum Request {
     Reset(SyncSender<()>),
     /// The guest is to give this many bytes of memory back.
     Balloon(u64, SyncSender<()>),
+    /// Make this disk so many bytes large.
+    ResizeDisk(usize, u64, SyncSender<Result<(), ResizeError>>),
     /// Write the state there and end.
     Save(Box<dyn Write + Send>, SyncSender<Result<(), SaveError>>),
     /// End.

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
-use croft_devices::virtio::blk::BlkHandle;
 use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
@@ -55,6 +54,9 @@ pub enum SaveError {
 /// Why a disk has the size that it had.
 #[derive(Debug, Error)]
 pub enum ResizeError {
+    /// The machine has ended.
+    #[error(transparent)]
+    Ended(#[from] Ended),
     /// There is no such disk.
     #[error("there is no disk {index}; the machine has {count}, counted from 0")]
     NoDisk {
@@ -74,7 +76,6 @@ pub struct MachineHandle {
     pub(crate) events: Events,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
-    pub(crate) disks: Vec<BlkHandle>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
     pub(crate) console: Option<ConsoleHandle>,
@@ -142,14 +143,9 @@ impl MachineHandle {
     }
 
     /// Makes disk `index` `bytes` large, which is not less than it is, and
-    /// tells the guest, which sees it live. Waits for nothing but the host's
-    /// disk.
+    /// tells the guest, which sees it live. Returns when it is lasting.
     pub fn resize_disk(&self, index: usize, bytes: u64) -> Result<(), ResizeError> {
-        let disk = self.disks.get(index).ok_or(ResizeError::NoDisk {
-            index,
-            count: self.disks.len(),
-        })?;
-        Ok(disk.resize(bytes)?)
+        self.ask(|done| Request::ResizeDisk(index, bytes, done))?
     }
 
     /// Types `bytes` on the serial console; blocks while the guest takes no

@@ -244,7 +244,6 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
-            disks: self.disks.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             console: self.terminal.clone(),

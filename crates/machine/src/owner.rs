@@ -18,7 +18,7 @@ use crate::error::MachineError;
 use crate::events::{Event, Request};
 use crate::fault::Fault;
 use crate::gdb::{Debugged, GdbServer};
-use crate::handle::SaveError;
+use crate::handle::{ResizeError, SaveError};
 use crate::machine::Machine;
 use crate::power::PowerRequest;
 use crate::report;
@@ -157,6 +157,9 @@ impl Owner {
                 self.settle();
                 let _ = done.send(());
             }
+            Event::Request(Request::ResizeDisk(index, bytes, done)) => {
+                let _ = done.send(self.resize_disk(index, bytes));
+            }
             Event::Request(Request::Reset(done)) => {
                 self.reset()?;
                 let _ = done.send(());
@@ -238,6 +241,15 @@ impl Owner {
             }
             Err(Closed) => Err(Closed),
         }
+    }
+
+    fn resize_disk(&self, index: usize, bytes: u64) -> Result<(), ResizeError> {
+        let disks = &self.machine.disks;
+        let disk = disks.get(index).ok_or(ResizeError::NoDisk {
+            index,
+            count: disks.len(),
+        })?;
+        Ok(disk.resize(bytes)?)
     }
 
     /// Stops the machine, of which the operator is told once.

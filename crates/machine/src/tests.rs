@@ -449,17 +449,17 @@ fn a_disk_is_resized() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(4096).unwrap();
     let disk = DiskConfig::new("disk", vec![croft_disk::Layer::raw(file)]);
-    let engine = FakeEngine::new(power_off);
+    let engine = FakeEngine::new(|_| Act::Next);
     let config = MachineConfig {
         disks: vec![disk],
         ..config()
     };
-    let (machine, _) = machine(&engine, config);
-    let handle = machine.handle();
-    handle.resize_disk(0, 8192).unwrap();
-    for (index, size, word) in [(0, 4096, "smaller"), (1, 8192, "no disk 1")] {
-        let error = handle.resize_disk(index, size).unwrap_err().to_string();
-        assert!(error.contains(word), "{error}");
-    }
-    assert_eq!(machine.run(), Outcome::PowerOff);
+    beside(&engine, config, Outcome::Requested, |handle| {
+        handle.resize_disk(0, 8192).unwrap();
+        for (index, size, word) in [(0, 4096, "smaller"), (1, 8192, "no disk 1")] {
+            let error = handle.resize_disk(index, size).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        handle.stop().unwrap();
+    });
 }

@@ -389,6 +389,10 @@ impl Keeper {
                     self.note = Some(text);
                     self.inputs.push_back(Input::Held);
                 }
+                vmm::Event::DiskResized { disk, error } => self.say(&match error {
+                    None => format!("disk{disk} has its new size"),
+                    Some(error) => format!("disk{disk} is not resized: {error}"),
+                }),
                 vmm::Event::SaveFailed { message } => {
                     self.say(&format!("not saved: {message}"));
                     if let Some(client) = self.saving.take() {

@@ -3,6 +3,7 @@
 pub mod create;
 pub mod disk;
 pub mod doctor;
+pub mod guest;
 pub mod image;
 pub mod instance;
 pub mod machine;
@@ -64,6 +65,15 @@ pub enum Command {
     Logs(instance::LogsOptions),
     /// Look at an instance's console, and type; Ctrl-] leaves
     Console(instance::ConsoleOptions),
+    /// Run a command in an instance
+    #[command(after_help = guest::HELP)]
+    Exec(guest::ExecOptions),
+    /// Run a login shell in an instance
+    #[command(after_help = guest::HELP)]
+    Shell(guest::ShellOptions),
+    /// Copy a file or directory into an instance or out of one
+    #[command(after_help = guest::HELP)]
+    Cp(guest::CpOptions),
     /// Wait until an instance is ready
     #[command(after_help = instance::WAIT_HELP)]
     Wait(instance::WaitOptions),

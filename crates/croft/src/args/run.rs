@@ -1,5 +1,7 @@
 //! `croft run`.
 
+use std::ffi::OsString;
+
 use clap::ArgGroup;
 
 use super::create::InstanceOptions;
@@ -13,8 +15,8 @@ Examples:
     croft run debian:12 --name web
   In the background, with more memory, started again when it fails:
     croft run -d debian:12 --name web --memory 2G --restart on-failure
-  A new Debian that is gone when it has powered off:
-    croft run --ephemeral debian:12
+  One command in a new Debian that is gone afterwards:
+    croft run --ephemeral debian:12 -- cat /etc/os-release
   A kernel and an initramfs on this terminal, nothing kept:
     croft run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'
   Wait for nothing, keep the output:
@@ -72,4 +74,14 @@ pub struct RunOptions {
     /// The guest's vsock context id
     #[arg(long, value_name = "CID", default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=0xFFFF_FFFE), requires = "vsock")]
     pub vsock_cid: u32,
+
+    /// Command to run in the instance once it is ready, by its agent; the instance is stopped
+    /// when it has ended
+    #[arg(
+        last = true,
+        value_name = "COMMAND",
+        requires = "image",
+        conflicts_with = "detach"
+    )]
+    pub command: Vec<OsString>,
 }

@@ -75,10 +75,10 @@ const SYSTEM_CS: u64 = 0x10;
 const SYSTEM_SS: u64 = 0x18;
 const USER_SS: u64 = 0x23;
 const USER_CS: u64 = 0x2B;
-/// A case is over long before, unless it runs in circles.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A case is over long before, on a busy host too, unless it runs in circles.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often that is looked at.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The machine's bus: a port that ends a batch, and memory that is none.
 struct Bus {

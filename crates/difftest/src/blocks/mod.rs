@@ -7,7 +7,7 @@
 //! made of is run by the interpreter and as translated code.
 //!
 //! `CROFT_BLOCKS` says how many blocks to compare at least, `CROFT_DIFF_SEED`
-//! chooses others than the usual ones.
+//! chooses others than the usual ones, `CROFT_BLOCKS_FIRST` begins at a batch.
 
 mod draw;
 mod guest;
@@ -52,11 +52,23 @@ impl Blocks {
     /// # Errors
     /// The engine ended the run; the text has its reason.
     pub fn batch(&mut self) -> Result<Vec<Circle>, MachineError> {
-        let cases: Vec<Case> = (0..BATCH)
+        let (cases, data) = self.draw();
+        self.guest.run(&cases, &data)
+    }
+
+    /// Leaves batches out: the next is what it would be behind them.
+    pub fn skip(&mut self, batches: u64) {
+        for _ in 0..batches {
+            self.draw();
+        }
+    }
+
+    fn draw(&mut self) -> (Vec<Case>, Vec<u8>) {
+        let cases = (0..BATCH)
             .map(|slot| self.draw.case(&mut self.rng, slot))
             .collect();
         let mut data = vec![0; layout::DATA_RAM as usize];
         self.rng.fill(&mut data[..]);
-        self.guest.run(&cases, &data)
+        (cases, data)
     }
 }

@@ -33,6 +33,8 @@ const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
 const NAME_MAX: u32 = 1023;
+/// Refcounts of 16 bits.
+const REFCOUNT_ORDER_V2: u32 = 4;
 /// Refcounts of 64 bits at most.
 const REFCOUNT_ORDER_MAX: u32 = 6;
 
@@ -60,12 +62,16 @@ pub struct Header {
     pub version: u32,
     /// Log2 of the cluster size.
     pub cluster_bits: u32,
+    /// Log2 of a refcount's bits.
+    pub refcount_order: u32,
     /// Bytes of the disk.
     pub size: u64,
     /// Where the L2 tables are.
     pub l1: Table,
     /// Where the refcount blocks are.
     pub refcounts: Table,
+    /// There are internal snapshots.
+    pub snapshots: bool,
     /// Name of the backing file.
     pub backing: Option<String>,
 }
@@ -164,6 +170,12 @@ impl Header {
         Ok(Header {
             version,
             cluster_bits,
+            snapshots: fields.u32(60) != 0,
+            refcount_order: if version == 3 {
+                fields.u32(96)
+            } else {
+                REFCOUNT_ORDER_V2
+            },
             size,
             l1,
             refcounts,

@@ -8,13 +8,13 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 
-use super::order::{Order, Part};
+use super::order::{Entries, Order, Part};
 use crate::memory::{IoMemory, total, zero_from};
 use crate::storage::{Storage, write_zeros};
 
@@ -81,29 +81,43 @@ impl ImageFile {
         self.0.storage.punch(offset, len)
     }
 
-    /// Brings everything to stable storage.
-    pub fn flush(&self) -> io::Result<()> {
+    /// What [`flush`](Self::flush) is told after the library has written its
+    /// caches.
+    pub fn mark(&self) -> u64 {
         match &self.0.order {
-            // Held, so that what is written meanwhile is not taken for
-            // lasting.
-            Some(order) => {
-                let mut order = order.lock().unwrap_or_else(PoisonError::into_inner);
-                self.0.storage.flush()?;
-                order.flushed();
-                Ok(())
-            }
-            None => self.0.storage.flush(),
+            Some(order) => lock(order).mark(),
+            None => 0,
         }
     }
+
+    /// Brings everything to stable storage, and enters the tables that were
+    /// made before `mark`.
+    pub fn flush(&self, mark: u64) -> io::Result<()> {
+        let storage = &self.0.storage;
+        let Some(order) = &self.0.order else {
+            return storage.flush();
+        };
+        // Held, so that what is written meanwhile is not taken for lasting.
+        let mut order = lock(order);
+        storage.flush()?;
+        order.flushed();
+        self.0.enter(&mut order, |order| order.due(mark))?;
+        if order.is_unflushed() {
+            storage.flush()?;
+            order.flushed();
+        }
+        Ok(())
+    }
+}
+
+fn lock(order: &Mutex<Order>) -> MutexGuard<'_, Order> {
+    order.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Inner {
     fn wrote(&self, part: Part) {
         if let Some(order) = &self.order {
-            order
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .wrote(part);
+            lock(order).wrote(part);
         }
     }
 
@@ -112,34 +126,61 @@ impl Inner {
             .fetch_max(offset.saturating_add(len), Ordering::SeqCst);
     }
 
+    /// Writes entries that were put off, each of which `next` tells.
+    fn enter(
+        &self,
+        order: &mut Order,
+        next: impl Fn(&Order) -> Option<(u64, &Entries)>,
+    ) -> io::Result<()> {
+        while let Some((offset, entries)) = next(order) {
+            if order.needs_flush(Part::Root) {
+                self.storage.flush()?;
+                order.flushed();
+                continue;
+            }
+            let bytes = [IoMemory::of_shared(&entries.bytes)];
+            self.storage.write(&bytes, offset)?;
+            order.entered(offset);
+        }
+        Ok(())
+    }
+
     /// Writes what the library writes, in the order that lasts.
     fn write(&self, pieces: &[IoMemory<'_>], offset: u64) -> io::Result<()> {
         let Some(order) = &self.order else {
             return Err(io::ErrorKind::PermissionDenied.into());
         };
-        let mut order = order.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut order = lock(order);
         let part = order.part(offset);
+        let len = total(pieces);
+        if part == Part::New {
+            order.wrote(part);
+            drop(order);
+            self.storage.write(pieces, offset)?;
+            self.longer(offset, len);
+            return Ok(());
+        }
+        if part == Part::Root {
+            let mut bytes = vec![0; len as usize];
+            let mut at = 0;
+            for piece in pieces {
+                at += piece.copy_to(bytes.get_mut(at..).unwrap_or_default());
+            }
+            order.learn(offset, &bytes);
+            if order.put_off(offset, &bytes) {
+                return Ok(());
+            }
+        }
+        if part == Part::L2 {
+            self.enter(&mut order, Order::due_refcounts)?;
+        }
         if order.needs_flush(part) {
             self.storage.flush()?;
             order.flushed();
         }
         order.wrote(part);
-        if part != Part::New {
-            self.storage.write(pieces, offset)?;
-            if part == Part::Root {
-                let mut bytes = vec![0; total(pieces) as usize];
-                let mut at = 0;
-                for piece in pieces {
-                    at += piece.copy_to(bytes.get_mut(at..).unwrap_or_default());
-                }
-                order.learn(offset, &bytes);
-            }
-            drop(order);
-        } else {
-            drop(order);
-            self.storage.write(pieces, offset)?;
-        }
-        self.longer(offset, total(pieces));
+        self.storage.write(pieces, offset)?;
+        self.longer(offset, len);
         Ok(())
     }
 
@@ -201,7 +242,7 @@ impl imago::Storage for ImageFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        ImageFile::flush(self)
+        self.0.storage.flush()
     }
 
     unsafe fn invalidate_cache(&self) -> io::Result<()> {

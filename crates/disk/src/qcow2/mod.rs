@@ -19,6 +19,7 @@
 //!   of the host's, its former place in the disk could show them.
 #![allow(unsafe_code)]
 
+mod check;
 mod header;
 mod image;
 mod order;
@@ -27,7 +28,7 @@ mod tests;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::format::PreallocateMode;
 use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
@@ -71,7 +72,6 @@ pub struct Qcow2Disk {
     /// lasting.
     freed: AtomicU64,
     settled: AtomicU64,
-    settling: Mutex<()>,
 }
 
 impl std::fmt::Debug for Qcow2Disk {
@@ -136,6 +136,7 @@ fn open_layer(
     let below_size = backing.as_ref().map_or(0, FormatAccess::size);
     let order = match read_only {
         true => None,
+        false if header.snapshots => return Err(Qcow2Error::Snapshots.into()),
         false => Some(Order::new(&**storage, &header)?),
     };
     let file = ImageFile::new(storage.clone(), order)?;
@@ -169,7 +170,6 @@ impl Qcow2Disk {
             places: RwLock::new(()),
             freed: AtomicU64::new(0),
             settled: AtomicU64::new(0),
-            settling: Mutex::new(()),
         })
     }
 
@@ -227,56 +227,70 @@ impl Qcow2Disk {
         Ok(())
     }
 
+    /// Writes from byte `done` of `buffers` on; returns how many bytes.
+    fn write_some(&self, buffers: &[IoMemory<'_>], offset: u64, done: u64) -> io::Result<u64> {
+        let len = total(buffers);
+        let (at, left) = (offset + done, len - done);
+        // A compressed cluster becomes free when it is written to.
+        let (before, covered) = self.image.get_shallow_mapping(at, left)?;
+        let compressed = matches!(before, ShallowMapping::Special { .. });
+        let left = if compressed { left.min(covered) } else { left };
+        let mapping = self.image.prepare_data_mapping(at, left, true)?;
+        let count = mapping.length().min(left);
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        let new = !mapping.is_nonblocking();
+        let (file, place) = (mapping.storage(), mapping.offset());
+        if count == len {
+            file.write_data(buffers, place, new)?;
+        } else {
+            file.write_data(&part(buffers, done, count), place, new)?;
+        }
+        self.image.commit_data_mapping(mapping)?;
+        if compressed {
+            self.freed.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(count)
+    }
+
     fn write(&self, buffers: &[IoMemory<'_>], offset: u64) -> io::Result<()> {
         let len = total(buffers);
         let mut done = 0;
         while done < len {
-            self.settle()?;
-            let (at, left) = (offset + done, len - done);
-            // A compressed cluster becomes free when it is written to.
-            let (before, covered) = self.image.get_shallow_mapping(at, left)?;
-            let compressed = matches!(before, ShallowMapping::Special { .. });
-            let left = if compressed { left.min(covered) } else { left };
-            let mapping = self.image.prepare_data_mapping(at, left, true)?;
-            let count = mapping.length().min(left);
-            if count == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            let new = !mapping.is_nonblocking();
-            let (file, place) = (mapping.storage(), mapping.offset());
-            if count == len {
-                file.write_data(buffers, place, new)?;
-            } else {
-                file.write_data(&part(buffers, done, count), place, new)?;
-            }
-            self.image.commit_data_mapping(mapping)?;
-            if compressed {
-                self.freed.fetch_add(1, Ordering::SeqCst);
-            }
-            done += count;
+            let _places = self.settled_places()?;
+            done += self.write_some(buffers, offset, done)?;
         }
         Ok(())
     }
 
-    /// Makes the release of clusters lasting, before new data can come into
-    /// them.
-    fn settle(&self) -> io::Result<()> {
-        if self.freed.load(Ordering::SeqCst) == self.settled.load(Ordering::SeqCst) {
-            return Ok(());
+    /// Keeps the places of data as they are, once the release of clusters is
+    /// lasting: new data can come into them.
+    fn settled_places(&self) -> io::Result<RwLockReadGuard<'_, ()>> {
+        loop {
+            let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+            if self.freed.load(Ordering::SeqCst) == self.settled.load(Ordering::SeqCst) {
+                return Ok(places);
+            }
+            drop(places);
+            self.sync()?;
         }
-        let _one = lock(&self.settling);
-        if self.freed.load(Ordering::SeqCst) == self.settled.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        self.sync()
     }
 
     fn sync(&self) -> io::Result<()> {
-        let freed = self.freed.load(Ordering::SeqCst);
-        self.image.flush()?;
-        self.file.flush()?;
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let (mark, freed) = self.write_caches(&mut places)?;
+        drop(places);
+        self.file.flush(mark)?;
         self.settled.fetch_max(freed, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Lets the library write its caches while nobody else changes anything.
+    fn write_caches(&self, _alone: &mut RwLockWriteGuard<'_, ()>) -> io::Result<(u64, u64)> {
+        let freed = self.freed.load(Ordering::SeqCst);
+        self.image.flush()?;
+        Ok((self.file.mark(), freed))
     }
 
     /// Punches holes where data of the range are in the file, wherever that
@@ -330,14 +344,13 @@ impl Qcow2Disk {
         while done < len {
             let count = (len - done).min(ZEROS);
             let piece = zeros.get(..count as usize).unwrap_or_default();
-            self.write(&[IoMemory::of_shared(piece)], offset + done)?;
-            done += count;
+            done += self.write_some(&[IoMemory::of_shared(piece)], offset + done, 0)?;
         }
         Ok(())
     }
 
     fn grow(&self, size: u64) -> io::Result<()> {
-        let _alone = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let mut alone = self.places.write().unwrap_or_else(PoisonError::into_inner);
         // What a longer backing file has there is not the guest's.
         let mode = if self.below > self.size() {
             PreallocateMode::Zero
@@ -345,12 +358,18 @@ impl Qcow2Disk {
             PreallocateMode::None
         };
         self.image.resize_grow(size, mode)?;
-        self.sync()
+        let (mark, _) = self.write_caches(&mut alone)?;
+        self.file.flush(mark)
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Qcow2Disk {
+    fn drop(&mut self) {
+        if !self.read_only {
+            // Nobody is left who could be told: what was flushed is there.
+            let _ = self.sync();
+        }
+    }
 }
 
 /// An error of the library's or the host's with what was attempted.
@@ -383,7 +402,6 @@ impl Disk for Qcow2Disk {
     fn write_at(&self, buffers: &[IoMemory<'_>], offset: u64) -> Result<(), DiskError> {
         let len = total(buffers);
         self.check_change(offset, len)?;
-        let _places = self.places.read().unwrap_or_else(PoisonError::into_inner);
         self.write(buffers, offset)
             .map_err(failed("write", offset, len))
     }
@@ -455,5 +473,5 @@ pub fn create(
         builder = builder.backing(name, format.to_owned());
     }
     builder.create()?;
-    file.flush()
+    file.flush(file.mark())
 }

@@ -212,7 +212,9 @@ fn ports_have_names_and_are_opened() {
 #[test]
 fn much_data_loses_nothing() {
     let (mut rig, mut host, _) = terminal();
-    let text: Vec<u8> = (0..300_000u32).map(|n| (n * 5 ^ n >> 8) as u8).collect();
+    let text: Vec<u8> = (0..300_000u32)
+        .map(|n| ((n * 5) ^ (n >> 8)) as u8)
+        .collect();
     let mut writer = host.try_clone().unwrap();
     let copy = text.clone();
     let thread = std::thread::spawn(move || writer.write_all(&copy).unwrap());
