@@ -82,6 +82,14 @@ pub enum Request {
         /// The guest's port.
         port: u32,
     },
+    /// Make this disk, counted from 0, so many bytes large: not less than it
+    /// is ([`Event::Done`], when it is lasting and the guest was told).
+    ResizeDisk {
+        /// Which.
+        disk: u32,
+        /// Its size.
+        bytes: u64,
+    },
     /// A console of a terminal that has this size now ([`Event::Done`]).
     ResizeConsole {
         /// Which console.

@@ -76,6 +76,9 @@ pub struct DiskOptions {
     /// See there.
     #[serde(default)]
     pub limits: DiskLimits,
+    /// It grows to so many bytes at the start, if it has less.
+    #[serde(default)]
+    pub at_least: Option<u64>,
     /// For tests.
     #[serde(default)]
     pub test: Option<TestStorage>,

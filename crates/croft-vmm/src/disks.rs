@@ -28,6 +28,7 @@ pub fn config(disk: StartDisk, descriptors: &mut impl Iterator<Item = OwnedFd>) 
                 CacheMode::Writeback => Cache::Writeback,
                 CacheMode::Unsafe => Cache::Unsafe,
             },
+            at_least: disk.options.at_least,
             test: disk.options.test.map(|test| match test {
                 api::TestStorage::DropUnflushed => TestStorage::DropUnflushed,
                 api::TestStorage::IgnoreFlushes => TestStorage::IgnoreFlushes,

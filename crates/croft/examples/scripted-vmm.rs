@@ -125,12 +125,18 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
                     message: "a script cannot be saved".to_owned(),
                 },
             ),
+            Request::ResizeDisk { disk, bytes } => say(
+                sender,
+                &Event::DiskResized {
+                    disk,
+                    error: (bytes == 1024).then(|| "it does not become smaller".to_owned()),
+                },
+            ),
             Request::PowerButton
             | Request::Start(_)
             | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
-            | Request::VsockAnswer { .. }
-            | Request::ResizeDisk { .. } => {}
+            | Request::VsockAnswer { .. } => {}
         }
     }
     std::process::exit(0);

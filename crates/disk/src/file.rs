@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 
 use thiserror::Error;
 
-use crate::disk::SECTOR;
+use crate::disk::{DiskError, SECTOR};
 
 /// Why an open file, or a chain of them, cannot be a disk.
 #[derive(Debug, Error)]
@@ -48,6 +48,9 @@ pub enum OpenError {
         "has {0} layers, at most {LAYERS_MAX} are possible; merge some with `qemu-img convert`"
     )]
     Layers(usize),
+    /// It could not become as large as it shall be.
+    #[error("cannot grow: {0}")]
+    Grow(#[source] DiskError),
     /// It could not be made.
     #[error("cannot be made: {0}")]
     Create(io::Error),

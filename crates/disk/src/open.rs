@@ -64,6 +64,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// See there.
     pub cache: Cache,
+    /// It grows to so many bytes if it has less.
+    pub at_least: Option<u64>,
     /// For tests.
     pub test: Option<TestStorage>,
 }
@@ -93,7 +95,11 @@ pub fn open(layers: Vec<Layer>, options: OpenOptions) -> Result<Arc<dyn Disk>, O
         let flushes = test == TestStorage::DropUnflushed;
         *top = Arc::new(VolatileStorage::new(top.clone(), flushes)?);
     }
-    open_storage(&storage, options.read_only, guessed)
+    let disk = open_storage(&storage, options.read_only, guessed)?;
+    if let Some(size) = options.at_least.filter(|size| *size > disk.size()) {
+        disk.resize(size).map_err(OpenError::Grow)?;
+    }
+    Ok(disk)
 }
 
 /// As [`open`], over storage.

@@ -36,6 +36,8 @@ const TERMINATED: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Messages waiting for a payload that is asked no further.
 const BACKLOG: usize = 64;
+/// Most disks waiting for their new size.
+const RESIZING_MAX: usize = 64;
 /// The serial console, the only one.
 const SERIAL: u32 = 0;
 
@@ -68,6 +70,8 @@ pub struct Keeper {
     clients: Clients,
     /// Who asked for the save that is under way.
     saving: Option<u64>,
+    /// Who asked for new sizes of disks, in the order of the answers.
+    resizing: VecDeque<u64>,
     console: Console,
     log: Log,
     /// The guest's agent while it says that it is ready.
@@ -97,6 +101,7 @@ impl Keeper {
             starter: Some((sender, receiver)),
             clients: place.clients,
             saving: None,
+            resizing: VecDeque::new(),
             agent: None,
             running: None,
             inputs: VecDeque::from([Input::Command(Command::Start)]),
@@ -296,6 +301,7 @@ impl Keeper {
             let requested = self.life.phase() == Phase::Stopping;
             let outcome = running.reap(requested);
             self.end_save(&outcome);
+            self.end_resizes();
             self.inputs.push_back(Input::Ended(outcome));
         }
         self.inputs.push_back(Input::Time);
@@ -389,10 +395,16 @@ impl Keeper {
                     self.note = Some(text);
                     self.inputs.push_back(Input::Held);
                 }
-                vmm::Event::DiskResized { disk, error } => self.say(&match error {
-                    None => format!("disk{disk} has its new size"),
-                    Some(error) => format!("disk{disk} is not resized: {error}"),
-                }),
+                vmm::Event::DiskResized { disk, error } => {
+                    self.say(&match &error {
+                        None => format!("disk{disk} has its new size"),
+                        Some(error) => format!("disk{disk} is not resized: {error}"),
+                    });
+                    if let Some(client) = self.resizing.pop_front() {
+                        let event = error.map_or(Told::Done, |message| Told::Failed { message });
+                        self.clients.answer(client, &event, vec![]);
+                    }
+                }
                 vmm::Event::SaveFailed { message } => {
                     self.say(&format!("not saved: {message}"));
                     if let Some(client) = self.saving.take() {
@@ -510,6 +522,11 @@ impl Keeper {
                 Ok(()) => return,
                 Err(message) => Err(message),
             },
+            Request::ResizeDisk { disk, bytes } => match self.resize(client, disk, bytes) {
+                // Answered later.
+                Ok(()) => return,
+                Err(message) => Err(message),
+            },
             Request::PowerButton => self.press_button(),
             Request::Stop { timeout } => self.command(Command::Stop(patience(timeout))),
             Request::Kill => self.command(Command::Kill),
@@ -591,6 +608,28 @@ impl Keeper {
             },
         };
         self.clients.answer(client, &event, vec![]);
+    }
+
+    fn resize(&mut self, client: u64, disk: u32, bytes: u64) -> Result<(), String> {
+        let phase = self.life.phase();
+        let executes = matches!(phase, Phase::Running | Phase::Paused | Phase::Crashed);
+        let running = self.running.as_mut().filter(|_| executes);
+        let running = running.ok_or_else(|| format!("it is {phase}"))?;
+        if self.resizing.len() >= RESIZING_MAX {
+            return Err("too many disks wait for their new size".to_owned());
+        }
+        running.ask(&vmm::Request::ResizeDisk { disk, bytes });
+        self.resizing.push_back(client);
+        Ok(())
+    }
+
+    /// Whoever asked for a size of a disk hears that there is no machine.
+    fn end_resizes(&mut self) {
+        for client in self.resizing.drain(..) {
+            let message = "the machine ended before its disk was resized".to_owned();
+            self.clients
+                .answer(client, &Told::Failed { message }, vec![]);
+        }
     }
 
     /// Ends what is left, in the order in which it can be relied on: who sees

@@ -8,6 +8,7 @@ pub mod image;
 pub mod instance;
 pub mod machine;
 pub mod output;
+pub mod resize;
 pub mod restore;
 pub mod run;
 pub mod save;
@@ -84,6 +85,9 @@ pub enum Command {
     /// Start all instances that were created with --autostart
     #[command(after_help = instance::AUTOSTART_HELP)]
     Autostart(instance::AutostartOptions),
+    /// Make an instance's disk larger
+    #[command(subcommand)]
+    Disk(resize::DiskCommand),
     /// Build, import, list and export the images that instances are made from
     #[command(subcommand)]
     Image(image::ImageCommand),

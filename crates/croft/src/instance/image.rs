@@ -20,7 +20,7 @@ use crate::args::create::InstanceOptions;
 use crate::say;
 
 /// The instance's own disk, in its directory.
-const DISK: &str = "disk.qcow2";
+pub const DISK: &str = "disk.qcow2";
 /// What tells it on its first start who it is.
 const SEED: &str = "seed.img";
 /// Longest file of keys in bytes.

@@ -194,6 +194,33 @@ fn mistakes_are_named() {
 }
 
 #[test]
+fn a_disk_is_resized() {
+    let stage = Stage::new();
+    stage.create("wait", &[]);
+    let resize = |size: &str| stage.ask(&["disk", "resize", &stage.name, size]);
+    let (code, said) = resize("1G");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("no disk of its own"), "{said}");
+    // As if it had been made of an image.
+    let config = stage.path(&format!("data/instances/{}/config.json", stage.name));
+    let mut made: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    made["image"] = serde_json::json!({"name": "x", "id": "y"});
+    fs::write(&config, made.to_string()).unwrap();
+    stage.done(&["start"]);
+    assert_eq!(resize("1G").0, Some(0));
+    let (code, said) = resize("1K");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("smaller"), "{said}");
+    let (code, said) = resize("513");
+    assert_eq!(code, Some(2), "{said}");
+    stage.done(&["stop", "--force"]);
+    // It has none, in truth.
+    let (code, said) = resize("1G");
+    assert_eq!(code, Some(1), "{said}");
+    stage.done(&["delete"]);
+}
+
+#[test]
 fn a_shell_completes_the_names_there_are() {
     let stage = Stage::new();
     stage.create("wait", &[]);

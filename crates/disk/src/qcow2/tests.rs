@@ -368,3 +368,30 @@ fn a_shortened_image_is_an_error() {
     assert!(error.to_string().contains("made shorter"), "{error}");
     let _ = disk.flush();
 }
+
+#[test]
+fn it_grows_as_it_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    create(file(&path, true), QCOW2, 1 << 20).unwrap();
+    let opened = |at_least, read_only| {
+        let layers = vec![Layer {
+            file: file(&path, true),
+            format: QCOW2,
+            guessed: false,
+        }];
+        let options = OpenOptions {
+            at_least: Some(at_least),
+            read_only,
+            ..OpenOptions::default()
+        };
+        open(layers, options).map(|disk| disk.size())
+    };
+    assert_eq!(opened(3 << 20, false).unwrap(), 3 << 20);
+    assert_eq!(opened(2 << 20, false).unwrap(), 3 << 20);
+    assert_eq!(opened(2 << 20, true).unwrap(), 3 << 20);
+    for (at_least, read_only) in [(4 << 20, true), ((4 << 20) + 1, false), (u64::MAX, false)] {
+        let error = opened(at_least, read_only).unwrap_err().to_string();
+        assert!(error.contains("cannot grow"), "{error}");
+    }
+}
