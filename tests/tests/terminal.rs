@@ -65,10 +65,11 @@ fn named_ports_carry_bytes() {
     let mut machine = stage.start(command);
     load(&mut machine);
     let mut host = connect(&path);
-    // The driver hears of its ports after it was loaded.
+    // The driver hears of its ports after it was loaded, and lets a port be
+    // opened once only.
     machine.type_in(concat!(
         "cd /sys/class/virtio-ports; while ! ls | grep -q p1; do sleep 1; done; ",
-        "p=$(ls | grep p1); cat $p/name; cat </dev/$p >/dev/$p &\n"
+        "p=$(ls | grep p1); cat $p/name; cat <>/dev/$p >&0 &\n"
     ));
     machine.expect("\norg.example.data");
     let text: String = (0..20_000).map(|n| format!("{n} ")).collect();

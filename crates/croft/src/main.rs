@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Command::Exec(options) => instance::exec(&options).into(),
         Command::Shell(options) => instance::shell(&options).into(),
         Command::Cp(options) => instance::cp(&options).into(),
+        Command::Ssh(options) => instance::ssh(&options).into(),
         Command::Wait(options) => instance::wait(&options).into(),
         Command::Autostart(options) => instance::autostart(&options).into(),
         Command::Restore(options) => run::restore(*options).into(),

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, ValueEnum};
+use croft_api::disk::OnIoError;
 
+use super::disk::parse_on_io_error;
 use super::machine::MachineOptions;
 use super::values::parse_name;
 use crate::size;
@@ -58,6 +60,11 @@ pub struct InstanceOptions {
     /// when it starts
     #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "image")]
     pub disk_size: Option<u64>,
+
+    /// When the host cannot read or write its own disk: pause it, or report the failure to the
+    /// guest; if not given only a full host pauses it
+    #[arg(long, value_name = "stop|report", value_parser = parse_on_io_error, requires = "image")]
+    pub on_io_error: Option<OnIoError>,
 
     /// Public key that may log in by ssh, or a file of such keys; can be given several times
     #[arg(long = "ssh-key", value_name = "KEY|FILE", value_hint = clap::ValueHint::FilePath, requires = "image")]

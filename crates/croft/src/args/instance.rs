@@ -175,7 +175,7 @@ fn name_parser() -> ValueParser {
 }
 
 /// The instances there are, for a shell's completion.
-fn names() -> Vec<CompletionCandidate> {
+pub fn names() -> Vec<CompletionCandidate> {
     let Ok(directories) = Directories::find() else {
         return Vec::new();
     };

@@ -11,6 +11,7 @@ pub mod output;
 pub mod restore;
 pub mod run;
 pub mod save;
+pub mod ssh;
 pub mod values;
 
 use clap::{Parser, Subcommand};
@@ -74,6 +75,9 @@ pub enum Command {
     /// Copy a file or directory into an instance or out of one
     #[command(after_help = guest::HELP)]
     Cp(guest::CpOptions),
+    /// Log in to an instance by ssh, without a network
+    #[command(after_help = ssh::HELP)]
+    Ssh(ssh::SshOptions),
     /// Wait until an instance is ready
     #[command(after_help = instance::WAIT_HELP)]
     Wait(instance::WaitOptions),

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of input moved at once.
 const PIECE: usize = 32 * 1024;
 /// The exit status of a command that was not started.
-const NOT_STARTED: u8 = 125;
+pub const NOT_STARTED: u8 = 125;
 
 /// Runs a command in an instance.
 pub fn exec(options: &ExecOptions) -> Exit {
@@ -157,7 +157,7 @@ pub fn in_guest(
 }
 
 /// Connects to the agent of a guest.
-fn agent(instances: &Instances, name: &InstanceName) -> Result<Client, Fault> {
+pub fn agent(instances: &Instances, name: &InstanceName) -> Result<Client, Fault> {
     let mut monitor = connect(instances, name).map_err(|fault| fault.of(name))?;
     let stream = monitor.guest(PORT, PATIENCE).map_err(|error| {
         Fault::failed(format!(

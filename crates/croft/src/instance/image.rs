@@ -108,7 +108,10 @@ impl<'a> Images<'a> {
                     format: Some(below),
                 },
             ],
-            options: DiskOptions::default(),
+            options: DiskOptions {
+                on_io_error: options.on_io_error.unwrap_or_default(),
+                ..DiskOptions::default()
+            },
         };
         let seed = Disk {
             layers: vec![Layer {
@@ -124,6 +127,7 @@ impl<'a> Images<'a> {
         // The guest finds its seed by its label.
         config.disks.insert(0, own);
         config.disks.push(seed);
+        config.user.clone_from(&options.user);
         config.image = Some(ImageUse {
             name: self.reference.to_owned(),
             id: image.id.to_string(),

@@ -9,6 +9,7 @@ use croft_host::{InstanceName, Instances, StoreError, now};
 use serde::Serialize;
 
 use super::power::because;
+use super::reach::add_addresses;
 use super::{Fault, finish, open};
 use crate::args::instance::ListOptions;
 use crate::args::output::OutputFormat;
@@ -20,7 +21,8 @@ pub fn list(options: &ListOptions) -> Exit {
     finish(open().and_then(|instances| {
         let names = instances.names()?;
         let all = names.into_iter().filter_map(|name| known(&instances, name));
-        let all: Vec<Known> = all.collect();
+        let mut all: Vec<Known> = all.collect();
+        add_addresses(&instances, &mut all);
         let text = match options.output {
             OutputFormat::Table => table(&all),
             OutputFormat::Json => json(&all)?,

@@ -4,6 +4,7 @@ use croft_api::RestartPolicy;
 
 use super::list::{Known, ago, columns, json, known};
 use super::power::because;
+use super::reach::add_addresses;
 use super::{Fault, finish, open};
 use crate::args::instance::ShowOptions;
 use crate::args::output::OutputFormat;
@@ -17,7 +18,9 @@ pub fn show(options: &ShowOptions) -> Exit {
         // Names what is no instance.
         instances.config(name)?;
         let known = known(&instances, name.clone());
-        let known = known.ok_or_else(|| Fault::usage(format!("there is no instance '{name}'")))?;
+        let mut known =
+            known.ok_or_else(|| Fault::usage(format!("there is no instance '{name}'")))?;
+        add_addresses(&instances, std::slice::from_mut(&mut known));
         let text = match options.output {
             OutputFormat::Table => table(&known),
             OutputFormat::Json => json(&known)?,
@@ -70,6 +73,9 @@ fn table(known: &Known) -> String {
     if let Some(config) = &known.config {
         if let Some(image) = &config.image {
             row("image", format!("{} ({})", image.name, image.id));
+        }
+        if let Some(user) = &config.user {
+            row("user", user.clone());
         }
         row("memory", size::format(config.machine.memory));
         row("processors", config.machine.cpus.to_string());

@@ -105,6 +105,7 @@ pub fn config(
         disks: disks(&machine.disks)?,
         shares: shares(&machine.shares)?,
         image: None,
+        user: None,
         restart: instance.restart.into(),
         ephemeral: instance.ephemeral,
         autostart: instance.autostart,

@@ -79,6 +79,13 @@ fn kill(pid: Pid) {
     kill_process(pid, Signal::KILL).unwrap();
 }
 
+/// What a process does not hear: the signals of `SigBlk` in proc(5).
+fn blocked_signals(pid: &Value) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
+}
+
 #[test]
 fn a_life() {
     let stage = Stage::new();
@@ -91,6 +98,11 @@ fn a_life() {
     stage.done(&["resume"]);
     assert_eq!(stage.phase(), "running");
     let first = stage.status()["payload"]["pid"].clone();
+    // Its monitor waits for them; it must be possible to end it itself.
+    let blocked = blocked_signals(&first);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        assert_eq!(blocked & 1 << (signal.as_raw() - 1), 0, "{signal:?}");
+    }
     stage.done(&["restart"]);
     let status = stage.status();
     assert_eq!(
@@ -146,6 +158,9 @@ fn mistakes_are_named() {
         &["console", "none"],
         &["logs", "none"],
         &["wait", "none"],
+        &["ssh", "none"],
+        &["ssh", "me@none", "--", "true"],
+        &["ssh", "@none"],
         &["delete", "none"],
         &["stop", "a/b"],
         &["stop"],
@@ -166,6 +181,9 @@ fn mistakes_are_named() {
         assert_eq!(code, Some(1), "{words}: {said}");
         assert!(said.contains("croft start"), "{words}: {said}");
     }
+    let (code, said) = stage.ask(&["ssh", &stage.name]);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.contains("croft start"), "{said}");
     // A kernel that has gone meanwhile.
     fs::remove_file(stage.path("kernel")).unwrap();
     let (code, said) = stage.ask(&["start", &stage.name]);

@@ -118,15 +118,17 @@ impl Walk {
                 let payload = status.and_then(|status| status["payload"]["pid"].as_i64());
                 let all = self.stage.processes_of(name);
                 let of = |program: &str| {
-                    let mut all = all.iter().filter(|(_, name)| name == program);
-                    let pid = all
-                        .next()
-                        .map(|(pid, _)| i64::from(pid.as_raw_nonzero().get()));
-                    assert!(all.next().is_none(), "two of {program}; after {history:#?}");
-                    pid
+                    let all = all.iter().filter(|(_, name)| name == program);
+                    all.map(|(pid, _)| i64::from(pid.as_raw_nonzero().get()))
+                        .collect::<Vec<i64>>()
                 };
-                let (monitor, vmm) = (of("croft-monitor"), of("croft-vmm"));
-                seen = format!("{phase} {monitor:?} {vmm:?}");
+                let (monitors, vmms) = (of("croft-monitor"), of("croft-vmm"));
+                seen = format!("{phase} {monitors:?} {vmms:?}");
+                // A monitor's child is a second one until it becomes a payload.
+                if monitors.len() > 1 || vmms.len() > 1 {
+                    return false;
+                }
+                let (monitor, vmm) = (monitors.first(), vmms.first().copied());
                 match phase {
                     "running" | "paused" => monitor.is_some() && vmm == payload && vmm.is_some(),
                     "waiting" => monitor.is_some() && vmm.is_none(),

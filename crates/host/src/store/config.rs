@@ -31,6 +31,9 @@ pub struct Config {
     pub shares: Vec<Share>,
     /// The image that it was created from.
     pub image: Option<ImageUse>,
+    /// The user that was made in it, besides those of the image.
+    #[serde(default)]
+    pub user: Option<String>,
     /// What happens when it ends.
     pub restart: RestartPolicy,
     /// It is deleted when it has ended for good.

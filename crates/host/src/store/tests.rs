@@ -46,6 +46,7 @@ fn config() -> Config {
         restart: RestartPolicy::OnFailure,
         ephemeral: false,
         autostart: true,
+        user: None,
     }
 }
 
