@@ -19,12 +19,9 @@ pub struct Root<'a> {
 }
 
 impl Root<'_> {
-    /// How a kernel finds it: by UUID, which takes an initrd, or as what it
-    /// is on our machines.
-    fn argument(&self, has_initrd: bool) -> String {
-        if has_initrd {
-            return format!("root=UUID={}", self.fs.uuid());
-        }
+    /// How a kernel finds it: as what it is on our machines, whose first disk
+    /// this is. Its UUID would be that of a second disk of the same image too.
+    fn argument(&self) -> String {
         match self.number {
             Some(number) => format!("root=/dev/vda{number}"),
             None => "root=/dev/vda".to_owned(),
@@ -47,17 +44,18 @@ pub fn make(
     let mut words: Vec<String> = text.split_whitespace().map(plain).collect();
     let stated = words.iter().position(|word| word.starts_with("root="));
     match (stated, root) {
-        // Its disk may have another name here.
+        // Its disk may have another name here, and a kernel without initrd
+        // knows no UUIDs.
         (Some(at), Some(root)) => {
             if let Some(word) = words.get_mut(at)
                 && (is_disk(word) || !has_initrd && word.starts_with("root=UUID="))
             {
-                *word = root.argument(has_initrd);
+                *word = root.argument();
             }
         }
         (Some(_), None) => {}
         (None, Some(root)) => {
-            words.insert(0, root.argument(has_initrd));
+            words.insert(0, root.argument());
             if !words.iter().any(|word| word == "ro" || word == "rw") {
                 words.insert(1, "ro".to_owned());
             }
@@ -164,7 +162,7 @@ mod tests {
         let sda = Some("ro root=/dev/sda2 console=ttyS0");
         assert_eq!(
             line(sda, Some(&tree), true).unwrap(),
-            "ro root=UUID=0000-tree console=ttyS0"
+            "ro root=/dev/vda2 console=ttyS0"
         );
         assert_eq!(
             line(sda, Some(&tree), false).unwrap(),
@@ -192,7 +190,7 @@ mod tests {
         ]);
         assert_eq!(
             line(None, Some(&tree), true).unwrap(),
-            "root=UUID=0000-tree ro a=b c quiet console=ttyS0"
+            "root=/dev/vda2 ro a=b c quiet console=ttyS0"
         );
         tree.add("/etc/kernel/cmdline", "root=UUID=2 rw\n");
         assert_eq!(

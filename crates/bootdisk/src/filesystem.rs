@@ -10,9 +10,6 @@ pub const NAMES_MAX: usize = 4096;
 /// A file system, as far as booting needs it. Paths are absolute and follow
 /// symbolic links within it.
 pub trait FileSystem {
-    /// Its UUID as `root=UUID=` takes it.
-    fn uuid(&self) -> String;
-
     /// Whether there is something at `path`.
     fn exists(&self, path: &str) -> Result<bool, BootError>;
 

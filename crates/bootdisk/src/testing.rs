@@ -28,10 +28,6 @@ impl Tree {
 }
 
 impl FileSystem for Tree {
-    fn uuid(&self) -> String {
-        "0000-tree".to_owned()
-    }
-
     fn exists(&self, path: &str) -> Result<bool, BootError> {
         let below = format!("{path}/");
         let mut paths = self.0.keys();

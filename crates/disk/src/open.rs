@@ -48,7 +48,7 @@ pub enum Cache {
     Unsafe,
 }
 
-/// Storage for tests of durability: see [`VolatileStorage`].
+/// Storage for tests of durability: see `VolatileStorage`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestStorage {
     /// What was not flushed is lost when the process ends.

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! * [`launch`] starts the payload, [`cgroup`] limits it from outside.
-//! * [`confine`] and [`landlock`] take away what it could reach.
+//! * [`mod@confine`] and [`mod@landlock`] take away what it could reach.
 //! * [`table`] lists the system calls of each thread's [`role`]; [`filter`]
 //!   makes seccomp programs of it, [`threads`] puts them on, [`trap`] names
 //!   the call that was refused.

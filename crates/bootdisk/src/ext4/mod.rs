@@ -85,10 +85,6 @@ fn present<T>(result: Result<T, Ext4Error>) -> Result<Option<T>, BootError> {
 }
 
 impl FileSystem for Ext4Volume {
-    fn uuid(&self) -> String {
-        self.inner.uuid().to_string()
-    }
-
     fn exists(&self, path: &str) -> Result<bool, BootError> {
         Ok(present(self.inner.metadata(path))?.is_some())
     }

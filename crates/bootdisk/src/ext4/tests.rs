@@ -71,7 +71,6 @@ fn files_links_and_directories_are_read() {
     });
     let Some(image) = image else { return };
     let volume = Ext4Volume::open(&source(&image)).unwrap();
-    assert_eq!(volume.uuid().len(), 36);
     assert_eq!(volume.read("/link", 1 << 21).unwrap().unwrap(), large);
     assert_eq!(volume.read("/boot/up", 10).unwrap().unwrap(), b"small");
     let sparse = volume.read("/boot/sparse", 1 << 20).unwrap().unwrap();

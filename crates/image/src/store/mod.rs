@@ -8,7 +8,7 @@
 //! soon as the index names it, which is the last step of making one, and a
 //! rename; it is gone as soon as the index does not, which is the first step
 //! of deleting it. So a kill at any point leaves a whole image or none, and
-//! what else it leaves is removed when the store is next opened ([`sweep`]).
+//! what else it leaves is removed when the store is next opened (`sweep.rs`).
 //! [`layout`] says what lies where; its locks keep processes apart.
 
 mod durable;
