@@ -21,8 +21,9 @@ pub const HEADER: usize = 8;
 /// Longest payload in bytes. Command lines and register reports are a few
 /// kilobytes; a peer that announces more is broken.
 pub const MAX_PAYLOAD: usize = 256 * 1024;
-/// Most descriptors of one message.
-pub const MAX_DESCRIPTORS: usize = 40;
+/// Most descriptors of one message: what a socket takes at once (`SCM_MAX_FD`,
+/// Linux include/net/scm.h).
+pub const MAX_DESCRIPTORS: usize = 253;
 
 /// Why a conversation cannot go on.
 #[derive(Debug, Error)]
