@@ -228,7 +228,8 @@ struct Become {
 
 impl Become {
     /// In a session and process group of its own, with the terminal that is
-    /// its standard input, as the user.
+    /// its standard input, as the user, with the signals that end it: ignored
+    /// ones stay so over exec, whoever it was that ignored them.
     fn run(&self) -> io::Result<()> {
         let check = |result: libc::c_int| match result {
             -1 => Err(io::Error::last_os_error()),
@@ -239,6 +240,9 @@ impl Become {
         // glibc has nobody to tell of the changed ids.
         unsafe {
             check(libc::setsid())?;
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             if self.has_terminal {
                 check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
             }
