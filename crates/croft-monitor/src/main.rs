@@ -28,6 +28,7 @@ mod relay;
 mod shares;
 mod terminal;
 mod vsock;
+mod wait;
 
 use std::fs::File;
 use std::io::{self, Write};

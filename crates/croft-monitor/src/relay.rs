@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use croft_api::control::Event as Answer;
 use croft_api::monitor::{Event, Request};
 use croft_api::{Outcome, Receiver, Sender, WireError, vmm};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use crate::console::Queue;
@@ -25,6 +25,7 @@ use crate::payload::{Payload, describe};
 use crate::ports;
 use crate::terminal::Terminal;
 use crate::vsock;
+use crate::wait::{asked, ready};
 
 /// How long a payload may take to stop before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -243,35 +244,16 @@ impl Relay {
                     (Source::Port(index, end), descriptor, flags)
                 })
             });
-        // A hang-up is reported even where nothing is asked for, and would
-        // make the loop spin: leave out what is of no interest. Croft's
-        // socket stays in, for its hang-up is of interest always.
+        // The hang-up of Croft's socket is of interest always.
         let interests: Vec<_> = interests
             .into_iter()
             .chain(control)
             .chain(vsock)
             .chain(ports)
-            .filter(|(source, _, flags)| !flags.is_empty() || matches!(source, Source::Croft))
+            .filter(|interest| asked(interest) || matches!(interest.0, Source::Croft))
             .collect();
-        let mut descriptors: Vec<PollFd<'_>> = interests
-            .iter()
-            .map(|(_, descriptor, flags)| PollFd::from_borrowed_fd(*descriptor, *flags))
-            .collect();
-        let timeout = self.kill_at.map(|at| {
-            let left = at.saturating_duration_since(Instant::now());
-            Timespec::try_from(left).unwrap_or_default()
-        });
-        match poll(&mut descriptors, timeout.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        }
-        Ok(interests
-            .iter()
-            .zip(&descriptors)
-            .map(|((source, _, _), descriptor)| (*source, descriptor.revents()))
-            .filter(|(_, ready)| !ready.is_empty())
-            .collect())
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        ready(&interests, self.kill_at.map(left))
     }
 
     fn hear_croft(&mut self) -> Result<(), Gone> {

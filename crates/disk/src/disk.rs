@@ -85,6 +85,22 @@ pub trait Disk: Send + Sync {
     /// Whether every change is refused.
     fn is_read_only(&self) -> bool;
 
+    /// Whether a range is on the disk.
+    fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size() => Ok(()),
+            _ => Err(DiskError::OutOfRange { offset, len }),
+        }
+    }
+
+    /// Whether a range is on the disk and may be changed.
+    fn check_change(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        if self.is_read_only() {
+            return Err(DiskError::ReadOnly);
+        }
+        self.check(offset, len)
+    }
+
     /// Fills `buffers`, one after the other, from byte `offset` on.
     fn read_at(&self, buffers: &[IoMemory<'_>], offset: u64) -> Result<(), DiskError>;
 

@@ -51,20 +51,6 @@ impl RawDisk {
         }
     }
 
-    fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(()),
-            _ => Err(DiskError::OutOfRange { offset, len }),
-        }
-    }
-
-    fn check_change(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        if self.read_only {
-            return Err(DiskError::ReadOnly);
-        }
-        self.check(offset, len)
-    }
-
     /// A write to where formats are recognised: from a copy, since a guest
     /// can change its memory after it was looked at.
     fn write_start(&self, buffers: &[IoMemory<'_>], offset: u64) -> Result<(), DiskError> {

@@ -13,7 +13,7 @@ use croft_api::{Outcome, Phase, Receiver, Sender, pair, vmm};
 use croft_host::lifecycle::{Action, Command, Input, Lifecycle};
 use croft_host::{InstanceLock, now, process, store};
 use nix::sys::signalfd::SignalFd;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::Place;
@@ -25,6 +25,7 @@ use super::running::Running;
 use crate::control;
 use crate::ports;
 use crate::vsock::{self, Vsock};
+use crate::wait::{asked, ready};
 
 /// Most bytes of each of the console's two logs.
 const CONSOLE_LOG: u64 = 1 << 20;
@@ -359,7 +360,8 @@ impl Keeper {
         let life = self.life.deadline().map(|at| at.saturating_sub(now));
         let running = self.running.as_ref().and_then(Running::deadline);
         let running = running.map(|at| at.saturating_duration_since(Instant::now()));
-        ready(interests, life.into_iter().chain(running).min())
+        interests.retain(asked);
+        ready(&interests, life.into_iter().chain(running).min())
     }
 
     fn hear_signals(&mut self) {
@@ -642,7 +644,8 @@ impl Keeper {
             let interests = self.clients.sources();
             let interests = interests
                 .map(|(source, fd, flags)| (Source::Client(source), fd, flags & PollFlags::OUT));
-            match ready(interests.collect(), Some(left)) {
+            let interests: Vec<_> = interests.filter(asked).collect();
+            match ready(&interests, Some(left)) {
                 Ok(ready) if !ready.is_empty() => {}
                 _ => break,
             }
@@ -669,7 +672,8 @@ impl Keeper {
             let interests = self.console.sources();
             let interests = interests
                 .map(|(number, fd, flags)| (Source::Viewer(number), fd, flags & PollFlags::OUT));
-            match ready(interests.collect(), Some(left)) {
+            let interests: Vec<_> = interests.filter(asked).collect();
+            match ready(&interests, Some(left)) {
                 Ok(ready) if !ready.is_empty() => {}
                 _ => return,
             }
@@ -686,30 +690,4 @@ fn no_console(console: u32) -> String {
 
 fn patience(timeout: u64) -> Duration {
     Duration::from_millis(timeout.min(TIMEOUT_MAX))
-}
-
-/// Waits at most `timeout` for any of these.
-fn ready(
-    mut interests: Vec<(Source, BorrowedFd<'_>, PollFlags)>,
-    timeout: Option<Duration>,
-) -> Result<Vec<(Source, PollFlags)>, Errno> {
-    // A hang-up is reported even where nothing is asked for, and would make
-    // the loop spin: leave out what is of no interest.
-    interests.retain(|(_, _, flags)| !flags.is_empty());
-    let mut descriptors: Vec<PollFd<'_>> = interests
-        .iter()
-        .map(|(_, descriptor, flags)| PollFd::from_borrowed_fd(*descriptor, *flags))
-        .collect();
-    let timeout = timeout.map(|left| Timespec::try_from(left).unwrap_or_default());
-    match poll(&mut descriptors, timeout.as_ref()) {
-        Ok(_) => {}
-        Err(Errno::INTR) => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    }
-    Ok(interests
-        .iter()
-        .zip(&descriptors)
-        .map(|((source, _, _), descriptor)| (*source, descriptor.revents()))
-        .filter(|(_, ready)| !ready.is_empty())
-        .collect())
 }

@@ -173,20 +173,6 @@ impl Qcow2Disk {
         })
     }
 
-    fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(()),
-            _ => Err(DiskError::OutOfRange { offset, len }),
-        }
-    }
-
-    fn check_change(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        if self.read_only {
-            return Err(DiskError::ReadOnly);
-        }
-        self.check(offset, len)
-    }
-
     fn read(&self, buffers: &[IoMemory<'_>], offset: u64) -> io::Result<()> {
         let len = total(buffers);
         let mut done = 0;
