@@ -23,6 +23,7 @@
 //! difference counts when it is there again in two more attempts from the
 //! same state; one that is not is counted as a disturbance.
 
+mod fresh;
 mod outside;
 mod record;
 mod report;
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use croft_engine::Stop;
 
+use fresh::guest_bytes;
 pub use outside::is_outside;
 use record::Record;
 use snapshot::Snapshot;
@@ -49,7 +51,6 @@ use crate::op::{Flow, Op, op_flag};
 use crate::run::Ended;
 use crate::tlb::{AccessMode, Entry};
 use crate::walk::Want;
-use crate::word::Word;
 
 /// Times a block is run twice before a difference counts.
 const ATTEMPTS: u32 = 3;
@@ -195,8 +196,7 @@ impl Cpu {
             code = made;
         }
         if !self.is_fresh(block, code) {
-            if !block.current() {
-                // Overwritten since it was looked up.
+            if fresh::is_reported(block, fresh::REPORT_TIMEOUT) {
                 return Some(Ok(Ended::Done));
             }
             let text = report::stale(self, block, code);
@@ -502,21 +502,6 @@ impl Cpu {
         }
     }
 
-    /// The guest's bytes are those that `code` was made of.
-    fn is_fresh(&mut self, block: &Block, code: usize) -> bool {
-        let bytes = guest_bytes(self, block);
-        let Some(lockstep) = &mut self.lockstep else {
-            return true;
-        };
-        match lockstep.code.get(&code) {
-            Some(known) => **known == *bytes,
-            None => {
-                lockstep.code.insert(code, bytes.into());
-                true
-            }
-        }
-    }
-
     /// An access found no RAM. In lockstep, what makes it is not run twice:
     /// it ends as if it had faulted.
     pub fn reaches_outside(&mut self) -> Result<(), Fault> {
@@ -579,22 +564,6 @@ impl Cpu {
             lockstep.record.fill(write, index, entry);
         }
     }
-}
-
-/// The bytes that a block was decoded from, as far as its first page has
-/// them.
-fn guest_bytes(cpu: &Cpu, block: &Block) -> Vec<u8> {
-    let (Some(host), Some(last)) = (cpu.shared.host(block.gpa), block.ops.last()) else {
-        return Vec::new();
-    };
-    let len = usize::from(last.off) + usize::from(last.len);
-    let len = len.min(0x1000 - (block.gpa & 0xFFF) as usize);
-    (0..len)
-        .map(|n| {
-            // SAFETY: the block's bytes lie in one page of guest RAM.
-            unsafe { u8::load(host.add(n)) }
-        })
-        .collect()
 }
 
 /// What translated code calls in lockstep in place of the interpreter.
