@@ -27,6 +27,7 @@ pub mod instance;
 pub mod jail;
 pub mod machine;
 pub mod monitor;
+pub mod net;
 pub mod outcome;
 pub mod programs;
 pub mod saved;

@@ -29,13 +29,14 @@ use crate::disk::RunDisk;
 use crate::hello::Protocol;
 use crate::instance::RestartPolicy;
 use crate::machine::{EngineChoice, MachineSpec, SoftwareSpec};
+use crate::net::NicSpec;
 use crate::outcome::Outcome;
 use crate::saved::SavedRun;
 
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-monitor",
-    version: 3,
+    version: 4,
 };
 
 /// `croft` to the monitor.
@@ -72,6 +73,9 @@ pub struct RunRequest {
     pub initrd: Option<OsString>,
     /// The disks.
     pub disks: Vec<RunDisk>,
+    /// The NICs, in the guest's order.
+    #[serde(default)]
+    pub nics: Vec<NicSpec>,
     /// Directories of the host's in the guest.
     #[serde(default)]
     pub shares: Vec<RunShare>,
@@ -129,6 +133,9 @@ pub struct RestoreRequest {
     pub initrd: Option<OsString>,
     /// Other paths of all disks.
     pub disks: Option<Vec<RunDisk>>,
+    /// What all NICs are instead: as many, with the same pairs of queues.
+    #[serde(default)]
+    pub nics: Option<Vec<NicSpec>>,
     /// As in [`RunRequest`].
     pub log: Option<OsString>,
     /// As in [`RunRequest`].
@@ -165,6 +172,7 @@ impl RestoreRequest {
             kernel: self.kernel.or(saved.kernel),
             initrd: self.initrd.or(saved.initrd),
             disks: self.disks.unwrap_or(saved.disks),
+            nics: self.nics.unwrap_or(saved.nics),
             shares: saved.shares,
             log: self.log,
             gdb: self.gdb,

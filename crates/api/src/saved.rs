@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::disk::RunDisk;
 use crate::machine::MachineSpec;
 use crate::monitor::RunShare;
+use crate::net::NicSpec;
 
 const MAGIC: [u8; 8] = *b"CROFTST\n";
 /// Version that this build writes.
@@ -40,6 +41,9 @@ pub struct SavedRun {
     pub initrd: Option<OsString>,
     /// The disks.
     pub disks: Vec<RunDisk>,
+    /// The NICs.
+    #[serde(default)]
+    pub nics: Vec<NicSpec>,
     /// Directories of the host's in the guest.
     #[serde(default)]
     pub shares: Vec<RunShare>,
@@ -149,6 +153,7 @@ mod tests {
             kernel: Some("/vmlinuz".into()),
             initrd: None,
             disks: vec![RunDisk::new("/disk")],
+            nics: Vec::new(),
             shares: vec![RunShare {
                 path: "/srv".into(),
                 tag: "srv".to_owned(),

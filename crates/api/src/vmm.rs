@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use crate::disk::StartDisk;
 use crate::hello::Protocol;
 use crate::machine::MachineSpec;
+use crate::net::{NicBackend, StartNic};
 use crate::outcome::Outcome;
 
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-vmm",
-    version: 2,
+    version: 3,
 };
 
 /// The monitor to the vmm.
@@ -26,8 +27,8 @@ pub const PROTOCOL: Protocol = Protocol {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Make the machine and run it. Comes with descriptors, in this order:
-    /// console, the kernel and the initrd if named, the disks, the shares'
-    /// directories, the state if `saved`, the debugger's listening socket if
+    /// console, the kernel and the initrd if named, the disks, the NICs'
+    /// backends, the shares' directories, the state if `saved`, the debugger's listening socket if
     /// `gdb`, `/dev/kvm` if it was opened, a connected stream for each of the
     /// machine's console ports. The vmm gets no path to open, and could open
     /// none.
@@ -65,6 +66,23 @@ pub enum Request {
         /// The guest's port.
         port: u32,
     },
+    /// This NIC has another backend from now on, whose descriptors come along:
+    /// in place of one that has ended, or of one that works. The link is down
+    /// meanwhile, so that the guest looks for its addresses anew. Nothing
+    /// happens where there is no such NIC.
+    NicBackend {
+        /// The NIC's name.
+        nic: String,
+        /// What carries its frames.
+        backend: NicBackend,
+    },
+    /// Plug the cable of this NIC in, or pull it.
+    NicLink {
+        /// The NIC's name.
+        nic: String,
+        /// It is plugged in.
+        up: bool,
+    },
     /// The answer to [`Event::VsockRequest`]: the connected stream socket
     /// that comes along, or none, which refuses.
     VsockAnswer {
@@ -85,6 +103,9 @@ pub struct StartRequest {
     pub initrd: Option<String>,
     /// The disks, locked by the monitor.
     pub disks: Vec<StartDisk>,
+    /// The NICs, in the guest's order.
+    #[serde(default)]
+    pub nics: Vec<StartNic>,
     /// Directories of the host's, open as places only (`O_PATH`).
     #[serde(default)]
     pub shares: Vec<StartShare>,
@@ -120,6 +141,11 @@ impl StartRequest {
                 .disks
                 .iter()
                 .map(|disk| disk.layers.len())
+                .sum::<usize>()
+            + self
+                .nics
+                .iter()
+                .map(|nic| nic.backend.descriptors())
                 .sum::<usize>()
             + self.shares.len()
             + usize::from(self.saved)
@@ -180,6 +206,12 @@ pub enum Event {
         id: u64,
         /// The host's port.
         port: u32,
+    },
+    /// A NIC's stream has ended (passt is gone). Its link is down until
+    /// another backend comes ([`Request::NicBackend`]).
+    NicLost {
+        /// The NIC's name.
+        nic: String,
     },
     /// A disk has the size that was asked for, and the guest was told.
     DiskResized {

@@ -215,6 +215,7 @@ mod tests {
             kernel: Some("/kernel".into()),
             initrd: None,
             disks: Vec::new(),
+            nics: Vec::new(),
             shares: Vec::new(),
         }
     }

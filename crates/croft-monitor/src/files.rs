@@ -125,6 +125,7 @@ impl Files {
             kernel: run.kernel.as_deref().map(quoted),
             initrd: run.initrd.as_deref().map(quoted),
             disks: self.disks.iter().map(Disk::describe).collect(),
+            nics: Vec::new(),
             shares: self.shares.iter().map(Share::describe).collect(),
             saved: self.saved.is_some(),
             gdb: self.gdb.is_some(),
@@ -242,6 +243,7 @@ fn saved_run(run: &RunRequest, disks: &[Disk]) -> io::Result<SavedRun> {
         kernel: run.kernel.as_ref().map(absolute).transpose()?,
         initrd: run.initrd.as_ref().map(absolute).transpose()?,
         disks: disks.collect::<Result<_, _>>()?,
+        nics: run.nics.clone(),
         shares: shares.collect::<Result<_, _>>()?,
     })
 }

@@ -328,6 +328,9 @@ impl Relay {
                     self.payload.sender.push(&answer, socket)?;
                     continue;
                 }
+                vmm::Event::NicLost { nic } => Event::Log {
+                    text: format!("{nic} has lost its network"),
+                },
                 vmm::Event::Panicked { crash_kernel } => Event::Panicked { crash_kernel },
                 vmm::Event::Log { text } => Event::Log { text },
                 vmm::Event::Stopped(outcome) => {

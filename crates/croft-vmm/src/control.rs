@@ -62,6 +62,8 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     vsock.answer(id, descriptors.into_iter().next());
                 }
             }
+            // There is none of them.
+            Ok(Some((Request::NicBackend { .. } | Request::NicLink { .. }, _))) => {}
             Ok(Some((Request::Start(_), _))) => gone(Some(&WireError::Damaged("a second Start"))),
             Ok(None) => gone(None),
             Err(error) => gone(Some(&error)),

@@ -74,6 +74,8 @@ impl Start<File> {
         let disks = disks
             .map(|disk| disks::config(disk, &mut descriptors))
             .collect();
+        let nics = request.nics.iter().map(|nic| nic.backend.descriptors());
+        descriptors.by_ref().take(nics.sum()).for_each(drop);
         let shares = request.shares.into_iter().zip(descriptors.by_ref());
         let shares = shares.map(|(share, directory)| ShareConfig {
             directory,

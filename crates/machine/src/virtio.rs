@@ -4,7 +4,8 @@
 //! | slot | device                                     |
 //! |------|--------------------------------------------|
 //! | 1    | entropy                                    |
-//! | 2–24 | disks, in the order of the configuration   |
+//! | 2–17 | disks, in the order of the configuration   |
+//! | 18–24 | NICs, in the order of the configuration   |
 //! | 25–28 | shares                                    |
 //! | 29   | sockets (vsock)                            |
 //! | 30   | terminal and byte streams (console)        |
@@ -53,7 +54,7 @@ const CONSOLE_SLOT: u8 = 30;
 /// Slot of the socket device.
 const VSOCK_SLOT: u8 = 29;
 /// Most disks of a machine.
-pub const DISKS_MAX: usize = 23;
+pub const DISKS_MAX: usize = 16;
 /// Queues of a disk at most: each in use has a thread.
 const DISK_QUEUES_MAX: u32 = 4;
 

@@ -422,6 +422,7 @@ impl Keeper {
                     };
                     self.status.note = Some(format!("the guest's kernel panicked{how}"));
                 }
+                vmm::Event::NicLost { nic } => self.say(&format!("{nic} has lost its network")),
                 vmm::Event::VsockRequest { id, port } => self.connect_host(id, port),
                 vmm::Event::Log { text } => self.say(&text),
                 // Kept until the payload is gone.

@@ -103,6 +103,7 @@ pub fn config(
         },
         boot,
         disks: disks(&machine.disks)?,
+        nics: Vec::new(),
         shares: shares(&machine.shares)?,
         image: None,
         user: None,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use croft_api::disk::{DiskFormat, DiskOptions, RunDisk, RunLayer};
 use croft_api::monitor::{KeepRequest, RunRequest, RunShare};
+use croft_api::net::NicSpec;
 use croft_api::{MachineSpec, RestartPolicy};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub struct Config {
     pub boot: Boot,
     /// The disks, in the guest's order.
     pub disks: Vec<Disk>,
+    /// The NICs, in the guest's order.
+    #[serde(default)]
+    pub nics: Vec<NicSpec>,
     /// Directories of the host's in the guest.
     pub shares: Vec<Share>,
     /// The image that it was created from.
@@ -112,6 +116,7 @@ impl Config {
                 kernel: kernel.map(|kernel| path(kernel)),
                 initrd: initrd.map(|initrd| path(initrd)),
                 disks: self.run_disks(&directory),
+                nics: self.nics.clone(),
                 shares: self.run_shares(&directory),
                 log: None,
                 gdb: None,

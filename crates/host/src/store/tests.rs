@@ -41,6 +41,7 @@ fn config() -> Config {
             }],
             options: Default::default(),
         }],
+        nics: Vec::new(),
         shares: Vec::new(),
         image: None,
         restart: RestartPolicy::OnFailure,
