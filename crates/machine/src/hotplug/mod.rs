@@ -30,6 +30,9 @@
 //!
 //! [`ConsoleBackend::detached`]: crate::ConsoleBackend::detached
 
+#[cfg(test)]
+mod tests;
+
 use croft_devices::bus::DetachedDevice;
 use croft_devices::pci::PciError;
 use thiserror::Error;
