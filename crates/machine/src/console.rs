@@ -34,6 +34,12 @@ pub trait ConsoleBackend: Send + Sync {
         let _ = fault;
     }
 
+    /// A device was attached. Comes on the owner's thread, before whoever
+    /// asked for it is answered.
+    fn attached(&self, device: &str) {
+        let _ = device;
+    }
+
     /// A device that could be detached has been, by the guest's or the
     /// operator's wish: nothing of it is open any more. Comes on the owner's
     /// thread.

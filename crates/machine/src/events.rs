@@ -56,8 +56,12 @@ pub enum Request {
     AttachDisk(DiskConfig, SyncSender<Result<u8, AttachError>>),
     /// Have the device of this name unplugged by the guest, or take it away.
     Detach(String, bool, SyncSender<Result<(), DetachError>>),
-    /// Write the state there and end.
-    Save(Box<dyn Write + Send>, SyncSender<Result<(), SaveError>>),
+    /// Write the state there and end; if these are its disks and NICs.
+    Save(
+        Box<dyn Write + Send>,
+        Option<Vec<String>>,
+        SyncSender<Result<(), SaveError>>,
+    ),
     /// End.
     Stop,
 }

@@ -30,6 +30,9 @@ pub enum SaveError {
     /// It is being saved already.
     #[error("the machine is being saved already")]
     Busy,
+    /// A device was attached or detached at this moment.
+    #[error("its devices changed while it was to be saved; save it again")]
+    Changed,
     /// The engine could not tell the state.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -118,7 +121,17 @@ impl MachineHandle {
     ///
     /// [`Outcome::Saved`]: crate::Outcome::Saved
     pub fn save(&self, out: Box<dyn Write + Send>) -> Result<(), SaveError> {
-        self.ask(|done| Request::Save(out, done))?
+        self.ask(|done| Request::Save(out, None, done))?
+    }
+
+    /// As [`save`](Self::save), if the machine's disks and NICs have these
+    /// names: whoever keeps a list of them has written it by now.
+    pub fn save_with(
+        &self,
+        devices: Vec<String>,
+        out: Box<dyn Write + Send>,
+    ) -> Result<(), SaveError> {
+        self.ask(|done| Request::Save(out, Some(devices), done))?
     }
 
     /// Asks the guest to give `bytes` of its memory back, and to take back

@@ -178,7 +178,7 @@ impl Owner {
                 self.machine.balloon.set_target(bytes);
                 let _ = done.send(());
             }
-            Event::Request(Request::Save(mut out, done)) => {
+            Event::Request(Request::Save(mut out, devices, done)) => {
                 if self.saving {
                     let _ = done.send(Err(SaveError::Busy));
                     return Ok(None);
@@ -186,7 +186,10 @@ impl Owner {
                 if let Some(outcome) = self.stand_still()? {
                     return Ok(Some(outcome));
                 }
-                let saved = self.save(&mut *out);
+                let saved = match devices {
+                    Some(names) if !self.machine.places.are(&names) => Err(SaveError::Changed),
+                    _ => self.save(&mut *out),
+                };
                 let outcome = saved.is_ok().then_some(Outcome::Saved);
                 let _ = done.send(saved);
                 return Ok(outcome);

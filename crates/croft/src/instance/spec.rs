@@ -124,6 +124,7 @@ fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
     let disks = disks.iter().map(|disk| {
         Ok(Disk {
             layers: disk.layers.iter().map(layer).collect::<Result<_, _>>()?,
+            index: disk.index,
             options: disk.options,
         })
     });

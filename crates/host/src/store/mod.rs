@@ -14,7 +14,7 @@
 //! more, and is removed when the next instance is begun or deleted.
 //!
 //! `config.json` is what somebody wants, and belongs to whoever has the
-//! instance's lock; `state.json` is what its monitor last knew. The lock says
+//! instance's lock, which its monitor has while it runs; `state.json` is what its monitor last knew. The lock says
 //! whether that is still so.
 
 mod config;
@@ -263,6 +263,18 @@ pub fn write_state(directory: &Path, status: &Status) -> io::Result<()> {
     files::write_json(directory, STATE, status)
 }
 
+/// Changes what the instance in `directory` is, whose lock is `lock`: its
+/// monitor does so while it runs.
+pub fn change_kept(
+    directory: &Path,
+    _lock: &InstanceLock,
+    change: impl FnOnce(&mut Config),
+) -> io::Result<()> {
+    let mut config: Config = files::read_json(&directory.join(CONFIG))?;
+    change(&mut config);
+    files::write_json(directory, CONFIG, &config)
+}
+
 /// What is true of an instance whose monitor is gone without a word.
 fn orphaned(status: Status) -> Status {
     Status {
@@ -271,6 +283,7 @@ fn orphaned(status: Status) -> Status {
         payload: None,
         note: Some("its monitor died".to_owned()),
         agent: None,
+        devices: Vec::new(),
         ..status
     }
 }

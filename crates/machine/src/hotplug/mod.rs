@@ -142,6 +142,16 @@ impl Places {
         }
     }
 
+    /// Whether these are the names of all that is there.
+    pub fn are(&self, names: &[String]) -> bool {
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        let has = self.disks.keys().map(|index| disk_name(*index));
+        let mut has: Vec<String> = has.collect();
+        has.sort_unstable();
+        has == names
+    }
+
     /// All that could be detached, for messages.
     fn names(&self) -> String {
         let disks = self.disks.iter().filter(|(_, disk)| !disk.boots);
@@ -169,6 +179,7 @@ impl Machine {
         self.plugger
             .hot_add(disk_slot(index), &name, device, running)?;
         self.places.disks.insert(index, disk);
+        self.console.attached(&name);
         Ok(index)
     }
 

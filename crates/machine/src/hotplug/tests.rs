@@ -18,7 +18,7 @@ use crate::saved::SavedMachine;
 use crate::sync::lock;
 use crate::testing::{Act, Cpu, FakeEngine};
 use crate::tests::{Sink, config, machine};
-use crate::{Machine, MachineConfig, MachineHandle, Outcome, State};
+use crate::{Machine, MachineConfig, MachineHandle, Outcome, SaveError, State};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where the guest has the rings of its queues, a page for each slot.
@@ -249,7 +249,11 @@ fn disks_come_and_go() {
             for step in steps {
                 model.take(step, &handle, &answers);
             }
-            handle.save(Box::new(buffer.clone())).unwrap();
+            let names: Vec<String> = model.there.keys().rev().copied().map(disk_name).collect();
+            let other = ["disk99".to_owned()].into_iter().chain(names.clone()).collect();
+            let changed = handle.save_with(other, Box::new(io::sink())).unwrap_err();
+            assert!(matches!(changed, SaveError::Changed), "{changed}");
+            handle.save_with(names, Box::new(buffer.clone())).unwrap();
             assert_eq!(run.join().unwrap(), Outcome::Saved);
         });
         for file in model.there.values() {
