@@ -141,16 +141,17 @@ impl Instances {
     }
 
     /// Changes what an instance is, while it does not run.
-    pub fn change(
+    pub fn change<R>(
         &self,
         name: &InstanceName,
-        change: impl FnOnce(&mut Config),
-    ) -> Result<(), StoreError> {
+        change: impl FnOnce(&mut Config) -> R,
+    ) -> Result<R, StoreError> {
         let _lock = self.lock(name)?;
         let mut config = self.config(name)?;
-        change(&mut config);
+        let changed = change(&mut config);
         files::write_json(&self.directories.instance(name), CONFIG, &config)
-            .map_err(failed(name, "cannot write its configuration"))
+            .map_err(failed(name, "cannot write its configuration"))?;
+        Ok(changed)
     }
 
     /// What is known of it, and true in this moment.
