@@ -296,16 +296,7 @@ mod tests {
         let nic = nics.pop().unwrap();
         assert_eq!(nic.describe().mtu, user::MTU);
         let (_socket, wire) = nic.split();
-        let pid = |wires: &Wires| {
-            wires.0[0]
-                .user
-                .as_ref()
-                .unwrap()
-                .passt
-                .as_ref()
-                .unwrap()
-                .id()
-        };
+        let pid = |wires: &Wires| wires.0[0].process().unwrap();
         let mut wires = Wires::default();
         wires.extend([wire]);
         let first = pid(&wires);
