@@ -211,9 +211,13 @@ pub struct NetworkNic {
     /// The same.
     #[serde(default)]
     pub ipv6: Option<Ipv6Addr>,
-    /// It reaches the network's host and the world, but no other instance.
+    /// It reaches the network's host and the world, but no other instance
+    /// that is isolated.
     #[serde(default)]
     pub isolated: bool,
+    /// Ports of the host that lead to the guest.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
 }
 
 /// A NIC on a bridge of the host's, which Croft does not manage.
@@ -224,6 +228,10 @@ pub struct BridgeNic {
     /// The VLAN that it is in, 1 to 4094.
     #[serde(default)]
     pub vlan: Option<u16>,
+    /// It may send as whom it likes, as a router or a bridge in the guest
+    /// must.
+    #[serde(default)]
+    pub spoofing: bool,
 }
 
 /// What is forwarded.
