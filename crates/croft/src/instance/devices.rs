@@ -84,7 +84,10 @@ fn check_files(disks: &[Disk], disk: &Disk, directory: &Path) -> Result<(), Faul
         mine.any(|(one, writes_one)| *one == file && (writes || *writes_one))
     });
     if taken {
-        let name = disk.layers.first().map(|layer| layer.path.display().to_string());
+        let name = disk
+            .layers
+            .first()
+            .map(|layer| layer.path.display().to_string());
         return Err(Fault::usage(format!(
             "'{}' or a file below it is a disk of it already",
             name.unwrap_or_default().escape_debug()
@@ -150,7 +153,10 @@ fn none(config: &Config, device: &str) -> Fault {
     if names.is_empty() {
         Fault::usage(format!("there is no '{device}'; it has no disks"))
     } else {
-        Fault::usage(format!("there is no '{device}'; there are {}", names.join(", ")))
+        Fault::usage(format!(
+            "there is no '{device}'; there are {}",
+            names.join(", ")
+        ))
     }
 }
 
