@@ -262,7 +262,10 @@ mod tests {
     #[test]
     fn link_local_addresses() {
         let address = link_local([0x02, 0xC7, 0x0F, 1, 2, 3]);
-        assert_eq!(address, "fe80::c7:fff:fe01:203".parse::<Ipv6Addr>().unwrap());
+        assert_eq!(
+            address,
+            "fe80::c7:fff:fe01:203".parse::<Ipv6Addr>().unwrap()
+        );
     }
 
     proptest! {

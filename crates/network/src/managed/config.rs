@@ -102,7 +102,9 @@ pub enum ConfigError {
     #[error("a network has addresses of one version at least")]
     NoAddresses,
     /// Not a domain.
-    #[error("'{0}' is no domain; use small letters, digits, '-' and '.', as in croft or lab.example")]
+    #[error(
+        "'{0}' is no domain; use small letters, digits, '-' and '.', as in croft or lab.example"
+    )]
     Domain(String),
     /// Too many.
     #[error("a network has at most {RULES_MAX} rules")]
@@ -112,7 +114,11 @@ pub enum ConfigError {
 impl NetworkConfig {
     /// Looks for what is wrong, the subnets aside.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let least = if self.ipv6.is_some() { MTU_MIN_6 } else { MTU_MIN };
+        let least = if self.ipv6.is_some() {
+            MTU_MIN_6
+        } else {
+            MTU_MIN
+        };
         if !(least..=MTU_MAX).contains(&self.mtu) {
             return Err(ConfigError::Mtu {
                 mtu: self.mtu,
@@ -162,9 +168,8 @@ pub fn check_vlan(vlan: u16) -> Result<(), ConfigError> {
 /// nothing to nft or in a path.
 pub fn check_interface(name: &str) -> Result<(), ConfigError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
-    let is = !matches!(name, "" | "." | "..")
-        && name.len() <= link::NAME_MAX
-        && name.chars().all(plain);
+    let is =
+        !matches!(name, "" | "." | "..") && name.len() <= link::NAME_MAX && name.chars().all(plain);
     is.then_some(())
         .ok_or_else(|| ConfigError::Interface(name.to_owned()))
 }

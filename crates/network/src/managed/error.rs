@@ -28,7 +28,9 @@ pub enum NetworkError {
     )]
     None(NetworkName),
     /// There is one of this name.
-    #[error("there is a network '{0}' already; choose another name, or 'croft network delete {0}' first")]
+    #[error(
+        "there is a network '{0}' already; choose another name, or 'croft network delete {0}' first"
+    )]
     Exists(NetworkName),
     /// Instances are on it.
     #[error("network '{network}' is in use by {users}; stop them first")]
@@ -39,7 +41,9 @@ pub enum NetworkError {
         users: String,
     },
     /// Its configuration is of a later Croft.
-    #[error("network '{network}' was made by a newer Croft (version {version} of its configuration); use that")]
+    #[error(
+        "network '{network}' was made by a newer Croft (version {version} of its configuration); use that"
+    )]
     Version {
         /// Which one.
         network: NetworkName,
@@ -64,7 +68,9 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// A program is missing.
-    #[error("{program} is missing, which managed networks need; as root: apt-get install {package}")]
+    #[error(
+        "{program} is missing, which managed networks need; as root: apt-get install {package}"
+    )]
     Missing {
         /// Which one.
         program: &'static str,
@@ -89,6 +95,15 @@ pub enum NetworkError {
         /// What the host answered.
         source: io::Error,
     },
+    /// The kernel does not say which interfaces there are.
+    #[error("cannot list the interfaces of this host: {0}")]
+    Interfaces(#[source] io::Error),
+    /// The kernel does not say which routes there are.
+    #[error("cannot list the routes of this host: {0}")]
+    Routes(#[source] io::Error),
+    /// No tap.
+    #[error(transparent)]
+    Tap(#[from] croft_net::TapError),
     /// The kernel has no such thing.
     #[error("this host's kernel has no {what} ({module}); load or build that, or do without")]
     Kernel {
@@ -119,7 +134,9 @@ pub enum NetworkError {
     )]
     UplinkInUse(String),
     /// The uplink is a port of something else.
-    #[error("the uplink '{0}' is a port of another bridge or bond already; give another, or --vlan")]
+    #[error(
+        "the uplink '{0}' is a port of another bridge or bond already; give another, or --vlan"
+    )]
     UplinkJoined(String),
     /// Somebody else answers names there.
     #[error(
@@ -196,7 +213,9 @@ pub enum NetworkError {
         nic: String,
     },
     /// A NIC of another kind, or with a name that is no file name.
-    #[error("NIC '{0}' cannot be attached here: it is not on a network or bridge, or its name has characters other than letters, digits, '-' and '_'")]
+    #[error(
+        "NIC '{0}' cannot be attached here: it is not on a network or bridge, or its name has characters other than letters, digits, '-' and '_'"
+    )]
     Nic(String),
 }
 

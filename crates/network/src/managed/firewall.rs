@@ -352,7 +352,10 @@ mod tests {
                 Some("ingress allow tcp 80,443,8000-8080 from 10.0.0.0/8 instance web-1 log"),
             ),
             ("ingress drop udp 5-9,1-6", Some("ingress drop udp 1-9")),
-            ("egress reject to fd00::1", Some("egress reject to fd00::1/128")),
+            (
+                "egress reject to fd00::1",
+                Some("egress reject to fd00::1/128"),
+            ),
             ("egress reject icmp", None),
             ("ingress drop tcp from 192.168.1.0/24", None),
         ] {

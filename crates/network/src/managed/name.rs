@@ -99,7 +99,17 @@ mod tests {
             assert!(name.bridge().len() <= crate::link::NAME_MAX);
         }
         for bad in [
-            "", "-a", "1a", "Web", "a.b", "a b", "a/b", "..", "ü", "a\n", "thirteen-char",
+            "",
+            "-a",
+            "1a",
+            "Web",
+            "a.b",
+            "a b",
+            "a/b",
+            "..",
+            "ü",
+            "a\n",
+            "thirteen-char",
         ] {
             let error = bad.parse::<NetworkName>().unwrap_err();
             assert_eq!(error, NetworkNameError::Form(bad.to_owned()));

@@ -61,7 +61,7 @@ fn has_ipv6() -> bool {
 
 /// Settings of a managed bridge, before it goes up. `published`: connections
 /// from this host's loopback addresses lead to it.
-pub fn bridge(name: &str, published: bool) -> Result<(), NetworkError> {
+pub fn bridge(name: &str, published: bool, ipv6: bool) -> Result<(), NetworkError> {
     let published = if published { "1" } else { "0" };
     for (setting, value) in [
         // A packet from a bridge comes from its subnet.
@@ -72,18 +72,31 @@ pub fn bridge(name: &str, published: bool) -> Result<(), NetworkError> {
     ] {
         set(&format!("ipv4/conf/{name}/{setting}"), value)?;
     }
+    if !ipv6 {
+        return port(name);
+    }
     if has_ipv6() {
         for (setting, value) in [
-            ("disable_ipv6", "0"),
             ("accept_ra", "0"),
             ("autoconf", "0"),
             ("accept_redirects", "0"),
-            // It has the addresses that it is given.
-            ("addr_gen_mode", "1"),
             ("accept_dad", "0"),
+            // It has the addresses that it is given (none of its own:
+            // IN6_ADDR_GEN_MODE_NONE, if_link.h).
+            ("addr_gen_mode", "1"),
+            ("disable_ipv6", "0"),
         ] {
             set(&format!("ipv6/conf/{name}/{setting}"), value)?;
         }
+    }
+    Ok(())
+}
+
+/// Shows no frames on bridges but those of bridges that ask for it to the
+/// rules for IP. For who has just loaded what can: by default it shows all.
+pub fn filter_no_other_bridges() -> Result<(), NetworkError> {
+    for kind in ["arptables", "iptables", "ip6tables"] {
+        set(&format!("bridge/bridge-nf-call-{kind}"), "0")?;
     }
     Ok(())
 }
@@ -133,25 +146,41 @@ fn remember(runtime: &Path, changed: &Changed) -> Result<(), NetworkError> {
     write_json(runtime, CHANGED, changed).map_err(|source| file(runtime.join(CHANGED))(source))
 }
 
-/// Lets the host forward.
-pub fn forward(runtime: &Path, ipv4: bool, ipv6: bool) -> Result<Changed, NetworkError> {
-    let mut changed = changed(runtime);
+/// Writes down what [`forward`] will change. The rules can follow from that
+/// before the host forwards anything.
+pub fn prepare(runtime: &Path, ipv4: bool, ipv6: bool) -> Result<Changed, NetworkError> {
+    let before = changed(runtime);
+    let mut changed = before.clone();
     if ipv4 && get(FORWARD_4)? == "0" {
-        // Written down first: a crash in between turns off what is off.
         changed.ipv4 = true;
-        remember(runtime, &changed)?;
-        set(FORWARD_4, "1")?;
     }
     if ipv6 && has_ipv6() && get(FORWARD_6)? == "0" {
         changed.ipv6 = true;
         changed.accept_ra = listening()?;
+    }
+    // First written, then done: after a crash in between what is off is
+    // turned off.
+    if changed != before {
         remember(runtime, &changed)?;
+    }
+    Ok(changed)
+}
+
+/// Lets the host forward.
+pub fn forward(changed: &Changed, ipv4: bool, ipv6: bool) -> Result<(), NetworkError> {
+    if ipv4 {
+        set(FORWARD_4, "1")?;
+    }
+    if ipv6 && has_ipv6() && get(FORWARD_6)? == "0" {
         for interface in &changed.accept_ra {
-            set(&accept_ra(interface), "2")?;
+            // It may be gone by now.
+            if Path::new(ROOT).join(accept_ra(interface)).exists() {
+                set(&accept_ra(interface), "2")?;
+            }
         }
         set(FORWARD_6, "1")?;
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// Makes the host as it was.

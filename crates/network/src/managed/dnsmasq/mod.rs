@@ -21,8 +21,6 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{Gid, Uid, chown};
-
 use super::address::{gateway4, gateway6};
 use super::config::NetworkConfig;
 use super::error::{NetworkError, file};
@@ -50,7 +48,7 @@ pub fn ensure(
     fs::create_dir_all(&directory).map_err(file(&directory))?;
     let user = user(&directory)?;
     let conf = directory.join(CONF);
-    let wanted = text::configuration(name, config, &directory, user.name);
+    let wanted = text::configuration(name, config, &directory, user);
     let mut changed = write(&directory, HOSTS, &text::hosts(leases))?;
     changed |= write(&directory, NAMES, &text::names(config, leases))?;
     let other = write(&directory, CONF, &wanted)?;
@@ -72,13 +70,6 @@ pub fn ensure(
             }
             process::start(&conf)
         }
-    }
-}
-
-/// Ends a network's dnsmasq, if there is one.
-pub fn stop(store: &Store, name: &NetworkName) {
-    for process in process::find(&store.dnsmasq(name).join(CONF)) {
-        process::end(process.id);
     }
 }
 
@@ -108,9 +99,8 @@ fn gateways(config: &NetworkConfig) -> Vec<IpAddr> {
 fn check_port(network: &NetworkName, address: IpAddr) -> Result<(), NetworkError> {
     // Number of the domain service (RFC 6335's registry).
     let at = SocketAddr::new(address, 53);
-    let taken = |bound: io::Result<()>| {
-        bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-    };
+    let taken =
+        |bound: io::Result<()>| bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
     if taken(UdpSocket::bind(at).map(drop)) || taken(TcpListener::bind(at).map(drop)) {
         return Err(NetworkError::PortTaken {
             network: network.clone(),
@@ -120,55 +110,23 @@ fn check_port(network: &NetworkName, address: IpAddr) -> Result<(), NetworkError
     Ok(())
 }
 
-/// Who dnsmasq runs as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct User {
-    name: &'static str,
-}
-
-/// A user without rights, if all directories can be gone through by others;
-/// else root. Gives that user the files that dnsmasq writes.
-fn user(directory: &Path) -> Result<User, NetworkError> {
-    const ROOT: User = User { name: "root" };
-    let passable = |path: &Path| {
-        fs::metadata(path).is_ok_and(|about| about.permissions().mode() & 0o001 != 0)
-    };
-    let Some((name, uid, gid)) = unprivileged() else {
-        return Ok(ROOT);
-    };
-    let mut above = directory.ancestors().skip(1);
-    if !above.all(passable) {
-        return Ok(ROOT);
-    }
-    let rights = fs::Permissions::from_mode(0o700);
+/// Who dnsmasq runs as: a user without rights, if that user can reach what it
+/// reads anew while it runs; else root. It opens the file of its leases while
+/// it is root, and keeps it open, so that no file has to be that user's.
+fn user(directory: &Path) -> Result<&'static str, NetworkError> {
+    let rights = fs::Permissions::from_mode(0o755);
     fs::set_permissions(directory, rights).map_err(file(directory))?;
-    let leases = directory.join(LEASES);
-    if !leases.exists() {
-        fs::write(&leases, "").map_err(file(&leases))?;
-    }
-    for path in [directory, &leases] {
-        let about = fs::metadata(path).map_err(file(path))?;
-        if (about.uid(), about.gid()) != (uid, gid) {
-            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-            chown(path, Some(uid), Some(gid))
-                .map_err(io::Error::from)
-                .map_err(file(path))?;
-        }
-    }
-    Ok(User { name })
+    let passable = |path: &Path| fs::metadata(path).is_ok_and(|about| about.mode() & 0o001 != 0);
+    let reachable = directory.ancestors().all(passable);
+    Ok(unprivileged().filter(|_| reachable).unwrap_or("root"))
 }
 
 /// A user without rights, by `/etc/passwd`, which has those of packages.
-fn unprivileged() -> Option<(&'static str, u32, u32)> {
+fn unprivileged() -> Option<&'static str> {
     let passwd = fs::read_to_string("/etc/passwd").ok()?;
-    USERS.into_iter().find_map(|wanted| {
-        let line = passwd
-            .lines()
-            .find(|line| line.split(':').next() == Some(wanted))?;
-        let mut fields = line.split(':').skip(2);
-        let uid = fields.next()?.parse().ok().filter(|uid| *uid != 0)?;
-        let gid = fields.next()?.parse().ok()?;
-        Some((wanted, uid, gid))
+    USERS.into_iter().find(|wanted| {
+        let named = |line: &&str| line.split(':').next() == Some(*wanted);
+        passwd.lines().any(|line| named(&line))
     })
 }
 
@@ -178,15 +136,9 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<bool, NetworkError>
     if fs::read_to_string(&path).is_ok_and(|there| there == text) {
         return Ok(false);
     }
-    // Whole or not at all: dnsmasq may read it in this moment. No link that
-    // dnsmasq's user put there is followed.
+    // Whole or not at all: dnsmasq may read it in this moment.
     let new = directory.join(format!(".{name}.new"));
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file(new)(error)),
-        _ => {}
-    }
-    fs::File::create_new(&new)
-        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+    fs::write(&new, text)
         .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o644)))
         .and_then(|()| fs::rename(&new, &path))
         .map_err(file(&path))?;

@@ -59,7 +59,9 @@ pub fn start(conf: &Path) -> Result<(), NetworkError> {
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let line = text.lines().find(|line| !line.trim().is_empty());
-    Err(failed(line.unwrap_or("failed without a word").trim().to_owned()))
+    Err(failed(
+        line.unwrap_or("failed without a word").trim().to_owned(),
+    ))
 }
 
 /// Has it read what changes while it runs.

@@ -16,7 +16,7 @@ use std::fmt::Write;
 
 use super::config::NetworkConfig;
 use super::name::NetworkName;
-use super::store::Attachment;
+use super::store::{Attachment, Place};
 
 /// What the rules follow from.
 #[derive(Clone, Debug)]
@@ -47,12 +47,15 @@ impl Ruleset<'_> {
         self.networks.is_empty() && self.attachments.is_empty()
     }
 
-    fn replace(
-        &self,
-        text: &mut String,
-        family: &str,
-        chains: impl FnOnce(&Self, &mut String),
-    ) {
+    /// Whether anything depends on them.
+    pub fn is_needed(&self) -> bool {
+        let filtered = |attachment: &Attachment| {
+            !matches!(attachment.place, Place::Bridge { spoofing: true, .. })
+        };
+        !self.networks.is_empty() || self.attachments.iter().any(filtered)
+    }
+
+    fn replace(&self, text: &mut String, family: &str, chains: impl FnOnce(&Self, &mut String)) {
         let table = self.table;
         // Deleting a table that is not there would be an error: it is made
         // first.

@@ -41,8 +41,16 @@ pub fn chains(ruleset: &Ruleset<'_>, text: &mut String) {
             .iter()
             .filter(|attachment| attachment.network() == Some(name))
             .collect();
-        chain(text, &format!("{name}-egress"), &egress(name, config, &attached));
-        chain(text, &format!("{name}-ingress"), &ingress(name, config, &attached));
+        chain(
+            text,
+            &format!("{name}-egress"),
+            &egress(name, config, &attached),
+        );
+        chain(
+            text,
+            &format!("{name}-ingress"),
+            &ingress(name, config, &attached),
+        );
         chain(text, &format!("{name}-host"), &host(config));
     }
     chain(text, "forward", &forward(ruleset, &networks));
@@ -124,7 +132,9 @@ fn host(config: &NetworkConfig) -> Vec<String> {
     if let Some(net) = config.ipv4 {
         lines.push("udp sport 68 udp dport 67 accept".to_owned());
         let gateway = gateway4(net);
-        lines.push(format!("ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept"));
+        lines.push(format!(
+            "ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept"
+        ));
         lines.push("icmp type echo-request accept".to_owned());
     }
     if let Some(net) = config.ipv6 {
@@ -143,15 +153,14 @@ fn host(config: &NetworkConfig) -> Vec<String> {
     lines
 }
 
-fn forward(
-    ruleset: &Ruleset<'_>,
-    networks: &[&(NetworkName, NetworkConfig)],
-) -> Vec<String> {
+fn forward(ruleset: &Ruleset<'_>, networks: &[&(NetworkName, NetworkConfig)]) -> Vec<String> {
     let mut lines = vec!["type filter hook forward priority filter; policy accept;".to_owned()];
     if networks.is_empty() {
         return lines;
     }
-    let bridges = set(networks.iter().map(|(name, _)| format!("\"{}\"", name.bridge())));
+    let bridges = set(networks
+        .iter()
+        .map(|(name, _)| format!("\"{}\"", name.bridge())));
     // The host did not forward before, and does it for our networks alone.
     // Bridged frames that are shown to these rules are not forwarded packets.
     for (on, protocol) in [(ruleset.guard4, "ipv4"), (ruleset.guard6, "ipv6")] {
@@ -263,19 +272,13 @@ fn output(published: &[Forwarded]) -> Vec<String> {
     let mut lines = vec!["type nat hook output priority -100; policy accept;".to_owned()];
     lines.extend(published.iter().map(|port| {
         // No packet leaves the loopback interface with ::1 as its source.
-        port.line(if port.to.is_ipv6() {
-            " ip6 daddr != ::1"
-        } else {
-            ""
-        })
+        let everywhere = port.publish.address.is_none() && port.to.is_ipv6();
+        port.line(if everywhere { " ip6 daddr != ::1" } else { "" })
     }));
     lines
 }
 
-fn postrouting(
-    networks: &[&(NetworkName, NetworkConfig)],
-    published: &[Forwarded],
-) -> Vec<String> {
+fn postrouting(networks: &[&(NetworkName, NetworkConfig)], published: &[Forwarded]) -> Vec<String> {
     let mut lines = vec!["type nat hook postrouting priority srcnat; policy accept;".to_owned()];
     for (name, config) in networks {
         let bridge = name.bridge();
@@ -323,7 +326,10 @@ fn rule_lines(name: &NetworkName, rule: &Rule, attached: &[&Attachment]) -> Vec<
                 "{conditions}{LOG_LIMIT} log prefix \"croft {name} {way} {action}: \""
             ));
         }
-        lines.push(format!("{conditions}{}", verdict(rule.action, rule.direction)));
+        lines.push(format!(
+            "{conditions}{}",
+            verdict(rule.action, rule.direction)
+        ));
     }
     lines
 }
@@ -417,4 +423,3 @@ fn ipv6(attachment: &Attachment) -> Option<IpAddr> {
         Place::Bridge { .. } => None,
     }
 }
-
