@@ -8,6 +8,7 @@ use croft_api::disk::RunDisk;
 use croft_api::monitor::{GdbAddress, RunShare};
 
 use super::disk;
+use super::net::NetOptions;
 use super::values::{
     parse_append, parse_code_cache, parse_cpus, parse_gdb, parse_port, parse_share,
 };
@@ -92,6 +93,21 @@ pub struct PlaceOptions {
 }
 
 impl PlaceOptions {
+    /// An option that was given: an instance has its own places.
+    pub fn given(&self) -> Option<&'static str> {
+        let all = [
+            (self.log.is_some(), "--log"),
+            (self.gdb.is_some(), "--gdb"),
+            (self.control.is_some(), "--control"),
+            (self.terminal.is_some(), "--terminal"),
+            (!self.ports.is_empty(), "--port"),
+            (self.vsock.is_some(), "--vsock"),
+            (self.no_jail, "--no-jail"),
+        ];
+        all.into_iter()
+            .find_map(|(given, name)| given.then_some(name))
+    }
+
     /// The console's ports: their names, and the paths of their sockets. The
     /// terminal comes first.
     pub fn ports(&self) -> (Vec<String>, Vec<Option<OsString>>) {
@@ -130,6 +146,9 @@ pub struct MachineOptions {
     /// can be given up to four times
     #[arg(long = "share", value_name = "HOST:TAG[,readonly]", value_hint = clap::ValueHint::DirPath, value_parser = OsStringValueParser::new().try_map(parse_share))]
     pub shares: Vec<RunShare>,
+
+    #[command(flatten)]
+    pub net: NetOptions,
 
     /// Kernel command line, for example 'console=ttyS0 quiet'; without --kernel it is added to
     /// that of the disk

@@ -4,6 +4,7 @@ use croft_api::RestartPolicy;
 use croft_api::disk::disk_name;
 
 use super::list::{Known, ago, columns, json, known};
+use super::nics;
 use super::power::because;
 use super::reach::add_addresses;
 use super::{Fault, finish, open};
@@ -113,6 +114,9 @@ fn table(known: &Known) -> String {
             let layers: Vec<String> = layers.collect();
             let name = disk.index.map_or_else(|| "disk".to_owned(), disk_name);
             row(&name, format!("{}{read_only}", layers.join(" over ")));
+        }
+        for nic in &config.nics {
+            row("nic", nics::describe(nic));
         }
         let policy = match config.restart {
             RestartPolicy::No => "no",
