@@ -163,8 +163,6 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
             ),
             Request::PowerButton
             | Request::Detach { .. }
-            | Request::NicBackend { .. }
-            | Request::NicLink { .. }
             | Request::Start(_)
             | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
