@@ -15,6 +15,7 @@ use rustix::fs::OFlags;
 use crate::control::Control;
 use crate::disks::Disk;
 use crate::gdb::GdbListener;
+use crate::nics::{Nic, Wires};
 use crate::ports::Port;
 use crate::shares::Share;
 use crate::vsock::Vsock;
@@ -26,6 +27,7 @@ pub struct Files {
     kernel: Option<File>,
     initrd: Option<File>,
     disks: Vec<Disk>,
+    nics: Vec<Nic>,
     shares: Vec<Share>,
     saved: Option<File>,
     log: Option<File>,
@@ -49,6 +51,8 @@ pub struct Kept {
     pub vsock: Option<Vsock>,
     /// The console's ports.
     pub ports: Vec<Port>,
+    /// What the NICs hang on.
+    pub nics: Wires,
     /// Removes the debugger's socket when dropped.
     pub _socket: Option<SocketFile>,
 }
@@ -94,10 +98,13 @@ impl Files {
             Some(address) => Some(GdbListener::bind(address)?),
             None => None,
         };
+        // Last: it starts processes.
+        let nics = Nic::open_all(&run.nics)?;
         Ok(Files {
             kernel,
             initrd,
             disks,
+            nics,
             shares,
             saved,
             log,
@@ -125,7 +132,7 @@ impl Files {
             kernel: run.kernel.as_deref().map(quoted),
             initrd: run.initrd.as_deref().map(quoted),
             disks: self.disks.iter().map(Disk::describe).collect(),
-            nics: Vec::new(),
+            nics: self.nics.iter().map(Nic::describe).collect(),
             shares: self.shares.iter().map(Share::describe).collect(),
             saved: self.saved.is_some(),
             gdb: self.gdb.is_some(),
@@ -145,9 +152,11 @@ impl Files {
             Some((listener, socket)) => (Some(listener), socket),
             None => (None, None),
         };
+        let (backends, wires): (Vec<_>, Wires) = self.nics.into_iter().map(Nic::split).unzip();
         let handed = [self.kernel.map(Into::into), self.initrd.map(Into::into)]
             .into_iter()
             .chain(self.disks.into_iter().flat_map(Disk::into_files).map(Some))
+            .chain(backends.into_iter().flatten().map(Some))
             .chain(self.shares.into_iter().map(|share| Some(share.directory)))
             .chain([self.saved.map(Into::into), listener])
             .chain([self.kvm.and_then(Result::ok).map(Into::into)]);
@@ -157,6 +166,7 @@ impl Files {
             control: self.control,
             vsock: self.vsock,
             ports,
+            nics: wires,
             _socket: socket,
         };
         (handed.flatten().chain(far).collect(), kept)

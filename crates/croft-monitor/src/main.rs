@@ -22,6 +22,7 @@ mod files;
 mod gdb;
 mod keep;
 mod lines;
+mod nics;
 mod payload;
 mod ports;
 mod relay;

@@ -21,6 +21,7 @@ use crate::console::Queue;
 use crate::control;
 use crate::files::Kept;
 use crate::lines::Lines;
+use crate::nics::Wires;
 use crate::payload::{Payload, describe};
 use crate::ports;
 use crate::terminal::Terminal;
@@ -65,6 +66,7 @@ enum Source {
     Control(control::Source),
     Vsock(vsock::Source),
     Port(usize, ports::End),
+    Nic(u32),
 }
 
 impl Relay {
@@ -172,12 +174,23 @@ impl Relay {
                         port.hear(end, ready);
                     }
                 }
+                Source::Nic(process) => {
+                    for line in self.kept.nics.hear(process) {
+                        self.say(line)?;
+                    }
+                }
                 Source::Croft | Source::Payload => {}
             }
         }
         if self.kill_at.is_some_and(|at| at <= Instant::now()) {
             self.kill_at = None;
             self.payload.kill();
+        }
+        for mended in self.kept.nics.mend() {
+            match mended {
+                Ok((request, socket)) => self.payload.sender.push(&request, vec![socket])?,
+                Err(line) => self.say(line)?,
+            }
         }
         // A payload that cannot be written to is about to be seen dead.
         let _ = self.payload.sender.flush();
@@ -244,16 +257,21 @@ impl Relay {
                     (Source::Port(index, end), descriptor, flags)
                 })
             });
+        let nics = self.kept.nics.sources();
+        let nics = nics
+            .map(|(process, descriptor)| (Source::Nic(process), descriptor, when(listening, read)));
         // The hang-up of Croft's socket is of interest always.
         let interests: Vec<_> = interests
             .into_iter()
             .chain(control)
             .chain(vsock)
             .chain(ports)
+            .chain(nics)
             .filter(|interest| asked(interest) || matches!(interest.0, Source::Croft))
             .collect();
         let left = |at: Instant| at.saturating_duration_since(Instant::now());
-        ready(&interests, self.kill_at.map(left))
+        let deadline = self.kill_at.into_iter().chain(self.kept.nics.deadline());
+        ready(&interests, deadline.min().map(left))
     }
 
     fn hear_croft(&mut self) -> Result<(), Gone> {
@@ -335,6 +353,8 @@ impl Relay {
                 vmm::Event::Log { text } => Event::Log { text },
                 vmm::Event::Stopped(outcome) => {
                     self.outcome.get_or_insert(outcome);
+                    // What they hang on ends with it, which is no news.
+                    self.kept.nics = Wires::default();
                     self.end_soon();
                     continue;
                 }

@@ -136,7 +136,9 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
             | Request::Start(_)
             | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }
-            | Request::VsockAnswer { .. } => {}
+            | Request::VsockAnswer { .. }
+            | Request::NicBackend { .. }
+            | Request::NicLink { .. } => {}
         }
     }
     std::process::exit(0);

@@ -18,6 +18,7 @@
 mod backend;
 mod checksum;
 mod header;
+mod martian;
 mod offload;
 mod open;
 mod packet;

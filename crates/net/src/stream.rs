@@ -19,6 +19,7 @@ use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
 use crate::backend::Sent;
+use crate::martian::is_for_the_host;
 use crate::tap::copy;
 use crate::{ETHERNET, FRAME_MAX, Header, Lost, finish};
 
@@ -95,6 +96,9 @@ impl Stream {
             }
         }
         copy(pieces, scratch);
+        if is_for_the_host(scratch) {
+            return Sent::Dropped;
+        }
         let finished = finish(header, scratch, self.largest, &mut |headers, data| {
             let len = (headers.len() + data.len()) as u32;
             out.bytes.extend(len.to_be_bytes());

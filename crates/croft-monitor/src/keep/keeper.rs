@@ -54,6 +54,7 @@ enum Source {
     Viewer(u64),
     Vsock(vsock::Source),
     Port(usize, ports::End),
+    Nic(u32),
     Agent,
 }
 
@@ -293,11 +294,14 @@ impl Keeper {
                     }
                 }
                 Source::Agent => self.hear_agent(),
+                Source::Nic(process) => {
+                    let lines = self.running.as_mut().map(|r| r.kept.nics.hear(process));
+                    lines.iter().flatten().for_each(|line| self.say(line));
+                }
             }
         }
-        if let Some(running) = &mut self.running {
-            running.look_at_the_clock();
-        }
+        let lines = self.running.as_mut().map(Running::look_at_the_clock);
+        lines.iter().flatten().for_each(|line| self.say(line));
         if let Some(running) = self.running.take_if(|running| running.is_done()) {
             let requested = self.life.phase() == Phase::Stopping;
             let outcome = running.reap(requested);
@@ -343,6 +347,8 @@ impl Keeper {
             let vsock = running.kept.vsock.iter().filter(|_| running.has_room());
             let vsock = vsock.flat_map(Vsock::sources);
             interests.extend(vsock.map(|(source, fd)| (Source::Vsock(source), fd, PollFlags::IN)));
+            let nics = running.kept.nics.sources();
+            interests.extend(nics.map(|(process, fd)| (Source::Nic(process), fd, PollFlags::IN)));
             for (index, port) in running.kept.ports.iter().enumerate() {
                 let wanted = port.interests().into_iter();
                 interests

@@ -10,6 +10,7 @@ use croft_api::vmm::{Event, Request};
 
 use crate::files::{Files, Kept};
 use crate::lines::Lines;
+use crate::nics::Wires;
 use crate::payload::{Payload, describe};
 
 /// Messages waiting for a payload that is asked no further.
@@ -92,6 +93,8 @@ impl Running {
                 Event::Stopped(outcome) => {
                     self.outcome.get_or_insert(outcome);
                     self.kill_at.get_or_insert(Instant::now() + GRACE);
+                    // What they hang on ends with it, which is no news.
+                    self.kept.nics = Wires::default();
                 }
                 event => events.push(event),
             }
@@ -111,15 +114,25 @@ impl Running {
 
     /// When it is to be looked at again.
     pub fn deadline(&self) -> Option<Instant> {
-        self.kill_at
+        let kill = self.kill_at.into_iter();
+        kill.chain(self.kept.nics.deadline()).min()
     }
 
-    /// Kills it if it takes too long to exit.
-    pub fn look_at_the_clock(&mut self) {
+    /// Kills it if it takes too long to exit, and mends what its NICs hang on:
+    /// what there is to say of that.
+    pub fn look_at_the_clock(&mut self) -> Vec<String> {
         if self.kill_at.is_some_and(|at| at <= Instant::now()) {
             self.kill_at = None;
             self.payload.kill();
         }
+        let mut lines = Vec::new();
+        for mended in self.kept.nics.mend() {
+            match mended {
+                Ok((request, socket)) => self.give(&request, Some(socket)),
+                Err(line) => lines.push(line),
+            }
+        }
+        lines
     }
 
     /// Whether it is gone and everything it said is heard.

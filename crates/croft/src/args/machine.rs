@@ -8,6 +8,7 @@ use croft_api::disk::RunDisk;
 use croft_api::monitor::{GdbAddress, RunShare};
 
 use super::disk;
+use super::net::NetOptions;
 use super::values::{
     parse_append, parse_code_cache, parse_cpus, parse_gdb, parse_port, parse_share,
 };
@@ -130,6 +131,9 @@ pub struct MachineOptions {
     /// can be given up to four times
     #[arg(long = "share", value_name = "HOST:TAG[,readonly]", value_hint = clap::ValueHint::DirPath, value_parser = OsStringValueParser::new().try_map(parse_share))]
     pub shares: Vec<RunShare>,
+
+    #[command(flatten)]
+    pub net: NetOptions,
 
     /// Kernel command line, for example 'console=ttyS0 quiet'; without --kernel it is added to
     /// that of the disk

@@ -7,6 +7,7 @@ pub mod guest;
 pub mod image;
 pub mod instance;
 pub mod machine;
+pub mod net;
 pub mod output;
 pub mod resize;
 pub mod restore;
@@ -34,11 +35,11 @@ pub struct Args {
 pub enum Command {
     /// Make an instance from an image and run it; or run a kernel in the foreground
     #[command(after_help = "See 'croft run --help' for examples and exit codes.",
-              after_long_help = format!("{}\n\n{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, disk::HELP, run::CONSOLE))]
+              after_long_help = format!("{}\n\n{}\n\n{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, disk::HELP, net::HELP, run::CONSOLE))]
     Run(Box<run::RunOptions>),
     /// Make an instance, and leave it
-    #[command(after_help = "See 'croft create --help' for the options of disks, and examples.",
-              after_long_help = format!("{}\n\n{}", disk::HELP, create::HELP))]
+    #[command(after_help = "See 'croft create --help' for the options of disks and NICs, and examples.",
+              after_long_help = format!("{}\n\n{}\n\n{}", disk::HELP, net::HELP, create::HELP))]
     Create(Box<create::CreateOptions>),
     /// Start instances
     #[command(after_help = instance::HELP)]

@@ -29,6 +29,8 @@ Examples:
   over an image that stays as it is:
     qemu-img create -f qcow2 -b debian.qcow2 -F qcow2 web.qcow2
     croft run --disk web.qcow2,backing=debian.qcow2
+  A web server that others reach at port 8080 of this host:
+    croft run -d debian:12 --name web --publish 8080:80
   With a directory of the host's, mounted by 'mount -t virtiofs src /mnt':
     croft run --kernel vmlinuz --initrd initrd.img --share ~/src:src,readonly
   With a debugger:

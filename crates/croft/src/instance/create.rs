@@ -3,6 +3,7 @@
 use croft_host::{InstanceName, Instances, StoreError};
 
 use super::image::Images;
+use super::nics::{ByDefault, nics};
 use super::{Fault, finish, open, spec};
 use crate::args::create::{CreateOptions, InstanceOptions};
 use crate::args::machine::MachineOptions;
@@ -49,6 +50,11 @@ impl Wanted<'_> {
             Some(reference) => Some(Images::open(instances, reference)?),
             None => None,
         };
+        let default = match self.image {
+            Some(_) => ByDefault::User,
+            None => ByDefault::None,
+        };
+        let nics = nics(&self.machine.net, default).map_err(Fault::usage)?;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -59,6 +65,7 @@ impl Wanted<'_> {
                 new => new?,
             };
             let mut config = spec::config(self.machine, self.instance, &name)?;
+            config.nics.clone_from(&nics);
             // Until it is written that the instance uses it, an image could be
             // deleted.
             let hold = match &images {

@@ -8,6 +8,7 @@ use croft_host::store::Config;
 use croft_host::{InstanceName, Instances, StoreError, now};
 use serde::Serialize;
 
+use super::nics::published;
 use super::power::because;
 use super::reach::add_addresses;
 use super::{Fault, finish, open};
@@ -76,19 +77,21 @@ fn table(all: &[Known]) -> String {
         "MEMORY",
         "CPUS",
         "ADDRESSES",
+        "PORTS",
     ];
     let rows = all.iter().map(row);
     columns(std::iter::once(head.map(str::to_owned)).chain(rows))
 }
 
-fn row(known: &Known) -> [String; 7] {
+fn row(known: &Known) -> [String; 8] {
     let name = known.name.clone();
     let (Some(config), Some(status)) = (&known.config, &known.status) else {
-        let [a, b, c, d, e] = ["", "", "", "", ""].map(str::to_owned);
-        return [name, "unreadable".to_owned(), a, b, c, d, e];
+        let [a, b, c, d, e, f] = [""; 6].map(str::to_owned);
+        return [name, "unreadable".to_owned(), a, b, c, d, e, f];
     };
     let addresses = status.agent.iter().flat_map(|agent| &agent.addresses);
     let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
+    let ports: Vec<String> = published(&config.nics).map(ToString::to_string).collect();
     [
         name,
         format!("{}{}", status.phase, note(status)),
@@ -100,6 +103,7 @@ fn row(known: &Known) -> [String; 7] {
         size::format(config.machine.memory),
         config.machine.cpus.to_string(),
         addresses.join(" "),
+        ports.join(" "),
     ]
 }
 

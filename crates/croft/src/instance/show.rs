@@ -3,6 +3,7 @@
 use croft_api::RestartPolicy;
 
 use super::list::{Known, ago, columns, json, known};
+use super::nics;
 use super::power::because;
 use super::reach::add_addresses;
 use super::{Fault, finish, open};
@@ -91,6 +92,9 @@ fn table(known: &Known) -> String {
                 .map(|layer| layer.path.display().to_string());
             let layers: Vec<String> = layers.collect();
             row("disk", format!("{}{read_only}", layers.join(" over ")));
+        }
+        for nic in &config.nics {
+            row("nic", nics::describe(nic));
         }
         let policy = match config.restart {
             RestartPolicy::No => "no",

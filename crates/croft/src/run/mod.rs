@@ -27,7 +27,7 @@ use crate::args::machine::Engine;
 use crate::args::restore::RestoreOptions;
 use crate::args::run::RunOptions;
 use crate::exit::Exit;
-use crate::instance::machine_spec;
+use crate::instance::{ByDefault, machine_spec, nics};
 use crate::say;
 use monitor::Start;
 
@@ -131,7 +131,7 @@ fn request(options: RunOptions) -> Result<RunRequest, String> {
         kernel: options.machine.kernel,
         initrd: options.machine.initrd,
         disks: options.machine.disks,
-        nics: Vec::new(),
+        nics: nics(&options.machine.net, ByDefault::None)?,
         shares: options.machine.shares,
         log: options.place.log,
         gdb: options.place.gdb,

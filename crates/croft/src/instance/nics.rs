@@ -1,0 +1,197 @@
+//! The NICs of a new machine.
+
+use croft_api::net::{Mac, NICS_MAX, NicKind, NicSpec, Publish, UserNet};
+use croft_network::user::{self, Host, Passt};
+
+use crate::args::net::{Net, NetOptions, NewNic};
+use crate::say;
+
+/// What a machine has for which nothing is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByDefault {
+    /// A user network, where there can be one.
+    User,
+    /// Nothing.
+    None,
+}
+
+/// The NICs that are asked for.
+pub fn nics(options: &NetOptions, default: ByDefault) -> Result<Vec<NicSpec>, String> {
+    let user = || vec![NewNic::new(NicKind::User(UserNet::default()))];
+    let wanted = if !options.nets.is_empty() {
+        given(&options.nets)?
+    } else if !options.publish.is_empty() {
+        user()
+    } else if default == ByDefault::User {
+        match try_user() {
+            Ok(()) => user(),
+            Err(why) => {
+                say::line(&format!("croft: no network: {why}"));
+                Vec::new()
+            }
+        }
+    } else {
+        Vec::new()
+    };
+    if wanted.len() > NICS_MAX {
+        return Err(format!("--net: a machine has at most {NICS_MAX} NICs"));
+    }
+    let mut nics: Vec<NicSpec> = Vec::with_capacity(wanted.len());
+    for (index, nic) in wanted.into_iter().enumerate() {
+        let mac = match nic.mac {
+            Some(mac) if nics.iter().any(|other| other.mac == mac) => {
+                return Err(format!("--net: {mac} is given twice"));
+            }
+            Some(mac) => mac,
+            None => random(&nics)?,
+        };
+        nics.push(NicSpec {
+            name: format!("net{index}"),
+            mac,
+            mtu: nic.mtu,
+            queues: nic.queues,
+            limits: nic.limits,
+            link: nic.link,
+            kind: nic.kind,
+        });
+    }
+    publish(&mut nics, &options.publish)?;
+    Ok(nics)
+}
+
+/// Those of `--net`.
+fn given(nets: &[Net]) -> Result<Vec<NewNic>, String> {
+    let nics = nets.iter().filter_map(|net| match net {
+        Net::None => None,
+        Net::Nic(nic) => Some((**nic).clone()),
+    });
+    let nics: Vec<NewNic> = nics.collect();
+    if !nics.is_empty() && nics.len() < nets.len() {
+        return Err("--net none stands alone".to_owned());
+    }
+    let users = nics
+        .iter()
+        .filter(|nic| matches!(nic.kind, NicKind::User(_)));
+    if users.count() > 1 {
+        return Err("--net user: once; the addresses of a second one would be the same".to_owned());
+    }
+    Ok(nics)
+}
+
+/// An address that no other NIC of the machine has.
+fn random(others: &[NicSpec]) -> Result<Mac, String> {
+    loop {
+        let mac = Mac::random().map_err(|error| format!("no address for a NIC: {error}"))?;
+        if others.iter().all(|other| other.mac != mac) {
+            return Ok(mac);
+        }
+    }
+}
+
+/// Gives the ports to the first NIC that can have them.
+fn publish(nics: &mut [NicSpec], ports: &[Publish]) -> Result<(), String> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let first = nics.iter_mut().find_map(|nic| match &mut nic.kind {
+        NicKind::User(net) => Some(&mut net.publish),
+        NicKind::Network(net) => Some(&mut net.publish),
+        NicKind::Bridge(_) => None,
+    });
+    let first =
+        first.ok_or("--publish is for NICs of --net user or in a network; there is none")?;
+    first.extend_from_slice(ports);
+    Ok(())
+}
+
+/// Whether there can be a user network: runs passt for a moment. Else what is
+/// missing and what to do.
+fn try_user() -> Result<(), String> {
+    let program = user::find().map_err(|error| error.to_string())?;
+    let mac = Mac::random().map_err(|error| error.to_string())?;
+    Passt::start(&program, &Host::look(), &[], user::MTU, mac)
+        .map(drop)
+        .map_err(|error| format!("{error}; 'croft doctor' may tell why"))
+}
+
+/// The ports that lead to an instance.
+pub fn published(nics: &[NicSpec]) -> impl Iterator<Item = &Publish> {
+    nics.iter().flat_map(|nic| match &nic.kind {
+        NicKind::User(net) => &net.publish[..],
+        NicKind::Network(net) => &net.publish,
+        NicKind::Bridge(_) => &[],
+    })
+}
+
+/// What a NIC is, for people.
+pub fn describe(nic: &NicSpec) -> String {
+    let leads = match &nic.kind {
+        NicKind::User(_) => "user".to_owned(),
+        NicKind::Network(net) => net.network.clone(),
+        NicKind::Bridge(net) => format!("bridge {}", net.bridge),
+    };
+    let link = if nic.link { "" } else { ", link down" };
+    let ports = published(std::slice::from_ref(nic)).map(ToString::to_string);
+    let ports: Vec<String> = ports.collect();
+    let published = if ports.is_empty() {
+        String::new()
+    } else {
+        format!(", published {}", ports.join(" "))
+    };
+    format!("{}: {leads}, {}{link}{published}", nic.name, nic.mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::net::parse_net;
+
+    fn options(nets: &[&str], publish: &[&str]) -> NetOptions {
+        NetOptions {
+            nets: nets.iter().map(|net| parse_net(net).unwrap()).collect(),
+            publish: publish.iter().map(|port| port.parse().unwrap()).collect(),
+        }
+    }
+
+    fn made(nets: &[&str], publish_: &[&str]) -> Vec<NicSpec> {
+        nics(&options(nets, publish_), ByDefault::None).unwrap()
+    }
+
+    fn fault(nets: &[&str], publish_: &[&str]) -> String {
+        let result = nics(&options(nets, publish_), ByDefault::None);
+        result.unwrap_err()
+    }
+
+    #[test]
+    fn nics_are_named_in_their_order() {
+        assert!(made(&[], &[]).is_empty());
+        assert!(made(&["none"], &[]).is_empty());
+        let both = made(&["bridge=br0", "user,link=down"], &["8080:80", "53:53/udp"]);
+        assert_eq!(both[0].name, "net0");
+        assert_ne!(both[0].mac, both[1].mac);
+        let text = describe(&both[1]);
+        let mac = both[1].mac;
+        assert_eq!(
+            text,
+            format!("net1: user, {mac}, link down, published 8080:80 53:53/udp")
+        );
+        assert_eq!(published(&both).count(), 2);
+    }
+
+    #[test]
+    fn a_published_port_makes_a_user_network() {
+        let one = made(&[], &["2222:22"]);
+        assert!(matches!(&one[0].kind, NicKind::User(net) if net.publish.len() == 1));
+    }
+
+    #[test]
+    fn what_cannot_be_is_explained() {
+        assert!(fault(&["none", "user"], &[]).contains("alone"));
+        assert!(fault(&["user", "user"], &[]).contains("once"));
+        assert!(fault(&["bridge=br0"], &["1:1"]).contains("--publish"));
+        assert!(fault(&["none"], &["1:1"]).contains("--publish"));
+        assert!(fault(&["lan"; 8], &[]).contains("at most 7"));
+        let twice = ["lan,mac=02:00:00:00:00:01", "lan,mac=02:00:00:00:00:01"];
+        assert!(fault(&twice, &[]).contains("twice"));
+    }
+}
