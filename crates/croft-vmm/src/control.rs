@@ -9,6 +9,7 @@ use croft_api::WireError;
 use croft_api::vmm::{Event, Request};
 use croft_machine::{MachineHandle, SaveError};
 
+use crate::nics;
 use crate::report::{Reporter, gone};
 
 /// Obeys until the monitor is gone, and then ends the process.
@@ -62,8 +63,17 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     vsock.answer(id, descriptors.into_iter().next());
                 }
             }
-            // There is none of them.
-            Ok(Some((Request::NicBackend { .. } | Request::NicLink { .. }, _))) => {}
+            Ok(Some((Request::NicBackend { nic, backend }, descriptors))) => {
+                if let Some(nic) = machine.nic(&nic) {
+                    let mut descriptors = descriptors.into_iter();
+                    nic.set_backend(nics::backend(backend, nic.mtu(), &mut descriptors));
+                }
+            }
+            Ok(Some((Request::NicLink { nic, up }, _))) => {
+                if let Some(nic) = machine.nic(&nic) {
+                    nic.set_link(up);
+                }
+            }
             Ok(Some((Request::Start(_), _))) => gone(Some(&WireError::Damaged("a second Start"))),
             Ok(None) => gone(None),
             Err(error) => gone(Some(&error)),

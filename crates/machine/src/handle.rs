@@ -8,6 +8,7 @@ use std::time::Duration;
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
 use croft_devices::virtio::console::ConsoleHandle;
+use croft_devices::virtio::net::NicHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
@@ -76,6 +77,7 @@ pub struct MachineHandle {
     pub(crate) events: Events,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
+    pub(crate) nics: Arc<Shared<Vec<NicHandle>>>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
     pub(crate) console: Option<ConsoleHandle>,
@@ -157,6 +159,12 @@ impl MachineHandle {
     /// The host's side of the socket device, if there is one.
     pub fn vsock(&self) -> Option<&VsockHandle> {
         self.vsock.as_ref()
+    }
+
+    /// The host's side of a NIC: its cable, what is behind it, its limits.
+    pub fn nic(&self, name: &str) -> Option<NicHandle> {
+        let nics = lock(&self.nics);
+        nics.iter().find(|nic| nic.name() == name).cloned()
     }
 
     /// Whether the guest has said that its kernel panicked, since it was

@@ -8,6 +8,7 @@ use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::blk::BlkHandle;
 use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::fs::ShareHandle;
+use croft_devices::virtio::net::NicHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -27,7 +28,7 @@ use crate::loader::{BootDisk, Payload};
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
-use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedShare, fit};
+use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedNic, SavedShare, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -49,6 +50,7 @@ pub struct Machine {
     /// For who saves it.
     pub(crate) description: Description,
     pub(crate) disks: Vec<BlkHandle>,
+    pub(crate) nics: Arc<Shared<Vec<NicHandle>>>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
@@ -184,6 +186,7 @@ impl Machine {
             disk: disk.disk().clone(),
             name,
         });
+        let nics = plugger.plug_nics(config.nics)?;
         let balloon = plugger.plug_balloon()?;
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
@@ -204,8 +207,10 @@ impl Machine {
                 shares.iter().map(SavedShare::of).collect(),
             )
             .with_vsock(vsock.is_some())
+            .with_nics(nics.iter().map(SavedNic::of).collect())
             .with_ports(ports),
             disks,
+            nics: Arc::new(Shared::new(nics)),
             balloon,
             shares,
             vsock,
@@ -244,6 +249,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            nics: self.nics.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             console: self.terminal.clone(),

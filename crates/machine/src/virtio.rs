@@ -22,6 +22,7 @@ use croft_devices::virtio::console::{
     ConsoleHandle, NAME_MAX, PORTS_MAX, PortConfig, VirtioConsole,
 };
 use croft_devices::virtio::fs::{ShareHandle, VirtioFs};
+use croft_devices::virtio::net::{NicHandle, NicHost, NicOptions, VirtioNet};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
@@ -40,6 +41,10 @@ use crate::events::{Event, Events};
 const RNG_SLOT: u8 = 1;
 /// First slot of a disk.
 const DISK_SLOT: u8 = 2;
+/// First slot of a NIC.
+const NIC_SLOT: u8 = 18;
+/// Most NICs of a machine.
+pub const NICS_MAX: usize = 7;
 /// First slot of a share.
 const SHARE_SLOT: u8 = 25;
 /// Most shares of a machine.
@@ -99,6 +104,15 @@ impl FaultSink for Faults {
             disk: self.name.clone(),
             message: format!("{}: {error}", self.file),
         });
+    }
+}
+
+/// Tells the operator of a NIC that leads nowhere any more.
+struct LostNics(Arc<dyn ConsoleBackend>);
+
+impl NicHost for LostNics {
+    fn lost(&self, name: &str) {
+        self.0.nic_lost(name);
     }
 }
 
@@ -163,6 +177,7 @@ pub struct Plugger<'a> {
     chipset: &'a Chipset,
     ram: &'a GuestRam,
     log: Arc<dyn LogSink>,
+    nics: Arc<dyn NicHost>,
     lines: Vec<SharedLine>,
 }
 
@@ -174,6 +189,7 @@ impl<'a> Plugger<'a> {
             chipset,
             ram,
             log: Arc::new(OperatorLog(console.clone())),
+            nics: Arc::new(LostNics(console.clone())),
             lines: (0..platform::INTX_LINES).map(line).collect(),
         }
     }
@@ -215,6 +231,23 @@ impl<'a> Plugger<'a> {
             let device = VirtioBlk::new(disk, options, self.log.clone(), faults);
             plugged.push(device.handle());
             self.add(DISK_SLOT + index, &name, device)?;
+        }
+        Ok(plugged)
+    }
+
+    /// NICs, in the order in which the guest numbers them.
+    pub fn plug_nics(&self, nics: Vec<NicOptions>) -> Result<Vec<NicHandle>, MachineError> {
+        if nics.len() > NICS_MAX {
+            return Err(MachineError::Nics(nics.len()));
+        }
+        let mut plugged: Vec<NicHandle> = Vec::with_capacity(nics.len());
+        for (index, options) in (0u8..).zip(nics) {
+            if plugged.iter().any(|nic| nic.name() == options.name) {
+                return Err(MachineError::NicTwice(options.name));
+            }
+            let device = VirtioNet::new(options, self.nics.clone());
+            plugged.push(device.handle());
+            self.add(NIC_SLOT + index, &format!("nic{index}"), device)?;
         }
         Ok(plugged)
     }

@@ -38,6 +38,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use croft_devices::virtio::fs::ShareHandle;
+use croft_devices::virtio::net::NicHandle;
 use croft_devices::{BusState, StateError};
 use croft_disk::Disk;
 use croft_engine::{CpuProfile, CpuState, PartitionState};
@@ -115,6 +116,24 @@ pub struct Description {
     /// Names of its virtio console's ports.
     #[serde(default)]
     pub ports: Vec<String>,
+    /// Its NICs.
+    #[serde(default)]
+    pub nics: Vec<SavedNic>,
+}
+
+/// A NIC of a saved machine. Its name and what is behind it may be others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedNic {
+    /// Pairs of queues that it has.
+    pub queues: u16,
+}
+
+impl SavedNic {
+    pub(crate) fn of(nic: &NicHandle) -> Self {
+        SavedNic {
+            queues: nic.pairs(),
+        }
+    }
 }
 
 /// A disk of a saved machine.
@@ -173,7 +192,13 @@ impl Description {
             shares,
             vsock: false,
             ports: Vec::new(),
+            nics: Vec::new(),
         }
+    }
+
+    /// With these NICs.
+    pub(crate) fn with_nics(self, nics: Vec<SavedNic>) -> Self {
+        Description { nics, ..self }
     }
 
     /// With these ports of a virtio console.
@@ -217,6 +242,13 @@ impl Description {
         if self.vsock != now.vsock {
             let text = |there: bool| if there { "vsock" } else { "no vsock" };
             return differs(text(self.vsock).to_owned(), text(now.vsock).to_owned());
+        }
+        if self.nics != now.nics {
+            let text = |nics: &[SavedNic]| {
+                let queues: Vec<_> = nics.iter().map(|nic| nic.queues.to_string()).collect();
+                format!("{} NICs with [{}] queues", nics.len(), queues.join(", "))
+            };
+            return differs(text(&self.nics), text(&now.nics));
         }
         if self.disks.len() != now.disks.len() {
             let text = |count: usize| format!("{count} disks");

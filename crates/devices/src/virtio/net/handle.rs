@@ -27,6 +27,11 @@ impl NicHandle {
         &self.0.name
     }
 
+    /// The MTU that the guest was told.
+    pub fn mtu(&self) -> u16 {
+        self.0.mtu()
+    }
+
     /// Pairs of queues that it has.
     pub fn pairs(&self) -> u16 {
         self.0.pairs_max
@@ -258,9 +263,8 @@ impl Hub {
         if std::mem::take(&mut settings.restored) {
             // Others may have its place in the network since.
             settings.announce |= features.has(VIRTIO_NET_F_GUEST_ANNOUNCE);
-            if settings.announce {
-                self.config_changed();
-            }
+            // The link may be another one, too.
+            self.config_changed();
         } else {
             settings.offloads = features.offloads();
             let vlans = features.has(VIRTIO_NET_F_CTRL_VLAN);

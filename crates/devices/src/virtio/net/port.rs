@@ -115,7 +115,9 @@ impl Port {
     /// of it.
     pub fn rest(&mut self, place: usize) {
         if let Some((_, ready)) = self.ready.get_mut(place) {
-            *ready = false;
+            // Where nothing is heard it is looked at whenever the driver
+            // calls.
+            *ready = self.poll.is_none();
         }
     }
 }
