@@ -73,7 +73,7 @@ impl Block {
     pub fn new(
         ram: &Arc<GuestRam>,
         gpa: u64,
-        mut ops: Vec<Op>,
+        mut ops: Box<[Op]>,
         sides: Box<[Side]>,
         first: Option<(u64, u32)>,
         second: Option<(u64, u32)>,
@@ -92,7 +92,7 @@ impl Block {
         Block {
             gpa,
             native: Default::default(),
-            ops: ops.into_boxed_slice(),
+            ops,
             second: second.map(|(gpa, _)| gpa),
             _sides: sides,
             origin: first.and_then(origin),
@@ -183,6 +183,16 @@ impl Blocks {
     /// to them: it goes first.
     pub fn is_full(&self) -> bool {
         self.cached >= MAX_CACHED
+    }
+
+    /// Instructions cached.
+    pub fn instructions(&self) -> usize {
+        self.cached
+    }
+
+    /// Drops what nobody can find any more, at once.
+    pub fn drop_old(&mut self) {
+        self.old = None;
     }
 
     /// Caches a block in place of what was there, which was not current.

@@ -2,12 +2,15 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::Instant;
 
 use croft_engine::{CpuIo, DebugControl};
 
 use crate::block::Blocks;
+use crate::decode::Scratch;
 use crate::fault::Raised;
 use crate::msr::Msrs;
+use crate::rest::Rest;
 use crate::shared::{Shared, VcpuShared};
 use crate::statistics::Counting;
 use crate::tlb::{AccessMode, Tlb};
@@ -311,6 +314,10 @@ pub struct Cpu {
     pub between_iterations: bool,
     /// What translated code keeps here.
     pub hot: Hot,
+    /// Where blocks are decoded.
+    pub scratch: Scratch,
+    /// How much it sleeps.
+    pub rest: Rest,
     /// Counts, if somebody wants to know.
     pub counting: Option<Box<Counting>>,
     /// Makes translated code, unless everything is interpreted.
@@ -386,6 +393,8 @@ impl Cpu {
             step_cancelled: false,
             between_iterations: false,
             hot: Hot::default(),
+            scratch: Scratch::default(),
+            rest: Rest::new(Instant::now()),
             counting: None,
             translator: None,
             interpret_next: false,

@@ -181,12 +181,14 @@ impl Cpu {
         let window = &mut window[..left.min(WINDOW)];
         loop {
             Self::copy_code(first, window);
-            let mut lowering = Lowering::new(self, left <= WINDOW);
+            let scratch = std::mem::take(&mut self.scratch);
+            let mut lowering = Lowering::new(self, scratch, left <= WINDOW);
             let len = lowering.decode(window);
+            let (ops, sides);
+            (ops, sides, self.scratch) = lowering.finish();
             if len == 0 {
                 return self.decode_crossing(linear, first, window);
             }
-            let (ops, sides) = lowering.finish();
             // The bytes are declared before they are read for good.
             let origin = self.watch_code(first, len);
             let mut again = [0; WINDOW];
@@ -211,10 +213,12 @@ impl Cpu {
         Self::copy_code(first, front);
         Self::copy_code(second, back);
         let len = front.len() + back.len();
-        let mut lowering = Lowering::new(self, false);
+        let scratch = std::mem::take(&mut self.scratch);
+        let mut lowering = Lowering::new(self, scratch, false);
         lowering.single = true;
         lowering.decode(&window[..len]);
-        let (ops, sides) = lowering.finish();
+        let (ops, sides);
+        (ops, sides, self.scratch) = lowering.finish();
         let ram = self.shared.ram.clone();
         let second_origin = second_origin.or(Some((second.gpa, 0)));
         Ok(Block::new(
@@ -228,6 +232,16 @@ impl Cpu {
     }
 }
 
+/// Where a block grows before its size is known: a heap of which pieces are
+/// asked that are then shrunk has holes everywhere.
+#[derive(Default)]
+pub struct Scratch {
+    ops: Vec<Op>,
+    sides: Vec<Side>,
+    /// Which op each side entry belongs to.
+    owners: Vec<usize>,
+}
+
 /// Turns decoded instructions into ops.
 struct Lowering<'a> {
     cpu: &'a Cpu,
@@ -236,22 +250,17 @@ struct Lowering<'a> {
     at_page_end: bool,
     /// Only one instruction is wanted.
     single: bool,
-    ops: Vec<Op>,
-    sides: Vec<Side>,
-    /// Which op each side entry belongs to.
-    owners: Vec<usize>,
+    made: Scratch,
 }
 
 impl<'a> Lowering<'a> {
-    fn new(cpu: &'a Cpu, at_page_end: bool) -> Self {
+    fn new(cpu: &'a Cpu, scratch: Scratch, at_page_end: bool) -> Self {
         Lowering {
             cpu,
             size: cpu.code_size,
             at_page_end,
             single: false,
-            ops: Vec::with_capacity(8),
-            sides: Vec::new(),
-            owners: Vec::new(),
+            made: scratch,
         }
     }
 
@@ -267,7 +276,7 @@ impl<'a> Lowering<'a> {
         let mut decoder = Decoder::with_ip(bitness, window, rip, DecoderOptions::NONE);
         let mut insn = Instruction::default();
         let mut used = 0;
-        while self.ops.len() < MAX_OPS && used < window.len() {
+        while self.made.ops.len() < MAX_OPS && used < window.len() {
             decoder.decode_out(&mut insn);
             if decoder.last_error() == DecoderError::NoMoreBytes && window.len() - used < LONGEST {
                 let whole_window = self.single || !self.at_page_end;
@@ -312,12 +321,12 @@ impl<'a> Lowering<'a> {
             if is_too_long(bytes, self.size) {
                 op.run = too_long;
             }
-            self.ops.push(op);
+            self.made.ops.push(op);
             return true;
         }
         let features = &self.cpu.shared.features;
         if !features.allows(insn) {
-            self.ops.push(op);
+            self.made.ops.push(op);
             return true;
         }
         take_memory(insn, &mut op, self.size);
@@ -329,10 +338,10 @@ impl<'a> Lowering<'a> {
             if op_needs_side(insn) {
                 self.add_side(insn, bytes, None);
             }
-            self.ops.push(op);
+            self.made.ops.push(op);
         } else if system::lower(insn, &mut op, self.size) {
             self.add_side(insn, bytes, None);
-            self.ops.push(op);
+            self.made.ops.push(op);
         } else {
             let mut side = new_side(insn, bytes);
             let known = stub::lower(
@@ -345,9 +354,9 @@ impl<'a> Lowering<'a> {
             if !known {
                 op.run = undefined;
             }
-            self.owners.push(self.ops.len());
-            self.sides.push(side);
-            self.ops.push(op);
+            self.made.owners.push(self.made.ops.len());
+            self.made.sides.push(side);
+            self.made.ops.push(op);
             return !known;
         }
         // Behind these other rules hold for data, which translated code has
@@ -363,20 +372,21 @@ impl<'a> Lowering<'a> {
     }
 
     fn add_side(&mut self, insn: &Instruction, bytes: &[u8], stub: Option<Box<stub::Stub>>) {
-        self.owners.push(self.ops.len());
+        self.made.owners.push(self.made.ops.len());
         let mut side = new_side(insn, bytes);
         side.stub = stub;
-        self.sides.push(side);
+        self.made.sides.push(side);
     }
 
-    /// The ops with their side entries, which no longer move.
-    fn finish(self) -> (Vec<Op>, Box<[Side]>) {
-        let mut ops = self.ops;
-        let sides = self.sides.into_boxed_slice();
-        for (side, owner) in sides.iter().zip(self.owners) {
-            ops[owner].side = side;
+    /// The ops with their side entries, which no longer move, and room for
+    /// the next block's.
+    fn finish(mut self) -> (Box<[Op]>, Box<[Side]>, Scratch) {
+        let made = &mut self.made;
+        let sides: Box<[Side]> = made.sides.drain(..).collect();
+        for (side, owner) in sides.iter().zip(made.owners.drain(..)) {
+            made.ops[owner].side = side;
         }
-        (ops, sides)
+        (made.ops.drain(..).collect(), sides, self.made)
     }
 }
 

@@ -6,6 +6,9 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr;
 
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
 /// One memory file, mapped once to write and once to execute.
 #[derive(Debug)]
 pub struct DualMapping {
@@ -82,6 +85,19 @@ impl DualMapping {
         // SAFETY: inside the writable mapping.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), at, len) };
     }
+
+    /// Gives the memory of whole pages from byte `offset` on back to the
+    /// host. Zeroes are there then, or what was there: a host that refuses
+    /// takes nothing away.
+    ///
+    /// # Safety
+    /// No processor executes those bytes.
+    pub unsafe fn discard(&self, offset: usize) {
+        let offset = offset.next_multiple_of(PAGE).min(self.size);
+        let at = (self.writable + offset) as *mut libc::c_void;
+        // SAFETY: inside the writable mapping; what it maps is ours alone.
+        unsafe { libc::madvise(at, self.size - offset, libc::MADV_REMOVE) };
+    }
 }
 
 impl Drop for DualMapping {
@@ -93,5 +109,25 @@ impl Drop for DualMapping {
                 unsafe { libc::munmap(at as *mut libc::c_void, self.size) };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_discarded_is_gone_from_both_mappings() {
+        let memory = DualMapping::new(4 * PAGE).unwrap();
+        let byte = |offset| {
+            // SAFETY: inside the mapping, which is readable.
+            unsafe { (memory.executable(offset) as *const u8).read_volatile() }
+        };
+        // SAFETY: nothing is executed here.
+        unsafe { memory.write(0, &[7; 4 * PAGE]) };
+        // SAFETY: as above.
+        unsafe { memory.discard(PAGE + 1) };
+        assert_eq!([0, PAGE, 2 * PAGE - 1].map(byte), [7; 3]);
+        assert_eq!([2 * PAGE, 4 * PAGE - 1].map(byte), [0; 2]);
     }
 }

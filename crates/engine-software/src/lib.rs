@@ -28,6 +28,7 @@ mod op;
 mod partition;
 mod physical;
 mod pv;
+mod rest;
 mod run;
 mod segment;
 mod shared;

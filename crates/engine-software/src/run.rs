@@ -21,7 +21,7 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use croft_engine::{Breakpoint, CpuIo, DebugStop, Stop};
 
@@ -418,10 +418,16 @@ impl Cpu {
             let ticks = self.timer_due.saturating_sub(now);
             Duration::from_nanos(self.shared.clock.ticks_to_ns(ticks))
         });
+        let start = Instant::now();
+        let patience = self.has_much().then(|| self.rest.patience(start));
         self.own.set_awake(false);
-        self.own.sleep(timeout);
+        self.own.sleep(timeout.into_iter().chain(patience).min());
         self.own.set_awake(true);
         self.look = true;
+        let end = Instant::now();
+        if self.rest.slept(end - start, end) && self.has_much() {
+            self.give_back();
+        }
     }
 
     /// Lets timers that are due raise their interrupts, and finds the next.

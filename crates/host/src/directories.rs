@@ -12,6 +12,7 @@
 //! ```text
 //! <data>/images/            the image store
 //! <data>/instances/NAME/    config.json, state.json, lock, console.log, disks
+//! <data>/networks/NAME/     managed networks; `croft-network` has more
 //! <runtime>/NAME.sock       control socket of a running instance
 //! <runtime>/NAME.vsock      its vsock; NAME.vsock_PORT: what its guest connects to
 //! ```
@@ -162,6 +163,11 @@ impl Directories {
     /// What is kept of an instance.
     pub fn instance(&self, name: &InstanceName) -> PathBuf {
         self.instances().join(name)
+    }
+
+    /// The managed networks.
+    pub fn networks(&self) -> PathBuf {
+        self.data.join("networks")
     }
 
     /// The control socket of an instance. Use [`crate::socket`], which copes

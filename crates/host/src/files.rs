@@ -17,7 +17,7 @@ const LENGTH_MAX: u64 = 1 << 20;
 pub fn write_json<T: Serialize>(directory: &Path, name: &str, value: &T) -> io::Result<()> {
     let mut json = serde_json::to_vec_pretty(value)?;
     json.push(b'\n');
-    // Whoever writes has the instance's lock: there is no second one.
+    // Whoever writes has the directory's lock: there is no second one.
     let new = directory.join(format!(".{name}.new"));
     let mut file = OpenOptions::new()
         .write(true)

@@ -6,11 +6,12 @@
 //! * [`lifecycle`] has the states of an instance and what leads from one to
 //!   another.
 //! * [`Client`] talks to the monitor of a running one.
+//! * [`files`] writes small files that are whole or not there.
 //! * [`socket`] binds and connects at paths of any length.
 
 mod client;
 mod directories;
-mod files;
+pub mod files;
 pub mod lifecycle;
 mod lock;
 mod name;

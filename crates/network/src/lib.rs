@@ -1,6 +1,12 @@
 //! What the NICs of instances are joined to.
 //!
+//! * [`Networks`]: managed networks of root's, with addresses, names, a way to
+//!   the world and a firewall; and bridges of the host's.
 //! * [`user`]: the user network, which needs no rights: a `passt` beside the
 //!   monitor turns a guest's packets into sockets of the user.
 
+mod link;
+mod managed;
 pub mod user;
+
+pub use managed::*;

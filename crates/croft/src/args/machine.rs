@@ -93,6 +93,21 @@ pub struct PlaceOptions {
 }
 
 impl PlaceOptions {
+    /// An option that was given: an instance has its own places.
+    pub fn given(&self) -> Option<&'static str> {
+        let all = [
+            (self.log.is_some(), "--log"),
+            (self.gdb.is_some(), "--gdb"),
+            (self.control.is_some(), "--control"),
+            (self.terminal.is_some(), "--terminal"),
+            (!self.ports.is_empty(), "--port"),
+            (self.vsock.is_some(), "--vsock"),
+            (self.no_jail, "--no-jail"),
+        ];
+        all.into_iter()
+            .find_map(|(given, name)| given.then_some(name))
+    }
+
     /// The console's ports: their names, and the paths of their sockets. The
     /// terminal comes first.
     pub fn ports(&self) -> (Vec<String>, Vec<Option<OsString>>) {

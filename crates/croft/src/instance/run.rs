@@ -8,7 +8,7 @@ use rustix::termios::isatty;
 
 use super::console::{self, View};
 use super::create::Wanted;
-use super::{finish, guest, open, power, wait};
+use super::{Fault, finish, guest, open, power, wait};
 use crate::args::run::RunOptions;
 use crate::exit::Exit;
 use crate::{print, say};
@@ -22,6 +22,11 @@ const STOP: Duration = Duration::from_secs(60);
 /// the background.
 pub fn run(options: &RunOptions) -> Exit {
     finish(open().and_then(|instances| {
+        if let Some(option) = options.place.given() {
+            return Err(Fault::usage(format!(
+                "{option} is for a machine in the foreground: with --kernel or --disk, without IMAGE and -d"
+            )));
+        }
         let wanted = Wanted {
             image: options.image.as_deref(),
             name: options.name.as_deref(),

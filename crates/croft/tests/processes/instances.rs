@@ -167,6 +167,8 @@ fn mistakes_are_named() {
         &["create"],
         &["create", "--kernel", "missing", "--name", "x"],
         &["run", "--kernel", "kernel", "--restart", "always"],
+        &["run", "-d", "--kernel", "kernel", "--gdb", "1234"],
+        &["run", "-d", "--kernel", "kernel", "--no-jail"],
     ] {
         let (code, said) = stage.ask(words);
         assert_eq!(code, Some(2), "{words:?}: {said}");

@@ -100,6 +100,11 @@ impl Arena {
         Some(slot)
     }
 
+    /// Forgets code that no stub has.
+    pub fn forget_unused(&self) {
+        lock(&self.inner).forget_unused();
+    }
+
     fn write(&self, number: usize, code: &[u8]) {
         // SAFETY: the slot is not in use (`take`), or is slot 0 under its lock.
         unsafe { self.memory.write(number * SLOT, code) };
@@ -135,6 +140,14 @@ impl Inner {
             self.pause -= 1;
             return None;
         }
+        self.forget_unused();
+        if self.free.len() < self.slots / 16 {
+            self.pause = SEARCH_PAUSE;
+        }
+        self.free.pop()
+    }
+
+    fn forget_unused(&mut self) {
         let free = &mut self.free;
         self.known.retain(|_, slot| {
             let used = Arc::strong_count(slot) > 1;
@@ -143,10 +156,6 @@ impl Inner {
             }
             used
         });
-        if self.free.len() < self.slots / 16 {
-            self.pause = SEARCH_PAUSE;
-        }
-        self.free.pop()
     }
 }
 

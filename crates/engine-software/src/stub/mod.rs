@@ -116,6 +116,13 @@ pub fn init() -> std::io::Result<()> {
     arena::arena().map(|_| ())
 }
 
+/// Forgets stubs that no decoded instruction has.
+pub fn forget_unused() {
+    if let Ok(arena) = arena::arena() {
+        arena.forget_unused();
+    }
+}
+
 /// Features whose instructions run on registers and at most one plain memory
 /// operand: safe to run on the host.
 pub(crate) fn is_data_processing(feature: CpuidFeature) -> bool {

@@ -123,6 +123,19 @@ impl Translator {
         unsafe { std::slice::from_raw_parts(code as *const u8, end.saturating_sub(code)) }
     }
 
+    /// Bytes of blocks' code.
+    pub fn bytes(&self) -> usize {
+        self.next - self.first
+    }
+
+    /// Gives back what code that was thrown away has left.
+    pub fn drop_old(&mut self) {
+        self.old_exits = Vec::new();
+        self.starts = Vec::new();
+        // SAFETY: nothing behind `next` is executed.
+        unsafe { self.memory.discard(self.next) };
+    }
+
     /// All code should be thrown away.
     #[inline(always)]
     pub fn is_full(&self) -> bool {

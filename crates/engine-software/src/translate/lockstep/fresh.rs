@@ -74,7 +74,14 @@ mod tests {
         let ram = Arc::new(ram.unwrap());
         let (table, _) = ram.table(0).unwrap();
         let seen = table.watch_code(0, 0, 5);
-        let block = Block::new(&ram, 0, Vec::new(), Box::default(), Some((0, seen)), None);
+        let block = Block::new(
+            &ram,
+            0,
+            Box::default(),
+            Box::default(),
+            Some((0, seen)),
+            None,
+        );
         (ram, block)
     }
 

@@ -1,0 +1,132 @@
+//! Which frames may come from a tap.
+//!
+//! A NIC sends with its own MAC address alone, and with its own IP addresses:
+//! in packets, in ARP and in neighbour advertisements. It does not answer as a
+//! DHCP server or router. What is neither IP nor ARP, VLAN tags among it, does
+//! not pass: there could be anything behind a tag. On an uplink, and on
+//! bridges of the host's, somebody else gives the addresses, and they are not
+//! looked at.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::{Ruleset, chain, set};
+use crate::managed::address::link_local;
+use crate::managed::config::Mode;
+use crate::managed::store::{Attachment, Place};
+
+/// Before the bridge's own hook (-300 is NF_BR_PRI_NAT_DST_BRIDGED,
+/// netfilter_bridge.h) and before frames are shown to the rules for IP.
+const PRIORITY: &str = "-300";
+
+/// Which addresses a NIC may have.
+enum Addresses {
+    /// These.
+    Ours(Option<Ipv4Addr>, Option<Ipv6Addr>),
+    /// Those that somebody else gives.
+    Others,
+}
+
+pub fn chains(ruleset: &Ruleset<'_>, text: &mut String) {
+    let mut jumps = Vec::new();
+    for attachment in ruleset.attachments {
+        let Some(addresses) = addresses(ruleset, attachment) else {
+            continue;
+        };
+        nic(text, attachment, &addresses);
+        let tap = &attachment.interface;
+        jumps.push(format!("\"{tap}\" : goto from-{tap}"));
+    }
+    let mut lines = vec![format!(
+        "type filter hook prerouting priority {PRIORITY}; policy accept;"
+    )];
+    if !jumps.is_empty() {
+        lines.push(format!("iifname vmap {}", set(jumps)));
+    }
+    chain(text, "prerouting", &lines);
+}
+
+fn addresses(ruleset: &Ruleset<'_>, attachment: &Attachment) -> Option<Addresses> {
+    match &attachment.place {
+        Place::Bridge { spoofing: true, .. } => None,
+        Place::Bridge { .. } => Some(Addresses::Others),
+        Place::Network {
+            network,
+            ipv4,
+            ipv6,
+            ..
+        } => {
+            let config = ruleset.networks.iter().find(|(name, _)| name == network);
+            let uplink = config.is_some_and(|(_, config)| config.mode == Mode::Uplink);
+            Some(if uplink {
+                Addresses::Others
+            } else {
+                Addresses::Ours(*ipv4, *ipv6)
+            })
+        }
+    }
+}
+
+fn nic(text: &mut String, attachment: &Attachment, addresses: &Addresses) {
+    let (tap, mac) = (&attachment.interface, attachment.mac);
+    let mut arp = vec![
+        // Ethernet and IPv4 (RFC 826), or the fields are elsewhere.
+        "arp htype != 1 drop".to_owned(),
+        "arp ptype != ip drop".to_owned(),
+        "arp hlen != 6 drop".to_owned(),
+        "arp plen != 4 drop".to_owned(),
+        format!("arp saddr ether != {mac} drop"),
+    ];
+    let mut ipv4 = vec!["udp sport 67 drop".to_owned()];
+    let mut ipv6 = vec![
+        "icmpv6 type { nd-router-advert, nd-redirect } drop".to_owned(),
+        "udp sport 547 drop".to_owned(),
+    ];
+    match addresses {
+        Addresses::Others => {
+            for lines in [&mut arp, &mut ipv4, &mut ipv6] {
+                lines.push("accept".to_owned());
+            }
+        }
+        Addresses::Ours(four, six) => {
+            if let Some(four) = four {
+                // Whoever asks whether an address is free has none yet (RFC
+                // 5227, 2.1.1).
+                arp.push(format!("arp saddr ip {{ 0.0.0.0, {four} }} accept"));
+                ipv4.push(format!("ip saddr {four} accept"));
+                ipv4.push("ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept".to_owned());
+            }
+            if let Some(six) = six {
+                let local = link_local(mac.bytes());
+                let numbers = [local, *six].map(|address| format!("{:#034x}", address.to_bits()));
+                // The target is behind type, code, checksum and flags (RFC
+                // 4861, 4.4). nft 1.0.6 has no name for it.
+                ipv6.push(format!(
+                    "icmpv6 type nd-neighbor-advert @th,64,128 != {} drop",
+                    set(numbers)
+                ));
+                ipv6.push(format!("ip6 saddr {} accept", set([local, *six])));
+                ipv6.push(
+                    "ip6 saddr :: icmpv6 type { nd-router-solicit, nd-neighbor-solicit, \
+                     mld-listener-report, mld2-listener-report } accept"
+                        .to_owned(),
+                );
+            }
+            for lines in [&mut arp, &mut ipv4, &mut ipv6] {
+                lines.push("drop".to_owned());
+            }
+        }
+    }
+    chain(text, &format!("arp-{tap}"), &arp);
+    chain(text, &format!("ip4-{tap}"), &ipv4);
+    chain(text, &format!("ip6-{tap}"), &ipv6);
+    let kinds = ["arp", "ip4", "ip6"].map(|kind| {
+        let protocol = if kind == "ip4" { "ip" } else { kind };
+        format!("{protocol} : goto {kind}-{tap}")
+    });
+    let lines = [
+        format!("ether saddr != {mac} drop"),
+        format!("ether type vmap {}", set(kinds)),
+        "drop".to_owned(),
+    ];
+    chain(text, &format!("from-{tap}"), &lines);
+}

@@ -1,0 +1,165 @@
+//! The text, beside what it should be.
+
+use croft_api::net::Mac;
+
+use super::*;
+use crate::managed::config::Mode;
+use crate::managed::config::tests::config;
+use crate::managed::firewall::Action;
+use crate::managed::store::Place;
+
+/// The first instance of network `web`, or of none.
+fn attachment(number: u8, network: &str, publish: &[&str]) -> Attachment {
+    let mac = Mac::new([0x02, 0xC7, 0x0F, 0, 0, number]).unwrap();
+    Attachment {
+        instance: format!("web{number}"),
+        nic: "net0".to_owned(),
+        interface: format!("ct0000000{number}"),
+        mac,
+        place: Place::Network {
+            network: network.parse().unwrap(),
+            ipv4: Some([10, 1, 2, number].into()),
+            ipv6: Some(format!("fd01:2:3::{number}").parse().unwrap()),
+            isolated: false,
+            publish: publish.iter().map(|text| text.parse().unwrap()).collect(),
+        },
+    }
+}
+
+fn text(networks: &[(NetworkName, NetworkConfig)], attachments: &[Attachment]) -> String {
+    let ruleset = Ruleset {
+        table: "croft",
+        networks,
+        attachments,
+        guard4: true,
+        guard6: false,
+    };
+    ruleset.text()
+}
+
+fn web(change: impl FnOnce(&mut NetworkConfig)) -> Vec<(NetworkName, NetworkConfig)> {
+    let mut config = config();
+    change(&mut config);
+    vec![("web".parse().unwrap(), config)]
+}
+
+/// The lines of a chain.
+fn lines<'a>(text: &'a str, chain: &str) -> Vec<&'a str> {
+    let head = format!("chain {chain} {{");
+    text.lines()
+        .skip_while(|line| line.trim() != head)
+        .skip(1)
+        .take_while(|line| line.trim() != "}")
+        .map(str::trim)
+        .collect()
+}
+
+#[test]
+fn nothing_is_no_table() {
+    let expected = "add table inet croft\ndelete table inet croft\n\
+                    add table bridge croft\ndelete table bridge croft\n";
+    assert_eq!(text(&[], &[]), expected);
+}
+
+#[test]
+fn a_network_with_an_instance() {
+    let text = text(
+        &web(|_| ()),
+        &[attachment(
+            5,
+            "web",
+            &["8080:80", "[2001:db8::1]:53:53/udp"],
+        )],
+    );
+    let golden = include_str!("golden.nft");
+    assert_eq!(text, golden, "\n{text}");
+}
+
+#[test]
+fn rules_of_people() {
+    let networks = web(|config| {
+        config.rules = [
+            "ingress allow tcp 22,8000-8080 from 192.168.1.0/24 instance web5 log",
+            "ingress drop udp from fd00::/8",
+            "egress reject icmp",
+            "egress allow to 10.0.0.0/8 instance web5",
+            "egress drop instance nobody",
+        ]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+        config.egress = Action::Reject;
+    });
+    let text = text(&networks, &[attachment(5, "web", &[])]);
+    let fits = "ip saddr 192.168.1.0/24 ip daddr { 10.1.2.5 } tcp dport { 22, 8000-8080 }";
+    let limit = "limit rate 10/second burst 20 packets";
+    assert_eq!(
+        lines(&text, "web-ingress"),
+        [
+            &format!("{fits} {limit} log prefix \"croft web ingress allow: \""),
+            &format!("{fits} accept"),
+            "ip6 saddr fd00::/8 meta l4proto udp drop",
+            "ct status dnat accept",
+            "iifname \"cr-web\" accept",
+            "drop",
+        ]
+    );
+    assert_eq!(
+        lines(&text, "web-egress"),
+        [
+            "oifname != \"cr-web\" ip saddr != 10.1.2.0/24 drop",
+            "oifname != \"cr-web\" ip6 saddr != fd01:2:3::/64 drop",
+            "meta l4proto { icmp, ipv6-icmp } reject with icmpx admin-prohibited",
+            "ip daddr 10.0.0.0/8 ip saddr { 10.1.2.5 } return",
+            "oifname \"cr-web\" return",
+            "reject with icmpx admin-prohibited",
+        ]
+    );
+}
+
+#[test]
+fn isolation_holds_on_the_way_by_the_host() {
+    let all = text(&web(|config| config.isolated = true), &[]);
+    assert!(lines(&all, "web-ingress").contains(&"iifname \"cr-web\" drop"));
+    let mut some = [attachment(5, "web", &[]), attachment(6, "web", &[])];
+    for attachment in &mut some {
+        if let Place::Network { isolated, .. } = &mut attachment.place {
+            *isolated = true;
+        }
+    }
+    let some = text(&web(|_| ()), &some);
+    let both = "{ 10.1.2.5, 10.1.2.6 }";
+    let drop = format!("ip saddr {both} ip daddr {both} drop");
+    assert!(lines(&some, "web-ingress").contains(&drop.as_str()));
+}
+
+#[test]
+fn a_closed_network_leads_nowhere() {
+    let networks = web(|config| config.mode = Mode::Closed);
+    let text = text(&networks, &[]);
+    let reject = "oifname != \"cr-web\" reject with icmpx admin-prohibited";
+    assert!(lines(&text, "web-egress").contains(&reject));
+    assert!(!text.contains("masquerade"));
+}
+
+#[test]
+fn on_bridges_of_others_addresses_are_not_looked_at() {
+    let mut attachment = attachment(5, "web", &[]);
+    let place = |spoofing| Place::Bridge {
+        bridge: "br0".to_owned(),
+        vlan: None,
+        spoofing,
+    };
+    attachment.place = place(false);
+    let filtered = text(&[], std::slice::from_ref(&attachment));
+    assert_eq!(
+        lines(&filtered, "ip4-ct00000005"),
+        ["udp sport 67 drop", "accept"]
+    );
+    assert_eq!(
+        lines(&filtered, "from-ct00000005")[0],
+        "ether saddr != 02:c7:0f:00:00:05 drop"
+    );
+    attachment.place = place(true);
+    let free = text(&[], &[attachment]);
+    assert!(!free.contains("ct00000005"));
+}
