@@ -75,6 +75,11 @@ impl ConsoleBackend for Console {
         self.reporter.report(&Event::Detached { device });
     }
 
+    fn nic_lost(&self, nic: &str) {
+        let nic = nic.to_owned();
+        self.reporter.post(&Event::NicLost { nic });
+    }
+
     fn log(&self, line: &str) {
         self.reporter.log(line);
     }

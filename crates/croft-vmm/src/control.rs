@@ -10,6 +10,7 @@ use croft_api::vmm::{Event, Request};
 use croft_machine::{AttachError, MachineHandle, SaveError};
 
 use crate::disks;
+use crate::nics;
 use crate::report::{Reporter, gone};
 
 /// Obeys until the monitor is gone, and then ends the process.
@@ -44,6 +45,19 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                 }
                 let config = disks::config(*disk, &mut descriptors.into_iter());
                 attached(machine.attach_disk(config).map(drop), reporter);
+            }
+            Ok(Some((Request::AttachNic(nic), descriptors))) => {
+                if descriptors.len() != nic.backend.descriptors() {
+                    let what = "AttachNic comes with other descriptors";
+                    gone(Some(&WireError::Damaged(what)));
+                }
+                let config = nics::config(*nic, &mut descriptors.into_iter());
+                attached(machine.attach_nic(config), reporter);
+            }
+            Ok(Some((Request::NicLimits { nic, limits }, _))) => {
+                if let Some(nic) = machine.nic(&nic) {
+                    nic.set_limits(nics::limits(limits));
+                }
             }
             Ok(Some((Request::Detach { device, force }, _))) => {
                 // That it is gone the machine tells.
@@ -80,8 +94,17 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     vsock.answer(id, descriptors.into_iter().next());
                 }
             }
-            // There is none of them.
-            Ok(Some((Request::NicBackend { .. } | Request::NicLink { .. }, _))) => {}
+            Ok(Some((Request::NicBackend { nic, backend }, descriptors))) => {
+                if let Some(nic) = machine.nic(&nic) {
+                    let mut descriptors = descriptors.into_iter();
+                    nic.set_backend(nics::backend(backend, nic.mtu(), &mut descriptors));
+                }
+            }
+            Ok(Some((Request::NicLink { nic, up }, _))) => {
+                if let Some(nic) = machine.nic(&nic) {
+                    nic.set_link(up);
+                }
+            }
             Ok(Some((Request::Start(_), _))) => gone(Some(&WireError::Damaged("a second Start"))),
             Ok(None) => gone(None),
             Err(error) => gone(Some(&error)),

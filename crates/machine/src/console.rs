@@ -47,6 +47,11 @@ pub trait ConsoleBackend: Send + Sync {
         let _ = device;
     }
 
+    /// What was behind this NIC is gone. Must not block.
+    fn nic_lost(&self, nic: &str) {
+        let _ = nic;
+    }
+
     /// Takes a line for the operator. Must not block.
     fn log(&self, line: &str) {
         let _ = line;

@@ -27,7 +27,7 @@ use crate::loader::{BootDisk, BootFrom, Payload};
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
-use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedShare, fit};
+use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedNic, SavedShare, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -186,6 +186,7 @@ impl Machine {
             disk: disk.handle.disk().clone(),
             name: disk.file.clone(),
         });
+        let nics = plugger.plug_nics(config.nics)?;
         let balloon = plugger.plug_balloon()?;
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
@@ -203,8 +204,9 @@ impl Machine {
                 shares.iter().map(SavedShare::of).collect(),
             )
             .with_vsock(vsock.is_some())
+            .with_nics(SavedNic::all(&nics))
             .with_ports(ports),
-            places: Places::new(disks),
+            places: Places::new(disks, nics),
             plugger,
             balloon,
             shares,
@@ -244,6 +246,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            nics: self.places.nics.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             console: self.terminal.clone(),

@@ -56,6 +56,7 @@ pub fn config() -> MachineConfig {
         model: CpuModel::PortableV1,
         payload: payload("quiet"),
         disks: Vec::new(),
+        nics: Vec::new(),
         ports: Vec::new(),
         vsock: None,
         no_reboot: false,

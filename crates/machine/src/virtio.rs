@@ -4,8 +4,8 @@
 //! | slot | device                                     |
 //! |------|--------------------------------------------|
 //! | 1    | entropy                                    |
-//! | 2–17 | disks, in the order of the configuration   |
-//! | 18–24 | NICs, in the order of the configuration   |
+//! | 2–17 | disks, by their places                     |
+//! | 18–24 | NICs, by their places                     |
 //! | 25–28 | shares                                    |
 //! | 29   | sockets (vsock)                            |
 //! | 30   | terminal and byte streams (console)        |
@@ -24,6 +24,7 @@ use croft_devices::virtio::console::{
     ConsoleHandle, NAME_MAX, PORTS_MAX, PortConfig, VirtioConsole,
 };
 use croft_devices::virtio::fs::{ShareHandle, VirtioFs};
+use croft_devices::virtio::net::{NicHandle, NicHost, NicOptions, VirtioNet};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
@@ -42,6 +43,10 @@ use crate::events::{Event, Events};
 const RNG_SLOT: u8 = 1;
 /// First slot of a disk.
 const DISK_SLOT: u8 = 2;
+/// First slot of a NIC.
+const NIC_SLOT: u8 = 18;
+/// Most NICs of a machine.
+pub const NICS_MAX: usize = 7;
 /// First slot of a share.
 const SHARE_SLOT: u8 = 25;
 /// Most shares of a machine.
@@ -112,6 +117,24 @@ pub fn disk_slot(index: u8) -> u8 {
     DISK_SLOT + index
 }
 
+/// NICs by their places.
+pub type Nics = BTreeMap<u8, NicHandle>;
+
+/// The place that a NIC's name tells: `net2` is in place 2.
+pub fn nic_place(name: &str) -> Option<u8> {
+    (0..NICS_MAX as u8).find(|index| format!("net{index}") == name)
+}
+
+/// The name on the bus of the NIC in this place.
+pub fn nic_device(index: u8) -> String {
+    format!("nic{index}")
+}
+
+/// Its slot.
+pub fn nic_slot(index: u8) -> u8 {
+    NIC_SLOT + index
+}
+
 /// Tells the machine's owner of a disk that failed.
 struct Faults {
     /// The disk's name on the bus, and as the user wrote it.
@@ -127,6 +150,15 @@ impl FaultSink for Faults {
             disk: self.name.clone(),
             message: format!("{}: {error}", self.file),
         });
+    }
+}
+
+/// Tells the operator of a NIC that leads nowhere any more.
+struct LostNics(Arc<dyn ConsoleBackend>);
+
+impl NicHost for LostNics {
+    fn lost(&self, name: &str) {
+        self.0.nic_lost(name);
     }
 }
 
@@ -192,6 +224,7 @@ pub struct Plugger {
     side: Arc<PartitionSide>,
     ram: GuestRam,
     log: Arc<dyn LogSink>,
+    nics: Arc<dyn NicHost>,
     lines: Vec<SharedLine>,
     vcpus: u32,
 }
@@ -211,6 +244,7 @@ impl Plugger {
             side: chipset.clock.clone(),
             ram: ram.clone(),
             log: Arc::new(OperatorLog(console.clone())),
+            nics: Arc::new(LostNics(console.clone())),
             lines: (0..platform::INTX_LINES).map(line).collect(),
             vcpus,
         }
@@ -308,6 +342,38 @@ impl Plugger {
         let function = self.function(slot, name, device)?;
         self.pci.hot_plug(slot, name, function, running)?;
         Ok(())
+    }
+
+    /// NICs, each in its place; one whose name tells none gets the first that
+    /// is free.
+    pub fn plug_nics(&self, nics: Vec<NicOptions>) -> Result<Nics, MachineError> {
+        if nics.len() > NICS_MAX {
+            return Err(MachineError::Nics(nics.len()));
+        }
+        let named = nics.iter().filter_map(|nic| nic_place(&nic.name));
+        let mut taken = named.fold(0u8, |taken, index| taken | 1 << index);
+        let mut plugged = Nics::new();
+        for options in nics {
+            if plugged.values().any(|nic| nic.name() == options.name) {
+                return Err(MachineError::NicTwice(options.name));
+            }
+            // There are as many places as NICs can be.
+            let index = nic_place(&options.name).unwrap_or(taken.trailing_ones() as u8);
+            taken |= 1 << index;
+            let (device, nic) = self.nic(options);
+            let (slot, name) = (nic_slot(index), nic_device(index));
+            let function = self.function(slot, &name, device)?;
+            self.pci.plug_removable(slot, &name, function)?;
+            plugged.insert(index, nic);
+        }
+        Ok(plugged)
+    }
+
+    /// A NIC for a place.
+    pub fn nic(&self, options: NicOptions) -> (VirtioNet, NicHandle) {
+        let device = VirtioNet::new(options, self.nics.clone());
+        let handle = device.handle();
+        (device, handle)
     }
 
     /// The console, if it has ports. Returns the operator's side of it.

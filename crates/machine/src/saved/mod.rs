@@ -43,7 +43,7 @@ use croft_memory::GuestRam;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::virtio::Disks;
+use crate::virtio::{Disks, Nics};
 pub(crate) use fit::fit;
 use sections::{Kind, Reader, Writer};
 
@@ -114,6 +114,29 @@ pub struct Description {
     /// Names of its virtio console's ports.
     #[serde(default)]
     pub ports: Vec<String>,
+    /// Its NICs.
+    #[serde(default)]
+    pub nics: Vec<SavedNic>,
+}
+
+/// A NIC of a saved machine. Its name and what is behind it may be others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedNic {
+    /// Its place, counted from 0.
+    pub index: u8,
+    /// Pairs of queues that it has.
+    pub queues: u16,
+}
+
+impl SavedNic {
+    /// Those of a machine.
+    pub(crate) fn all(nics: &Nics) -> Vec<Self> {
+        let nics = nics.iter().map(|(index, nic)| SavedNic {
+            index: *index,
+            queues: nic.pairs(),
+        });
+        nics.collect()
+    }
 }
 
 /// A disk of a saved machine.
@@ -181,12 +204,18 @@ impl Description {
             shares,
             vsock: false,
             ports: Vec::new(),
+            nics: Vec::new(),
         }
     }
 
     /// With these disks.
     pub(crate) fn with_disks(self, disks: Vec<SavedDisk>) -> Self {
         Description { disks, ..self }
+    }
+
+    /// With these NICs.
+    pub(crate) fn with_nics(self, nics: Vec<SavedNic>) -> Self {
+        Description { nics, ..self }
     }
 
     /// With these ports of a virtio console.
@@ -230,6 +259,14 @@ impl Description {
         if self.vsock != now.vsock {
             let text = |there: bool| if there { "vsock" } else { "no vsock" };
             return differs(text(self.vsock).to_owned(), text(now.vsock).to_owned());
+        }
+        if self.nics != now.nics {
+            let text = |nics: &[SavedNic]| {
+                let nic = |nic: &SavedNic| format!("{} in place {}", nic.queues, nic.index);
+                let queues: Vec<_> = nics.iter().map(nic).collect();
+                format!("{} NICs with [{}] queues", nics.len(), queues.join(", "))
+            };
+            return differs(text(&self.nics), text(&now.nics));
         }
         if self.disks.len() != now.disks.len() {
             let text = |count: usize| format!("{count} disks");

@@ -80,6 +80,7 @@ fn with_disks(sizes: &[u64]) -> MachineConfig {
     MachineConfig {
         vcpus: 2,
         disks: sizes.iter().map(disk).collect(),
+        nics: Vec::new(),
         ports: Vec::new(),
         vsock: None,
         ..config()
