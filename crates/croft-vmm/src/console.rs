@@ -70,6 +70,16 @@ impl ConsoleBackend for Console {
         self.reporter.post(&Event::NicLost { nic });
     }
 
+    fn attached(&self, device: &str) {
+        let device = device.to_owned();
+        self.reporter.report(&Event::Attached { device });
+    }
+
+    fn detached(&self, device: &str) {
+        let device = device.to_owned();
+        self.reporter.report(&Event::Detached { device });
+    }
+
     fn log(&self, line: &str) {
         self.reporter.log(line);
     }

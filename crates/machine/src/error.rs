@@ -89,6 +89,12 @@ pub enum MachineError {
     /// More disks than slots.
     #[error("{0} disks asked for, at most {DISKS_MAX} are possible; leave out some --disk")]
     Disks(usize),
+    /// A place that is none.
+    #[error("there is no place for disk{0}; they are disk0 to disk{last}", last = DISKS_MAX - 1)]
+    DiskPlace(u8),
+    /// Two disks in one place.
+    #[error("two disks are to be disk{0}; give each a place of its own")]
+    DiskTwice(u8),
     /// A file that cannot be a disk.
     #[error("disk {name} {source}")]
     Disk {
