@@ -109,6 +109,11 @@ impl Extend<Wire> for Wires {
 }
 
 impl Wires {
+    /// Lets go of what a NIC hung on that is gone.
+    pub fn remove(&mut self, nic: &str) {
+        self.0.retain(|wire| wire.name != nic);
+    }
+
     /// What is worth reading, with the process that is heard then.
     pub fn sources(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
         let users = self.0.iter().filter_map(|wire| wire.user.as_ref());
