@@ -8,6 +8,7 @@ mod engines;
 mod finding;
 mod jail;
 mod namespaces;
+mod networks;
 mod tools;
 
 use std::fmt::Write;
@@ -48,6 +49,7 @@ pub fn run(options: &DoctorOptions) -> Exit {
     findings.extend(cgroups::findings());
     findings.extend(namespaces::findings());
     findings.extend(jail::findings());
+    findings.extend(networks::findings());
     findings.extend(tools::findings());
     let report = Report {
         engine: best(&engines).map(str::to_owned),

@@ -20,7 +20,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 9] = [
+const TOOLS: [Tool; 8] = [
     Tool {
         part: Part::Networking,
         commands: &["nft"],
@@ -32,12 +32,6 @@ const TOOLS: [Tool; 9] = [
         commands: &["dnsmasq"],
         package: "dnsmasq-base",
         purpose: "addresses and names in networks",
-    },
-    Tool {
-        part: Part::Networking,
-        commands: &["pasta", "passt"],
-        package: "passt",
-        purpose: "networking without privilege",
     },
     Tool {
         part: Part::Tools,
