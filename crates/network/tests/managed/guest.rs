@@ -245,14 +245,10 @@ fn solicit() -> IpAddr {
     socket
         .set_read_timeout(Some(Duration::from_secs(1)))
         .unwrap();
-    let mac: Mac = host("ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\) .*/\\1/'")
-        .trim()
-        .parse()
-        .unwrap();
-    // Solicit, with a client identifier of type "link-layer address", one
-    // address wanted, and "rapid commit".
-    let mut message = vec![1, 0x12, 0x34, 0x56, 0, 1, 0, 10, 0, 3, 0, 1];
-    message.extend(mac.bytes());
+    // Solicit, with a client identifier that says nothing of the MAC address
+    // (a UUID, RFC 6355), one address wanted, and "rapid commit".
+    let mut message = vec![1, 0x12, 0x34, 0x56, 0, 1, 0, 18, 0, 4];
+    message.extend([0xAB; 16]);
     message.extend([0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
     message.extend([0, 8, 0, 2, 0, 0, 0, 14, 0, 0]);
     let servers: Ipv6Addr = "ff02::1:2".parse().unwrap();

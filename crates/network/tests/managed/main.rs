@@ -33,7 +33,9 @@ fn web(change: impl FnOnce(&mut NewNetwork)) -> Networks {
 /// and settings.
 fn everything() -> String {
     namespace::host(
-        "nft list ruleset; ip -o link | sed 's/^[0-9]*: //' | sort; ip -o addr | sed 's/^[0-9]*: //' | sort; \
+        "nft list ruleset; \
+         ip -o link | sed 's/^[0-9]*: //; s/<[^>]*>//; s/state [A-Z]*//' | sort; \
+         ip -o addr | sed 's/^[0-9]*: //' | sort; \
          for p in /proc/[0-9]*/status; do grep -qs 'State:.Z' $p || grep -s Name: $p; done \
          | grep dnsmasq; \
          sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding; \

@@ -65,6 +65,9 @@ fn reason() -> Option<&'static str> {
     if File::open("/dev/net/tun").is_err() || !works("ip", &["-V"]) {
         return Some("/dev/net/tun or ip is missing");
     }
+    if !works(&super::guest::busybox(), &["true"]) {
+        return Some("busybox is missing; scripts/fetch-busybox has one");
+    }
     None
 }
 
