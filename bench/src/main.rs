@@ -31,7 +31,7 @@ struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Only this case: boot, lines, systemd, fio, idle, server, memory, many,
-    /// kvm, or a word of its title; the page stays as it is
+    /// kvm, server-kvm, or a word of its title; the page stays as it is
     #[arg(long)]
     only: Option<String>,
     /// Only lines with this in their names, in the case of that name
@@ -117,5 +117,6 @@ fn cases<'a>(files: &'a Files, line: &'a str) -> Vec<Case<'a>> {
     cases.push(idle::case(files));
     cases.extend(server::cases(files));
     cases.push(kvm::case(files));
+    cases.push(server::on_kvm(files));
     cases
 }
