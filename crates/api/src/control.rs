@@ -19,13 +19,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::RunDisk;
 use crate::hello::Protocol;
 use crate::instance::Status;
 
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-control",
-    version: 2,
+    version: 3,
 };
 
 /// Longest time to wait for a guest to end by itself, in milliseconds: a day.
@@ -90,6 +91,29 @@ pub enum Request {
         /// Its size.
         bytes: u64,
     },
+    /// Plug a disk in, whose paths are absolute ([`Event::Plugged`], when it is
+    /// there and the guest was told). A place that is taken, a file in use and
+    /// the like are refused.
+    AttachDisk {
+        /// The disk.
+        disk: RunDisk,
+        /// Until the instance's next start only; else it belongs to its
+        /// configuration from now on.
+        live_only: bool,
+    },
+    /// Unplug a device: ask the guest to release it ([`Event::Done`], when it
+    /// has and nothing of the device is open any more, which may be never).
+    /// The request stands when whoever asked is gone, until the guest's next
+    /// reset or start, which completes it; it may be repeated, which asks the
+    /// guest again.
+    Detach {
+        /// Its name: `disk1`, `net0`.
+        device: String,
+        /// Take it away at once, whatever the guest says.
+        force: bool,
+        /// It is there again at the instance's next start.
+        live_only: bool,
+    },
     /// A console of a terminal that has this size now ([`Event::Done`]).
     ResizeConsole {
         /// Which console.
@@ -137,6 +161,11 @@ pub enum Event {
     Attached {
         /// Whether what is written to it goes to the guest.
         writer: bool,
+    },
+    /// A device is plugged in.
+    Plugged {
+        /// Its name.
+        device: String,
     },
     /// A connection to the guest; its descriptor comes along.
     Connected,

@@ -90,6 +90,10 @@ pub struct RunDisk {
     /// The disk's own file, and what is below it: its backing file, that
     /// one's, and so on. Names in images count for nothing.
     pub layers: Vec<RunLayer>,
+    /// Its place: that of `disk<place>`, counted from 0; the first that is
+    /// free without.
+    #[serde(default)]
+    pub index: Option<u8>,
     /// How it is served.
     #[serde(default)]
     pub options: DiskOptions,
@@ -103,8 +107,30 @@ impl RunDisk {
                 path: path.into(),
                 format: None,
             }],
+            index: None,
             options: DiskOptions::default(),
         }
+    }
+}
+
+/// Most disks of a machine.
+pub const DISKS_MAX: usize = 16;
+
+/// The name of the disk in this place.
+pub fn disk_name(index: u8) -> String {
+    format!("disk{index}")
+}
+
+/// Gives every disk a place: those that have none get, in their order, the
+/// lowest that no disk asks for. Disks that ask for the same keep it, for
+/// whoever refuses that.
+pub fn place<'a>(places: impl IntoIterator<Item = &'a mut Option<u8>>) {
+    let mut places: Vec<&mut Option<u8>> = places.into_iter().collect();
+    let mut taken: Vec<u8> = places.iter().filter_map(|place| **place).collect();
+    for place in places.iter_mut().filter(|place| place.is_none()) {
+        let free = (0..=u8::MAX).find(|index| !taken.contains(index));
+        **place = free;
+        taken.extend(free);
     }
 }
 
@@ -124,6 +150,9 @@ pub struct StartDisk {
     pub name: String,
     /// Its files, the disk's own first.
     pub layers: Vec<StartLayer>,
+    /// Its place, as in [`RunDisk`].
+    #[serde(default)]
+    pub index: Option<u8>,
     /// How it is served; a read-only disk's files are open for reading only.
     pub options: DiskOptions,
 }
@@ -136,4 +165,18 @@ pub struct StartLayer {
     /// That was guessed from its contents, which must not come to look like
     /// another format.
     pub guessed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_given_in_order_around_those_that_are_taken() {
+        let mut places = [None, Some(1), None, Some(5), None, Some(1)];
+        place(&mut places);
+        assert_eq!(places, [0, 1, 2, 5, 3, 1].map(Some));
+        place(&mut places);
+        assert_eq!(places, [0, 1, 2, 5, 3, 1].map(Some));
+    }
 }

@@ -123,6 +123,22 @@ pub struct Status {
     pub note: Option<String>,
     /// The guest's agent, if it was heard since the last start.
     pub agent: Option<AgentStatus>,
+    /// What is plugged in and can be unplugged, or is what it boots from.
+    #[serde(default)]
+    pub devices: Vec<Plugged>,
+}
+
+/// A device of an instance that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plugged {
+    /// Its name: `disk0`, `net0`.
+    pub name: String,
+    /// What is behind it, for people.
+    pub what: String,
+    /// It is not there at the next start.
+    pub live_only: bool,
+    /// The guest was asked to release it and has not yet.
+    pub leaving: bool,
 }
 
 impl Status {
@@ -140,6 +156,7 @@ impl Status {
             outcome: None,
             note: None,
             agent: None,
+            devices: Vec::new(),
         }
     }
 }

@@ -167,11 +167,21 @@ impl RestoreRequest {
         if let Some(name) = self.name {
             machine.name = name;
         }
+        let disks = match self.disks {
+            Some(mut disks) => {
+                // Each is in the place of the one that it stands for.
+                for (disk, was) in disks.iter_mut().zip(&saved.disks) {
+                    disk.index = disk.index.or(was.index);
+                }
+                disks
+            }
+            None => saved.disks,
+        };
         RunRequest {
             machine,
             kernel: self.kernel.or(saved.kernel),
             initrd: self.initrd.or(saved.initrd),
-            disks: self.disks.unwrap_or(saved.disks),
+            disks,
             nics: self.nics.unwrap_or(saved.nics),
             shares: saved.shares,
             log: self.log,

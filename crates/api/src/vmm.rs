@@ -49,9 +49,26 @@ pub enum Request {
         /// Its size.
         bytes: u64,
     },
+    /// Plug this disk in, whose layers' descriptors come along. Answered by
+    /// [`Event::Attached`] or [`Event::AttachFailed`], in the order of the
+    /// requests.
+    AttachDisk(Box<StartDisk>),
+    /// Unplug this device. When the guest has released it, or was reset,
+    /// follows [`Event::Detached`]; until then it may be asked for again.
+    /// [`Event::DetachFailed`] says that this cannot be.
+    Detach {
+        /// Its name.
+        device: String,
+        /// Take it away at once, whatever the guest says.
+        force: bool,
+    },
     /// Save the machine to the file whose descriptor comes along, from its
-    /// position on, and end.
-    Save,
+    /// position on, and end. Refused if other disks and NICs are plugged in
+    /// than what comes before that position says.
+    Save {
+        /// Their names, in any order.
+        devices: Vec<String>,
+    },
     /// The terminal of the virtio console has this size now.
     ResizeConsole {
         /// Characters in a line.
@@ -212,6 +229,29 @@ pub enum Event {
     NicLost {
         /// The NIC's name.
         nic: String,
+    },
+    /// A device is plugged in, and the guest was told.
+    Attached {
+        /// Its name.
+        device: String,
+    },
+    /// It was not, and nothing of it is open any more.
+    AttachFailed {
+        /// Why not.
+        message: String,
+    },
+    /// A device is gone, because somebody asked for it or by the guest's own
+    /// wish; nothing of it is open any more.
+    Detached {
+        /// Its name.
+        device: String,
+    },
+    /// A device stays.
+    DetachFailed {
+        /// Its name.
+        device: String,
+        /// Why.
+        message: String,
     },
     /// A disk has the size that was asked for, and the guest was told.
     DiskResized {

@@ -17,6 +17,7 @@ use std::path::Path;
 
 use croft_api::channel::channel;
 use croft_api::control::{Event, PROTOCOL, Request};
+use croft_api::disk::disk_name;
 use croft_api::saved::SavedRun;
 use croft_api::{Receiver, Sender, WireError};
 
@@ -86,9 +87,15 @@ impl Control {
             .collect()
     }
 
+    /// A device is gone, and is not there when the machine is restored.
+    pub fn forget(&mut self, device: &str) {
+        let named = |index: u8| disk_name(index) == device;
+        self.run.disks.retain(|disk| !disk.index.is_some_and(named));
+    }
+
     /// Something is there. Returns the file to save the machine to, when that
-    /// is asked for.
-    pub fn hear(&mut self, source: Source) -> Option<OwnedFd> {
+    /// is asked for, and what it says that is plugged in.
+    pub fn hear(&mut self, source: Source) -> Option<(OwnedFd, Vec<String>)> {
         match source {
             Source::Listener => {
                 self.accept();
@@ -100,7 +107,9 @@ impl Control {
                     // A client that is gone, or speaks nonsense.
                     self.clients.retain(|client| client.number != number);
                 }
-                heard.ok().flatten()
+                let file = heard.ok().flatten()?;
+                let places = self.run.disks.iter().filter_map(|disk| disk.index);
+                Some((file, places.map(disk_name).collect()))
             }
         }
     }
@@ -226,7 +235,7 @@ mod tests {
     }
 
     /// Everything that is ready; the files asked for.
-    fn hear_all(control: &mut Control) -> Vec<OwnedFd> {
+    fn hear_all(control: &mut Control) -> Vec<(OwnedFd, Vec<String>)> {
         let sources: Vec<Source> = control.sources().iter().map(|(s, _)| *s).collect();
         let heard = sources
             .into_iter()

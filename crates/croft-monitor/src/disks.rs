@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use croft_api::disk::{DiskFormat, DiskOptions, RunDisk, RunLayer, StartDisk, StartLayer};
+use croft_api::disk::{DiskFormat, DiskOptions, RunDisk, RunLayer, StartDisk, StartLayer, place};
 use croft_disk::{Format, LAYERS_MAX, check, check_kind, lock, probe};
 use rustix::fs::OFlags;
 
@@ -15,7 +15,18 @@ use crate::files::{explain, flags, quoted};
 #[derive(Debug)]
 pub struct Disk {
     layers: Vec<Layer>,
+    index: Option<u8>,
     options: DiskOptions,
+}
+
+/// What a file is that a payload has open, so that it does not get it twice.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// For messages.
+    name: String,
+    /// Device and inode; not there if the host does not tell.
+    file: Option<(u64, u64)>,
+    read_only: bool,
 }
 
 /// One of its files: open for reading and, if it is the disk's own and that is
@@ -23,29 +34,27 @@ pub struct Disk {
 #[derive(Debug)]
 struct Layer {
     file: File,
-    /// For messages.
-    name: String,
+    held: Held,
     asked: RunLayer,
     start: StartLayer,
-    read_only: bool,
 }
 
 impl Disk {
     /// Opens and locks all of them, or says what is wrong and what to do.
     pub fn open_all(disks: &[RunDisk]) -> Result<Vec<Disk>, String> {
         let mut open: Vec<Disk> = Vec::with_capacity(disks.len());
+        let mut held: Vec<Held> = Vec::new();
         for disk in disks {
-            let layers = Disk::open(disk, &open)?;
-            open.push(Disk {
-                layers,
-                options: disk.options,
-            });
+            let disk = Disk::open(disk, &held)?;
+            held.extend(disk.held());
+            open.push(disk);
         }
+        place(open.iter_mut().map(|disk| &mut disk.index));
         Ok(open)
     }
 
-    /// The layers of a disk, after the `others`.
-    fn open(disk: &RunDisk, others: &[Disk]) -> Result<Vec<Layer>, String> {
+    /// Opens and locks one, beside files that are `held` already.
+    pub fn open(disk: &RunDisk, held: &[Held]) -> Result<Disk, String> {
         if disk.layers.len() > LAYERS_MAX {
             let name = disk.layers.first().map(|top| quoted(&top.path));
             return Err(format!(
@@ -59,20 +68,28 @@ impl Disk {
             let top = layers.is_empty();
             let read_only = disk.options.read_only || !top;
             let layer = Layer::open(asked, top, read_only)?;
-            let all = others.iter().flat_map(|disk| &disk.layers).chain(&layers);
-            let shared =
-                |other: &&Layer| other.is_same(&layer) && !(other.read_only && layer.read_only);
-            if let Some(other) = all.into_iter().find(shared) {
+            let mine = layers.iter().map(|layer| &layer.held);
+            let mut all = held.iter().chain(mine);
+            if let Some(other) = all.find(|other| other.excludes(&layer.held)) {
                 return Err(format!(
                     "disk {} is {} once more; give it once, or as ',readonly' each time",
-                    layer.name, other.name
+                    layer.held.name, other.name
                 ));
             }
             lock::lock(&layer.file, read_only)
-                .map_err(|error| format!("disk {} {error}", layer.name))?;
+                .map_err(|error| format!("disk {} {error}", layer.held.name))?;
             layers.push(layer);
         }
-        Ok(layers)
+        Ok(Disk {
+            layers,
+            index: disk.index,
+            options: disk.options,
+        })
+    }
+
+    /// What its files are.
+    pub fn held(&self) -> impl Iterator<Item = Held> {
+        self.layers.iter().map(|layer| layer.held.clone())
     }
 
     /// The disk with absolute paths and with the formats that were found: the
@@ -86,6 +103,7 @@ impl Disk {
         });
         Ok(RunDisk {
             layers: layers.collect::<io::Result<_>>()?,
+            index: self.index,
             options: self.options,
         })
     }
@@ -96,9 +114,10 @@ impl Disk {
             name: self
                 .layers
                 .first()
-                .map(|top| top.name.clone())
+                .map(|top| top.held.name.clone())
                 .unwrap_or_default(),
             layers: self.layers.iter().map(|layer| layer.start).collect(),
+            index: self.index,
             options: self.options,
         }
     }
@@ -126,22 +145,26 @@ impl Layer {
             .map_err(|error| format!("{what} {name}: {}", explain(&error, "--disk", able)))?;
         let start =
             found_format(&file, asked.format).map_err(|error| format!("{what} {name} {error}"))?;
+        let about = file.metadata().ok();
+        let held = Held {
+            name,
+            file: about.map(|about| (about.dev(), about.ino())),
+            read_only,
+        };
         Ok(Layer {
             file,
-            name,
+            held,
             asked: asked.clone(),
             start,
-            read_only,
         })
     }
+}
 
-    /// Whether both are the same file.
-    fn is_same(&self, other: &Layer) -> bool {
-        let place = |layer: &Layer| {
-            let about = layer.file.metadata().ok()?;
-            Some((about.dev(), about.ino()))
-        };
-        place(self).is_some_and(|mine| place(other) == Some(mine))
+impl Held {
+    /// Whether both are one file that cannot be open twice.
+    fn excludes(&self, other: &Held) -> bool {
+        let same = self.file.is_some() && self.file == other.file;
+        same && !(self.read_only && other.read_only)
     }
 }
 

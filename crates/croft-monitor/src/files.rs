@@ -140,6 +140,11 @@ impl Files {
         }
     }
 
+    /// The disks.
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
+    }
+
     /// What the file of the machine begins with, if it is saved.
     pub fn saved_run(&self, run: &RunRequest) -> io::Result<SavedRun> {
         saved_run(run, &self.disks)

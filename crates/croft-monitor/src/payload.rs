@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use croft_api::channel::channel;
+use croft_api::disk::DISKS_MAX;
 use croft_api::vmm::{self, Request, StartRequest};
 use croft_api::{Receiver, Sender, pair, programs};
 use croft_isolate::launch::Ended;
@@ -26,7 +27,7 @@ const VCPU_MEMORY: u64 = 32 << 20;
 const TASKS: u64 = 128;
 /// Threads for a vCPU, with what the kernel makes for it.
 const VCPU_TASKS: u64 = 4;
-/// Threads for a disk.
+/// Threads for a disk. There is room for all that can be attached.
 const DISK_TASKS: u64 = 16;
 /// Processors for devices.
 const DEVICE_PROCESSORS: u64 = 2;
@@ -164,7 +165,7 @@ fn limits(start: &StartRequest) -> Limits {
     ];
     Limits {
         memory: memory.into_iter().fold(machine.memory, u64::saturating_add),
-        tasks: TASKS + VCPU_TASKS * vcpus + DISK_TASKS * start.disks.len() as u64,
+        tasks: TASKS + VCPU_TASKS * vcpus + DISK_TASKS * DISKS_MAX as u64,
         processors: vcpus + DEVICE_PROCESSORS,
     }
 }

@@ -328,6 +328,18 @@ impl Relay {
                         Some(error) => format!("disk{disk} is not resized: {error}"),
                     },
                 },
+                // Nobody asks for them here; a guest may let a device go.
+                vmm::Event::Attached { .. }
+                | vmm::Event::AttachFailed { .. }
+                | vmm::Event::DetachFailed { .. } => continue,
+                vmm::Event::Detached { device } => {
+                    if let Some(control) = &mut self.kept.control {
+                        control.forget(&device);
+                    }
+                    Event::Log {
+                        text: format!("the guest has let {device} go by itself"),
+                    }
+                }
                 vmm::Event::SaveFailed { message } => {
                     if let Some(control) = &mut self.kept.control {
                         let message = message.clone();
@@ -366,8 +378,9 @@ impl Relay {
 
     fn hear_control(&mut self, source: control::Source) -> Result<(), Gone> {
         let asked = self.kept.control.as_mut().and_then(|c| c.hear(source));
-        if let Some(file) = asked {
-            self.payload.sender.push(&vmm::Request::Save, vec![file])?;
+        if let Some((file, devices)) = asked {
+            let request = vmm::Request::Save { devices };
+            self.payload.sender.push(&request, vec![file])?;
         }
         Ok(())
     }

@@ -65,6 +65,21 @@ impl ConsoleBackend for Console {
         });
     }
 
+    fn nic_lost(&self, nic: &str) {
+        let nic = nic.to_owned();
+        self.reporter.post(&Event::NicLost { nic });
+    }
+
+    fn attached(&self, device: &str) {
+        let device = device.to_owned();
+        self.reporter.report(&Event::Attached { device });
+    }
+
+    fn detached(&self, device: &str) {
+        let device = device.to_owned();
+        self.reporter.report(&Event::Detached { device });
+    }
+
     fn log(&self, line: &str) {
         self.reporter.log(line);
     }

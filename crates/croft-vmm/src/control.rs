@@ -7,8 +7,10 @@ use std::os::fd::OwnedFd;
 use croft_api::Receiver;
 use croft_api::WireError;
 use croft_api::vmm::{Event, Request};
-use croft_machine::{MachineHandle, SaveError};
+use croft_machine::{AttachError, MachineHandle, SaveError};
 
+use crate::disks;
+use crate::nics;
 use crate::report::{Reporter, gone};
 
 /// Obeys until the monitor is gone, and then ends the process.
@@ -36,11 +38,28 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     error: resized.err().map(|error| error.to_string()),
                 });
             }
-            Ok(Some((Request::Save, descriptors))) => {
+            Ok(Some((Request::AttachDisk(disk), descriptors))) => {
+                if descriptors.len() != disk.layers.len() {
+                    let what = "AttachDisk comes with other descriptors";
+                    gone(Some(&WireError::Damaged(what)));
+                }
+                let config = disks::config(*disk, &mut descriptors.into_iter());
+                attached(machine.attach_disk(config).map(drop), reporter);
+            }
+            Ok(Some((Request::Detach { device, force }, _))) => {
+                // That it is gone the machine tells.
+                if let Err(error) = machine.detach(&device, force) {
+                    reporter.report(&Event::DetachFailed {
+                        device,
+                        message: error.to_string(),
+                    });
+                }
+            }
+            Ok(Some((Request::Save { devices }, descriptors))) => {
                 let Some(file) = descriptors.into_iter().next() else {
                     gone(Some(&WireError::Damaged("Save comes without a file")));
                 };
-                match machine.save(Box::new(StateFile::new(file))) {
+                match machine.save_with(devices, Box::new(StateFile::new(file))) {
                     // The outcome tells.
                     Ok(()) | Err(SaveError::Ended(_)) => {}
                     Err(error) => reporter.report(&Event::SaveFailed {
@@ -62,12 +81,30 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                     vsock.answer(id, descriptors.into_iter().next());
                 }
             }
-            // There is none of them.
-            Ok(Some((Request::NicBackend { .. } | Request::NicLink { .. }, _))) => {}
+            Ok(Some((Request::NicBackend { nic, backend }, descriptors))) => {
+                if let Some(nic) = machine.nic(&nic) {
+                    let mut descriptors = descriptors.into_iter();
+                    nic.set_backend(nics::backend(backend, nic.mtu(), &mut descriptors));
+                }
+            }
+            Ok(Some((Request::NicLink { nic, up }, _))) => {
+                if let Some(nic) = machine.nic(&nic) {
+                    nic.set_link(up);
+                }
+            }
             Ok(Some((Request::Start(_), _))) => gone(Some(&WireError::Damaged("a second Start"))),
             Ok(None) => gone(None),
             Err(error) => gone(Some(&error)),
         }
+    }
+}
+
+/// That a device is there the machine tells.
+fn attached(result: Result<(), AttachError>, reporter: &Reporter) {
+    if let Err(error) = result {
+        reporter.report(&Event::AttachFailed {
+            message: error.to_string(),
+        });
     }
 }
 

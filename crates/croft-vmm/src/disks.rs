@@ -8,6 +8,9 @@ use croft_api::disk::{CacheMode, DiskFormat, OnIoError, StartDisk};
 use croft_disk::{Cache, Format, Layer, OpenOptions, TestStorage};
 use croft_machine::{DiskConfig, DiskLimits, OnDiskError};
 
+// Both count in the same places.
+const _: () = assert!(api::DISKS_MAX == croft_machine::DISKS_MAX);
+
 /// A disk, with its layers' files taken from `descriptors`.
 pub fn config(disk: StartDisk, descriptors: &mut impl Iterator<Item = OwnedFd>) -> DiskConfig {
     let layers = disk.layers.iter().zip(descriptors);
@@ -22,6 +25,7 @@ pub fn config(disk: StartDisk, descriptors: &mut impl Iterator<Item = OwnedFd>) 
     DiskConfig {
         layers: layers.collect(),
         name: disk.name,
+        index: disk.index,
         options: OpenOptions {
             read_only: disk.options.read_only,
             cache: match disk.options.cache {

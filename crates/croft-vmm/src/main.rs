@@ -10,6 +10,7 @@ mod counts;
 mod disks;
 mod engine;
 mod jail;
+mod nics;
 mod report;
 mod start;
 

@@ -16,12 +16,13 @@ use croft_isolate::Wants;
 use croft_isolate::landlock::Share;
 use croft_machine::{
     BootFrom, ConsoleBackend, DiskConfig, GdbListener, Machine, MachineConfig, MachineError,
-    NamedFile, Payload, PortConfig, SavedError, SavedMachine, ShareConfig, VsockConfig,
+    NamedFile, NicConfig, Payload, PortConfig, SavedError, SavedMachine, ShareConfig, VsockConfig,
 };
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::disks;
 use crate::engine::{Chosen, Wanted};
+use crate::nics;
 use crate::report::Reporter;
 
 /// Bytes of a saved machine read at once.
@@ -41,6 +42,7 @@ pub struct Start<S = Saved> {
     kernel: Option<NamedFile>,
     initrd: Option<NamedFile>,
     disks: Vec<DiskConfig>,
+    nics: Vec<NicConfig>,
     shares: Vec<ShareConfig>,
     saved: Option<S>,
     gdb: Option<OwnedFd>,
@@ -74,8 +76,10 @@ impl Start<File> {
         let disks = disks
             .map(|disk| disks::config(disk, &mut descriptors))
             .collect();
-        let nics = request.nics.iter().map(|nic| nic.backend.descriptors());
-        descriptors.by_ref().take(nics.sum()).for_each(drop);
+        let nics = request.nics.into_iter();
+        let nics = nics
+            .map(|nic| nics::config(nic, &mut descriptors))
+            .collect();
         let shares = request.shares.into_iter().zip(descriptors.by_ref());
         let shares = shares.map(|(share, directory)| ShareConfig {
             directory,
@@ -102,6 +106,7 @@ impl Start<File> {
             kernel,
             initrd,
             disks,
+            nics,
             shares,
             saved,
             gdb,
@@ -141,6 +146,7 @@ impl Start<File> {
             kernel: self.kernel,
             initrd: self.initrd,
             disks: self.disks,
+            nics: self.nics,
             shares: self.shares,
             saved: saved.transpose()?,
             gdb: self.gdb,
@@ -193,6 +199,7 @@ impl Start {
                 append: spec.append,
             },
             disks: self.disks,
+            nics: self.nics,
             ports: self.ports,
             shares: self.shares,
             vsock: spec.vsock.map(|cid| VsockConfig {

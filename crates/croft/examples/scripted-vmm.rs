@@ -2,6 +2,7 @@
 //! command line says. The tests of the processes run it where a guest would
 //! be slow, or could not misbehave as badly.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use croft_api::channel::channel;
+use croft_api::disk::disk_name;
 use croft_api::hello::Protocol;
 use croft_api::vmm::{Event, PROTOCOL, Request};
 use croft_api::{Outcome, Receiver, Sender};
@@ -107,8 +109,35 @@ fn play(script: &str, sender: &Shared, console: OwnedFd) {
 
 /// An orderly guest powers off when its button is pressed.
 fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
-    while let Ok(Some((request, _))) = receiver.wait::<Request>() {
+    // What was attached is open as long as it is there.
+    let mut devices: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
+    while let Ok(Some((request, descriptors))) = receiver.wait::<Request>() {
         match request {
+            Request::AttachDisk(disk) if disk.name.contains("refuse") => say(
+                sender,
+                &Event::AttachFailed {
+                    message: format!("{} is not what it seems", disk.name),
+                },
+            ),
+            Request::AttachDisk(disk) => {
+                assert_eq!(descriptors.len(), disk.layers.len());
+                let device = disk_name(disk.index.unwrap_or(devices.len() as u8));
+                devices.insert(device.clone(), descriptors);
+                say(sender, &Event::Attached { device });
+            }
+            // Its guest answers no other than such a request.
+            Request::Detach { device, force } if force || orderly => {
+                say(
+                    sender,
+                    &match devices.remove(&device) {
+                        Some(_) => Event::Detached { device },
+                        None => Event::DetachFailed {
+                            message: format!("there is no '{device}'"),
+                            device,
+                        },
+                    },
+                );
+            }
             Request::Stop => {
                 say(sender, &Event::Stopped(Outcome::Requested));
                 std::process::exit(0);
@@ -119,7 +148,7 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
             }
             Request::Pause => say(sender, &Event::Paused),
             Request::Resume => say(sender, &Event::Resumed),
-            Request::Save => say(
+            Request::Save { .. } => say(
                 sender,
                 &Event::SaveFailed {
                     message: "a script cannot be saved".to_owned(),
@@ -133,6 +162,7 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
                 },
             ),
             Request::PowerButton
+            | Request::Detach { .. }
             | Request::Start(_)
             | Request::ResizeConsole { .. }
             | Request::VsockConnect { .. }

@@ -18,6 +18,7 @@ use crate::virtio::balloon::VirtioBalloonState;
 use crate::virtio::blk::VirtioBlkState;
 use crate::virtio::console::VirtioConsoleState;
 use crate::virtio::fs::VirtioFsState;
+use crate::virtio::net::VirtioNetState;
 use crate::virtio::rng::VirtioRngState;
 use crate::virtio::vsock::VirtioVsockState;
 
@@ -126,6 +127,8 @@ device_states! {
     TestDev(TestDevState) = "test device";
     /// See [`crate::virtio::blk`].
     VirtioBlk(VirtioBlkState) = "virtio-blk";
+    /// See [`crate::virtio::net`].
+    VirtioNet(VirtioNetState) = "virtio-net";
     /// See [`crate::virtio::rng`].
     VirtioRng(VirtioRngState) = "virtio-rng";
     /// See [`crate::virtio::console`].

@@ -92,6 +92,7 @@ fn config() -> MachineConfig {
             append: String::new(),
         },
         disks: vec![DiskConfig::new("disk", vec![Layer::raw(copy(disk))])],
+        nics: Vec::new(),
         ports: Vec::new(),
         vsock: None,
         no_reboot: true,

@@ -37,6 +37,9 @@ pub enum ClientError {
     /// It went away before it answered.
     #[error("its monitor went away")]
     Gone,
+    /// It has not answered yet.
+    #[error("it does not answer in time; what was asked for may still be done")]
+    Late,
     /// It said no.
     #[error("{0}")]
     Refused(String),
@@ -72,9 +75,23 @@ impl Client {
         request: &Request,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(Event, Vec<OwnedFd>), ClientError> {
+        self.ask_within(request, descriptors, None)
+    }
+
+    /// As [`ask`](Self::ask), for so long at most. What was asked for may
+    /// still be done afterwards; the connection is of no use any more.
+    pub fn ask_within(
+        &mut self,
+        request: &Request,
+        descriptors: Vec<OwnedFd>,
+        patience: Option<Duration>,
+    ) -> Result<(Event, Vec<OwnedFd>), ClientError> {
+        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
         self.sender.deliver(request, descriptors)?;
         loop {
-            let (event, descriptors) = self.receiver.wait::<Event>()?.ok_or(ClientError::Gone)?;
+            let Some((event, descriptors)) = self.receive(deadline)? else {
+                return Err(ClientError::Late);
+            };
             match event {
                 Event::Failed { message } => return Err(ClientError::Refused(message)),
                 event if event.is_answer() => return Ok((event, descriptors)),
@@ -87,6 +104,30 @@ impl Client {
                         self.kept.pop_front();
                     }
                 }
+            }
+        }
+    }
+
+    /// The next message, or `None` when there was none until `deadline`.
+    fn receive(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(Event, Vec<OwnedFd>)>, ClientError> {
+        loop {
+            if let Some(message) = self.receiver.message::<Event>()? {
+                return Ok(Some(message));
+            }
+            if self.receiver.ended() {
+                return Err(ClientError::Gone);
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = left.map(|left| Timespec::try_from(left).unwrap_or_default());
+            let mut wait = [PollFd::new(&self.receiver, PollFlags::IN)];
+            match poll(&mut wait, left.as_ref()) {
+                Ok(0) => return Ok(None),
+                Ok(_) => self.receiver.fill()?,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(ClientError::Connect(error.into())),
             }
         }
     }
@@ -155,23 +196,7 @@ impl Client {
             return Ok(Some(event));
         }
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        loop {
-            if let Some((event, _)) = self.receiver.message::<Event>()? {
-                return Ok(Some(event));
-            }
-            if self.receiver.ended() {
-                return Err(ClientError::Gone);
-            }
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let left = left.map(|left| Timespec::try_from(left).unwrap_or_default());
-            let mut wait = [PollFd::new(&self.receiver, PollFlags::IN)];
-            match poll(&mut wait, left.as_ref()) {
-                Ok(0) => return Ok(None),
-                Ok(_) => self.receiver.fill()?,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(ClientError::Connect(error.into())),
-            }
-        }
+        Ok(self.receive(deadline)?.map(|(event, _)| event))
     }
 }
 
@@ -222,6 +247,28 @@ mod tests {
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn an_answer_is_waited_for_so_long() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("sock");
+        let (listener, _file) = socket::bind(&path).unwrap();
+        let monitor = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let (mut sender, mut receiver) = channel(stream.into(), PROTOCOL, "croft");
+            receiver.wait::<Request>().unwrap();
+            let status = Event::Status(Box::new(Status::created(0)));
+            sender.deliver(&status, vec![]).unwrap();
+            // Until the client goes.
+            receiver.wait::<Request>().unwrap();
+        });
+        let mut client = Client::connect(&path).unwrap();
+        let patience = Some(Duration::from_millis(50));
+        let late = client.ask_within(&Request::Pause, vec![], patience);
+        assert!(matches!(late, Err(ClientError::Late)), "{late:?}");
+        drop(client);
+        monitor.join().unwrap();
     }
 
     #[test]

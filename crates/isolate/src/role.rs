@@ -16,6 +16,8 @@ pub enum Role {
     Vcpu,
     /// Serves the queues of a disk.
     Disk,
+    /// Serves the queues of a NIC.
+    Net,
     /// Serves the queues of another device.
     Device,
     /// Serves the queues of a shared directory.
@@ -34,12 +36,13 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Role; 12] = [
+    pub const ALL: [Role; 13] = [
         Role::Setup,
         Role::Owner,
         Role::Maker,
         Role::Vcpu,
         Role::Disk,
+        Role::Net,
         Role::Device,
         Role::Share,
         Role::Console,
@@ -57,6 +60,7 @@ impl Role {
             Role::Maker => Roles::MAKER,
             Role::Vcpu => Roles::VCPU,
             Role::Disk => Roles::DISK,
+            Role::Net => Roles::NET,
             Role::Device => Roles::DEVICE,
             Role::Share => Roles::SHARE,
             Role::Console => Roles::CONSOLE,
@@ -75,6 +79,7 @@ impl Role {
             Role::Maker => "maker",
             Role::Vcpu => "vcpu",
             Role::Disk => "disk",
+            Role::Net => "net",
             Role::Device => "device",
             Role::Share => "share",
             Role::Console => "console",
@@ -114,5 +119,7 @@ bitflags! {
         const GDB = 1 << 10;
         /// [`Role::Counts`].
         const COUNTS = 1 << 11;
+        /// [`Role::Net`].
+        const NET = 1 << 12;
     }
 }

@@ -53,6 +53,7 @@ const OWNER: Roles = Roles::OWNER;
 const MAKER: Roles = Roles::MAKER;
 const VCPU: Roles = Roles::VCPU;
 const DISK: Roles = Roles::DISK;
+const NET: Roles = Roles::NET;
 const DEVICE: Roles = Roles::DEVICE;
 const SHARE: Roles = Roles::SHARE;
 const CONSOLE: Roles = Roles::CONSOLE;
@@ -81,6 +82,8 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_SETTLS
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID) as u64;
+/// `TUNSETOFFLOAD` (linux/if_tun.h): what a tap leaves to whoever reads it.
+const TUNSETOFFLOAD: u64 = 0x4004_54D0;
 /// `FIONBIO` (asm-generic/ioctls.h).
 const FIONBIO: u64 = 0x5421;
 /// Of block devices (linux/fs.h): sizes and discards.
@@ -168,18 +171,19 @@ pub const COMMON: &[Line] = &[
     line(Sysno::ppoll, ALL, Always, "room in the monitor's socket"),
     line(Sysno::eventfd2, MAIN.union(VCPU).union(GDB), Always, "event objects"),
     line(Sysno::epoll_create1, MAIN.union(VCPU), Always, "a queue's wait"),
-    line(Sysno::epoll_ctl, MAIN.union(VCPU).union(WORKER).union(CONSOLE).union(TIMERS), Always, "doorbells come and go"),
-    line(Sysno::epoll_wait, WORKER.union(CONSOLE).union(TIMERS), Always, "doorbells"),
-    line(Sysno::epoll_pwait, WORKER.union(CONSOLE).union(TIMERS), Always, "doorbells"),
+    line(Sysno::epoll_ctl, MAIN.union(VCPU).union(WORKER).union(NET).union(CONSOLE).union(TIMERS), Always, "doorbells come and go"),
+    line(Sysno::epoll_wait, WORKER.union(NET).union(CONSOLE).union(TIMERS), Always, "doorbells"),
+    line(Sysno::epoll_pwait, WORKER.union(NET).union(CONSOLE).union(TIMERS), Always, "doorbells"),
     line(Sysno::fcntl, MAIN.union(VCPU).union(CONTROL).union(GDB).union(WORKER).union(CONSOLE), Is(1, DESCRIPTOR_FLAGS), "descriptors are doubled, made not to block"),
     // Sockets that are there: none can be made or connected.
     line(Sysno::recvmsg, MAIN.union(CONTROL), Always, "requests of the monitor"),
-    line(Sysno::recvfrom, CONSOLE.union(DEVICE).union(GDB).union(CONTROL), Always, "input"),
-    line(Sysno::sendto, CONSOLE.union(DEVICE).union(GDB).union(CONTROL), Always, "output"),
+    line(Sysno::recvfrom, CONSOLE.union(DEVICE).union(NET).union(GDB).union(CONTROL), Always, "input"),
+    line(Sysno::sendto, CONSOLE.union(DEVICE).union(NET).union(GDB).union(CONTROL), Always, "output"),
     line(Sysno::shutdown, DEVICE.union(GDB).union(CONTROL).union(CONSOLE), Always, "one direction ends"),
     line(Sysno::getsockopt, SETUP.union(GDB).union(DEVICE), Always, "which kind of socket the debugger's is, or one for the guest"),
     line(Sysno::getsockname, SETUP, Always, "which kind of socket the debugger's is"),
     line(Sysno::ioctl, MAIN.union(GDB).union(CONTROL).union(DEVICE), Is(1, &[FIONBIO]), "sockets are made not to block"),
+    line(Sysno::ioctl, NET, Is(1, &[TUNSETOFFLOAD]), "what a tap may leave to the guest"),
     line(Sysno::accept4, GDB, Always, "a debugger connects"),
     line(Sysno::setsockopt, GDB, Always, "its packets are sent at once"),
     // Files that are there.

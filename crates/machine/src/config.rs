@@ -3,6 +3,7 @@
 use std::fmt;
 
 use croft_devices::virtio::console::PortConfig;
+use croft_devices::virtio::net::NicOptions;
 use croft_engine::CpuModel;
 
 use crate::loader::Payload;
@@ -23,6 +24,8 @@ pub struct MachineConfig {
     pub payload: Payload,
     /// Its disks, at most [`DISKS_MAX`](crate::DISKS_MAX).
     pub disks: Vec<DiskConfig>,
+    /// Its NICs, at most [`NICS_MAX`](crate::NICS_MAX).
+    pub nics: Vec<NicOptions>,
     /// The ports of its virtio console: a terminal first, then byte streams
     /// with names. No console without ports.
     pub ports: Vec<PortConfig>,

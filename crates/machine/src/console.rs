@@ -34,6 +34,24 @@ pub trait ConsoleBackend: Send + Sync {
         let _ = fault;
     }
 
+    /// What was behind this NIC is gone. Must not block.
+    fn nic_lost(&self, nic: &str) {
+        let _ = nic;
+    }
+
+    /// A device was attached. Comes on the owner's thread, before whoever
+    /// asked for it is answered.
+    fn attached(&self, device: &str) {
+        let _ = device;
+    }
+
+    /// A device that could be detached has been, by the guest's or the
+    /// operator's wish: nothing of it is open any more. Comes on the owner's
+    /// thread.
+    fn detached(&self, device: &str) {
+        let _ = device;
+    }
+
     /// Takes a line for the operator. Must not block.
     fn log(&self, line: &str) {
         let _ = line;

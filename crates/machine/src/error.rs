@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::loader::LoadError;
 use crate::memory_map::SizeError;
 use crate::saved::SavedError;
-use crate::virtio::{DISKS_MAX, SHARES_MAX};
+use crate::virtio::{DISKS_MAX, NICS_MAX, SHARES_MAX};
 use croft_devices::virtio::console::{NAME_MAX, PORTS_MAX};
 
 /// Why a machine was not made. Nothing of it is left.
@@ -89,6 +89,12 @@ pub enum MachineError {
     /// More disks than slots.
     #[error("{0} disks asked for, at most {DISKS_MAX} are possible; leave out some --disk")]
     Disks(usize),
+    /// A place that is none.
+    #[error("there is no place for disk{0}; they are disk0 to disk{last}", last = DISKS_MAX - 1)]
+    DiskPlace(u8),
+    /// Two disks in one place.
+    #[error("two disks are to be disk{0}; give each a place of its own")]
+    DiskTwice(u8),
     /// A file that cannot be a disk.
     #[error("disk {name} {source}")]
     Disk {
@@ -97,6 +103,12 @@ pub enum MachineError {
         /// Why not.
         source: OpenError,
     },
+    /// More NICs than slots.
+    #[error("{0} NICs asked for, at most {NICS_MAX} are possible; leave out some --net")]
+    Nics(usize),
+    /// Two NICs of one name.
+    #[error("two NICs have the name '{0}'; give each a name of its own")]
+    NicTwice(String),
     /// More ports than a console can have.
     #[error("{0} console ports asked for, at most {PORTS_MAX} are possible; leave out some --port")]
     Ports(usize),

@@ -8,6 +8,8 @@ use croft_engine::Stop;
 
 use crate::gdb::DebugRequest;
 use crate::handle::{ResizeError, SaveError};
+use crate::hotplug::{AttachError, DetachError};
+use crate::virtio::DiskConfig;
 
 /// The owner's input queue carries these.
 pub enum Event {
@@ -50,8 +52,16 @@ pub enum Request {
     Balloon(u64, SyncSender<()>),
     /// Make this disk so many bytes large.
     ResizeDisk(usize, u64, SyncSender<Result<(), ResizeError>>),
-    /// Write the state there and end.
-    Save(Box<dyn Write + Send>, SyncSender<Result<(), SaveError>>),
+    /// Plug this disk in, and say where it is.
+    AttachDisk(DiskConfig, SyncSender<Result<u8, AttachError>>),
+    /// Have the device of this name unplugged by the guest, or take it away.
+    Detach(String, bool, SyncSender<Result<(), DetachError>>),
+    /// Write the state there and end; if these are its disks and NICs.
+    Save(
+        Box<dyn Write + Send>,
+        Option<Vec<String>>,
+        SyncSender<Result<(), SaveError>>,
+    ),
     /// End.
     Stop,
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
 use croft_devices::virtio::console::ConsoleHandle;
+use croft_devices::virtio::net::NicHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
@@ -16,8 +17,10 @@ use thiserror::Error;
 use crate::config::{Ended, State};
 use crate::console::ConsoleInput;
 use crate::events::{Event, Events, Request};
+use crate::hotplug::{AttachError, DetachError};
 use crate::power::PowerSwitch;
 use crate::sync::{Shared, lock};
+use crate::virtio::DiskConfig;
 
 /// Why a machine was not saved. Unless it had ended, it goes on.
 #[derive(Debug, Error)]
@@ -28,15 +31,18 @@ pub enum SaveError {
     /// It is being saved already.
     #[error("the machine is being saved already")]
     Busy,
+    /// A device was attached or detached at this moment.
+    #[error("its devices changed while it was to be saved; save it again")]
+    Changed,
     /// The engine could not tell the state.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// What the guest wrote to a disk may not be there any more after a
     /// failure of the host's.
-    #[error("disk {index} cannot be flushed: {source}")]
+    #[error("disk{index} cannot be flushed: {source}")]
     Disk {
-        /// Its place in the configuration.
-        index: usize,
+        /// Its place.
+        index: u8,
         /// What the host answered.
         source: DiskError,
     },
@@ -58,13 +64,8 @@ pub enum ResizeError {
     #[error(transparent)]
     Ended(#[from] Ended),
     /// There is no such disk.
-    #[error("there is no disk {index}; the machine has {count}, counted from 0")]
-    NoDisk {
-        /// Which was asked for.
-        index: usize,
-        /// How many there are.
-        count: usize,
-    },
+    #[error("there is no disk{0}")]
+    NoDisk(usize),
     /// It could not grow.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -76,6 +77,7 @@ pub struct MachineHandle {
     pub(crate) events: Events,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
+    pub(crate) nics: Arc<Shared<Vec<NicHandle>>>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
     pub(crate) console: Option<ConsoleHandle>,
@@ -121,7 +123,17 @@ impl MachineHandle {
     ///
     /// [`Outcome::Saved`]: crate::Outcome::Saved
     pub fn save(&self, out: Box<dyn Write + Send>) -> Result<(), SaveError> {
-        self.ask(|done| Request::Save(out, done))?
+        self.ask(|done| Request::Save(out, None, done))?
+    }
+
+    /// As [`save`](Self::save), if the machine's disks and NICs have these
+    /// names: whoever keeps a list of them has written it by now.
+    pub fn save_with(
+        &self,
+        devices: Vec<String>,
+        out: Box<dyn Write + Send>,
+    ) -> Result<(), SaveError> {
+        self.ask(|done| Request::Save(out, Some(devices), done))?
     }
 
     /// Asks the guest to give `bytes` of its memory back, and to take back
@@ -148,6 +160,23 @@ impl MachineHandle {
         self.ask(|done| Request::ResizeDisk(index, bytes, done))?
     }
 
+    /// Plugs a disk in and tells the guest. Returns its place: it is
+    /// `disk<place>`.
+    pub fn attach_disk(&self, config: DiskConfig) -> Result<u8, AttachError> {
+        self.ask(|done| Request::AttachDisk(config, done))?
+    }
+
+    /// Asks the guest to release the device of this name, and returns when it
+    /// was asked; may be asked again. When the guest has done so, or was
+    /// reset, [`ConsoleBackend::detached`] is called. With `force` the guest
+    /// is not asked: the device is gone when this returns, and what the guest
+    /// had not written is lost to it.
+    ///
+    /// [`ConsoleBackend::detached`]: crate::ConsoleBackend::detached
+    pub fn detach(&self, device: &str, force: bool) -> Result<(), DetachError> {
+        self.ask(|done| Request::Detach(device.to_owned(), force, done))?
+    }
+
     /// Types `bytes` on the serial console; blocks while the guest takes no
     /// more.
     pub fn push_input(&self, bytes: &[u8]) -> Result<(), Ended> {
@@ -157,6 +186,12 @@ impl MachineHandle {
     /// The host's side of the socket device, if there is one.
     pub fn vsock(&self) -> Option<&VsockHandle> {
         self.vsock.as_ref()
+    }
+
+    /// The host's side of a NIC: its cable, what is behind it, its limits.
+    pub fn nic(&self, name: &str) -> Option<NicHandle> {
+        let nics = lock(&self.nics);
+        nics.iter().find(|nic| nic.name() == name).cloned()
     }
 
     /// Whether the guest has said that its kernel panicked, since it was

@@ -50,6 +50,7 @@ mod events;
 mod fault;
 pub mod gdb;
 mod handle;
+mod hotplug;
 pub mod loader;
 mod machine;
 pub mod memory_map;
@@ -71,11 +72,15 @@ pub use config::{Ended, MachineConfig, Outcome, State};
 pub use console::{ConsoleBackend, DiskFault};
 pub use croft_devices::virtio::blk::{Limits as DiskLimits, OnError as OnDiskError};
 pub use croft_devices::virtio::console::{PORTS_MAX, PortConfig};
+pub use croft_devices::virtio::net::{
+    Limits as NicLimits, NicHandle, NicOptions as NicConfig, Rate as NicRate,
+};
 pub use croft_devices::virtio::vsock::{VsockHandle, VsockHost};
 pub use error::MachineError;
 pub use gdb::GdbListener;
 pub use handle::{MachineHandle, ResizeError, SaveError};
+pub use hotplug::{AttachError, DetachError};
 pub use loader::{BootFrom, NamedFile, Payload};
 pub use machine::Machine;
 pub use saved::{SavedError, SavedMachine};
-pub use virtio::{DISKS_MAX, DiskConfig, SHARES_MAX, ShareConfig, VsockConfig};
+pub use virtio::{DISKS_MAX, DiskConfig, NICS_MAX, SHARES_MAX, ShareConfig, VsockConfig};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use croft_devices::virtio::balloon::BalloonHandle;
-use croft_devices::virtio::blk::BlkHandle;
 use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::fs::ShareHandle;
+use croft_devices::virtio::net::NicHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -23,11 +23,12 @@ use crate::error::MachineError;
 use crate::events::{Event, Events};
 use crate::gdb::GdbListener;
 use crate::handle::MachineHandle;
-use crate::loader::{BootDisk, Payload};
+use crate::hotplug::Places;
+use crate::loader::{BootDisk, BootFrom, Payload};
 use crate::memory_map;
 use crate::owner::Owner;
 use crate::power::PowerSwitch;
-use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedShare, fit};
+use crate::saved::{Description, SavedDisk, SavedError, SavedMachine, SavedNic, SavedShare, fit};
 use crate::sync::Shared;
 use crate::virtio::Plugger;
 
@@ -48,7 +49,9 @@ pub struct Machine {
     pub(crate) gdb: Option<GdbListener>,
     /// For who saves it.
     pub(crate) description: Description,
-    pub(crate) disks: Vec<BlkHandle>,
+    pub(crate) nics: Arc<Shared<Vec<NicHandle>>>,
+    pub(crate) places: Places,
+    pub(crate) plugger: Plugger,
     pub(crate) balloon: BalloonHandle,
     pub(crate) shares: Vec<ShareHandle>,
     pub(crate) vsock: Option<VsockHandle>,
@@ -59,7 +62,7 @@ pub struct Machine {
 /// the kernel's entry. Done at every start.
 pub(crate) struct Firmware {
     payload: Payload,
-    /// The first disk, whether or not it is booted from.
+    /// The first disk, if it is booted from.
     disk: Option<BootDisk>,
     acpi: acpi::Config,
 }
@@ -177,13 +180,15 @@ impl Machine {
             events.clone(),
             config.test_devices,
         )?;
-        let plugger = Plugger::new(&chipset, &ram, &console);
-        let first = config.disks.first().map(|disk| disk.name.clone());
-        let disks = plugger.plug(config.disks, config.vcpus, &events)?;
-        firmware.disk = first.zip(disks.first()).map(|(name, disk)| BootDisk {
-            disk: disk.disk().clone(),
-            name,
+        let plugger = Plugger::new(&chipset, &ram, &console, config.vcpus);
+        plugger.plug_rng()?;
+        let boots = matches!(firmware.payload.boot, BootFrom::Disk);
+        let disks = plugger.plug_disks(config.disks, boots, &events)?;
+        firmware.disk = disks.values().find(|disk| disk.boots).map(|disk| BootDisk {
+            disk: disk.handle.disk().clone(),
+            name: disk.file.clone(),
         });
+        let nics = plugger.plug_nics(config.nics)?;
         let balloon = plugger.plug_balloon()?;
         let shares = plugger.plug_shares(config.shares)?;
         let vsock = config.vsock.map(|vsock| plugger.plug_vsock(vsock));
@@ -197,15 +202,15 @@ impl Machine {
                 config.vcpus,
                 config.memory,
                 config.test_devices,
-                disks
-                    .iter()
-                    .map(|disk| SavedDisk::of(disk.disk()))
-                    .collect(),
+                SavedDisk::all(&disks),
                 shares.iter().map(SavedShare::of).collect(),
             )
             .with_vsock(vsock.is_some())
+            .with_nics(nics.iter().map(SavedNic::of).collect())
             .with_ports(ports),
-            disks,
+            nics: Arc::new(Shared::new(nics)),
+            places: Places::new(disks),
+            plugger,
             balloon,
             shares,
             vsock,
@@ -244,6 +249,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
+            nics: self.nics.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             console: self.terminal.clone(),

@@ -22,7 +22,7 @@ use crate::handle::{ResizeError, SaveError};
 use crate::machine::Machine;
 use crate::power::PowerRequest;
 use crate::report;
-use crate::saved::{self, MachineState};
+use crate::saved::{self, MachineState, SavedDisk};
 use crate::sync::lock;
 use crate::timers::Timers;
 use crate::vcpus::VcpuThread;
@@ -160,6 +160,14 @@ impl Owner {
             Event::Request(Request::ResizeDisk(index, bytes, done)) => {
                 let _ = done.send(self.resize_disk(index, bytes));
             }
+            Event::Request(Request::AttachDisk(config, done)) => {
+                // Nothing but guest time decides whether devices run.
+                self.retry_ends();
+                let _ = done.send(self.machine.attach_disk(config, self.time_runs));
+            }
+            Event::Request(Request::Detach(device, force, done)) => {
+                let _ = done.send(self.machine.detach(&device, force));
+            }
             Event::Request(Request::Reset(done)) => {
                 self.reset()?;
                 let _ = done.send(());
@@ -170,7 +178,7 @@ impl Owner {
                 self.machine.balloon.set_target(bytes);
                 let _ = done.send(());
             }
-            Event::Request(Request::Save(mut out, done)) => {
+            Event::Request(Request::Save(mut out, devices, done)) => {
                 if self.saving {
                     let _ = done.send(Err(SaveError::Busy));
                     return Ok(None);
@@ -178,7 +186,10 @@ impl Owner {
                 if let Some(outcome) = self.stand_still()? {
                     return Ok(Some(outcome));
                 }
-                let saved = self.save(&mut *out);
+                let saved = match devices {
+                    Some(names) if !self.machine.places.are(&names) => Err(SaveError::Changed),
+                    _ => self.save(&mut *out),
+                };
                 let outcome = saved.is_ok().then_some(Outcome::Saved);
                 let _ = done.send(saved);
                 return Ok(outcome);
@@ -187,7 +198,7 @@ impl Owner {
                 self.halt();
                 return Ok(self.debugged.handle(request, &self.threads));
             }
-            Event::Ejected(device) => drop(device),
+            Event::Ejected(device) => self.machine.detached(device),
         }
         Ok(None)
     }
@@ -244,12 +255,10 @@ impl Owner {
     }
 
     fn resize_disk(&self, index: usize, bytes: u64) -> Result<(), ResizeError> {
-        let disks = &self.machine.disks;
-        let disk = disks.get(index).ok_or(ResizeError::NoDisk {
-            index,
-            count: disks.len(),
-        })?;
-        Ok(disk.resize(bytes)?)
+        let place = u8::try_from(index).ok();
+        let disk = place.and_then(|place| self.machine.places.disks.get(&place));
+        let disk = disk.ok_or(ResizeError::NoDisk(index))?;
+        Ok(disk.handle.resize(bytes)?)
     }
 
     /// Stops the machine, of which the operator is told once.
@@ -315,12 +324,9 @@ impl Owner {
         console.hold(true);
         let result = self.state().and_then(|state| {
             let machine = &self.machine;
-            Ok(saved::write(
-                out,
-                &machine.description,
-                &machine.ram,
-                &state,
-            )?)
+            let description = machine.description.clone();
+            let description = description.with_disks(SavedDisk::all(&machine.places.disks));
+            Ok(saved::write(out, &description, &machine.ram, &state)?)
         });
         if result.is_err() {
             console.hold(false);
@@ -334,10 +340,12 @@ impl Owner {
         }
         // A disk keeps what its cache has, as one would that is not switched
         // off: the guest does not know of this.
-        for (index, disk) in self.machine.disks.iter().enumerate() {
-            disk.disk()
-                .flush()
-                .map_err(|source| SaveError::Disk { index, source })?;
+        for (index, disk) in &self.machine.places.disks {
+            let flushed = disk.handle.disk().flush();
+            flushed.map_err(|source| SaveError::Disk {
+                index: *index,
+                source,
+            })?;
         }
         let vcpu = |thread: &VcpuThread| -> Result<CpuState, SaveError> {
             Ok(thread.with(|vcpu| vcpu.save())??)
@@ -361,7 +369,9 @@ impl Owner {
         self.backlog
             .retain(|event| !matches!(event, Event::Stopped { .. }));
         self.machine.partition.reset();
+        // Devices whose removal was asked for leave by it.
         self.machine.chipset.bus.reset();
+        self.machine.places.reset();
         for thread in &self.threads {
             let _ = thread.with(|vcpu| vcpu.reset());
         }

@@ -56,6 +56,7 @@ pub fn config() -> MachineConfig {
         model: CpuModel::PortableV1,
         payload: payload("quiet"),
         disks: Vec::new(),
+        nics: Vec::new(),
         ports: Vec::new(),
         vsock: None,
         no_reboot: false,
@@ -69,6 +70,7 @@ pub struct Sink {
     pub output: Mutex<Vec<u8>>,
     log: Mutex<Vec<String>>,
     pub faults: Mutex<Vec<Option<DiskFault>>>,
+    pub detached: Mutex<Vec<String>>,
 }
 
 impl ConsoleBackend for Sink {
@@ -78,6 +80,10 @@ impl ConsoleBackend for Sink {
 
     fn disk_failed(&self, fault: Option<&DiskFault>) {
         lock(&self.faults).push(fault.cloned());
+    }
+
+    fn detached(&self, device: &str) {
+        lock(&self.detached).push(device.to_owned());
     }
 
     fn log(&self, line: &str) {
@@ -456,7 +462,7 @@ fn a_disk_is_resized() {
     };
     beside(&engine, config, Outcome::Requested, |handle| {
         handle.resize_disk(0, 8192).unwrap();
-        for (index, size, word) in [(0, 4096, "smaller"), (1, 8192, "no disk 1")] {
+        for (index, size, word) in [(0, 4096, "smaller"), (1, 8192, "no disk1")] {
             let error = handle.resize_disk(index, size).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }

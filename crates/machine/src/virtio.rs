@@ -11,21 +11,24 @@
 //! | 30   | terminal and byte streams (console)        |
 //! | 31   | balloon                                    |
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use croft_devices::pci::PciHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, VirtioBalloon};
 use croft_devices::virtio::blk::{BlkHandle, BlkOptions, FaultSink, Limits, OnError, VirtioBlk};
 use croft_devices::virtio::console::{
     ConsoleHandle, NAME_MAX, PORTS_MAX, PortConfig, VirtioConsole,
 };
 use croft_devices::virtio::fs::{ShareHandle, VirtioFs};
+use croft_devices::virtio::net::{NicHandle, NicHost, NicOptions, VirtioNet};
 use croft_devices::virtio::rng::VirtioRng;
 use croft_devices::virtio::vsock::{VirtioVsock, VsockHandle, VsockHost};
 use croft_devices::virtio::{DoorbellRegistry, LogSink, VirtioDevice, VirtioHost, VirtioPci};
-use croft_devices::{SharedLine, platform};
+use croft_devices::{Device, SharedLine, platform};
 use croft_disk::{DiskError, Layer, OpenOptions};
 use croft_engine::{Doorbell, DoorbellAddress};
 use croft_memory::GuestRam;
@@ -40,6 +43,10 @@ use crate::events::{Event, Events};
 const RNG_SLOT: u8 = 1;
 /// First slot of a disk.
 const DISK_SLOT: u8 = 2;
+/// First slot of a NIC.
+const NIC_SLOT: u8 = 18;
+/// Most NICs of a machine.
+pub const NICS_MAX: usize = 7;
 /// First slot of a share.
 const SHARE_SLOT: u8 = 25;
 /// Most shares of a machine.
@@ -63,6 +70,8 @@ pub struct DiskConfig {
     pub layers: Vec<Layer>,
     /// As the user wrote it.
     pub name: String,
+    /// Its place, counted from 0; the first that is free without.
+    pub index: Option<u8>,
     /// How it is opened.
     pub options: OpenOptions,
     /// How much it may do.
@@ -77,11 +86,35 @@ impl DiskConfig {
         DiskConfig {
             layers,
             name: name.into(),
+            index: None,
             options: OpenOptions::default(),
             limits: Limits::default(),
             on_error: OnError::default(),
         }
     }
+}
+
+/// A disk in its place.
+pub struct PluggedDisk {
+    /// For working on it.
+    pub handle: BlkHandle,
+    /// As the user wrote it.
+    pub file: String,
+    /// The machine boots from it.
+    pub boots: bool,
+}
+
+/// Disks by their places.
+pub type Disks = BTreeMap<u8, PluggedDisk>;
+
+/// The name of the disk in this place, on the bus and for people.
+pub fn disk_name(index: u8) -> String {
+    format!("disk{index}")
+}
+
+/// Its slot.
+pub fn disk_slot(index: u8) -> u8 {
+    DISK_SLOT + index
 }
 
 /// Tells the machine's owner of a disk that failed.
@@ -99,6 +132,15 @@ impl FaultSink for Faults {
             disk: self.name.clone(),
             message: format!("{}: {error}", self.file),
         });
+    }
+}
+
+/// Tells the operator of a NIC that leads nowhere any more.
+struct LostNics(Arc<dyn ConsoleBackend>);
+
+impl NicHost for LostNics {
+    fn lost(&self, name: &str) {
+        self.0.nic_lost(name);
     }
 }
 
@@ -159,64 +201,146 @@ impl LogSink for OperatorLog {
 }
 
 /// Plugs a machine's virtio devices.
-pub struct Plugger<'a> {
-    chipset: &'a Chipset,
-    ram: &'a GuestRam,
+pub struct Plugger {
+    pci: PciHandle,
+    side: Arc<PartitionSide>,
+    ram: GuestRam,
     log: Arc<dyn LogSink>,
+    nics: Arc<dyn NicHost>,
     lines: Vec<SharedLine>,
+    vcpus: u32,
 }
 
-impl<'a> Plugger<'a> {
-    /// Into the slots of `chipset`, with lines for the operator to `console`.
-    pub fn new(chipset: &'a Chipset, ram: &'a GuestRam, console: &Arc<dyn ConsoleBackend>) -> Self {
+impl Plugger {
+    /// Into the slots of the `chipset` of a machine with so many `vcpus`,
+    /// with lines for the operator to `console`.
+    pub fn new(
+        chipset: &Chipset,
+        ram: &GuestRam,
+        console: &Arc<dyn ConsoleBackend>,
+        vcpus: u32,
+    ) -> Self {
         let line = |n| SharedLine::new(chipset.clock.clone(), platform::INTX_FIRST + n);
         Plugger {
-            chipset,
-            ram,
+            pci: chipset.pci.clone(),
+            side: chipset.clock.clone(),
+            ram: ram.clone(),
             log: Arc::new(OperatorLog(console.clone())),
+            nics: Arc::new(LostNics(console.clone())),
             lines: (0..platform::INTX_LINES).map(line).collect(),
+            vcpus,
         }
     }
 
-    /// The entropy device, and `disks` for a machine of `vcpus`.
-    /// Disks that stop the machine say so to `events`.
-    pub fn plug(
+    /// The entropy device.
+    pub fn plug_rng(&self) -> Result<(), MachineError> {
+        self.add(RNG_SLOT, "rng0", VirtioRng)
+    }
+
+    /// `disks`, each in its place; one that has none gets the first that is
+    /// free. If the machine `boots` from a disk, that is the first. Those that
+    /// stop the machine say so to `events`.
+    pub fn plug_disks(
         &self,
         disks: Vec<DiskConfig>,
-        vcpus: u32,
+        boots: bool,
         events: &Events,
-    ) -> Result<Vec<BlkHandle>, MachineError> {
+    ) -> Result<Disks, MachineError> {
         if disks.len() > DISKS_MAX {
             return Err(MachineError::Disks(disks.len()));
         }
-        self.add(RNG_SLOT, "rng0", VirtioRng)?;
-        let queues = vcpus.min(DISK_QUEUES_MAX) as u16;
-        let mut plugged = Vec::with_capacity(disks.len());
-        for (index, config) in (0u8..).zip(disks) {
-            let name = format!("disk{index}");
-            let disk = croft_disk::open(config.layers, config.options).map_err(|source| {
-                MachineError::Disk {
-                    name: config.name.clone(),
-                    source,
-                }
-            })?;
-            let options = BlkOptions {
-                queues,
-                serial: name.clone(),
-                name: name.clone(),
-                limits: config.limits,
-                on_error: config.on_error,
-            };
-            let faults = Arc::new(Faults {
-                name: name.clone(),
-                file: config.name,
-                events: events.clone(),
-            });
-            let device = VirtioBlk::new(disk, options, self.log.clone(), faults);
-            plugged.push(device.handle());
-            self.add(DISK_SLOT + index, &name, device)?;
+        let mut taken = 0u32;
+        for index in disks.iter().filter_map(|disk| disk.index) {
+            if usize::from(index) >= DISKS_MAX {
+                return Err(MachineError::DiskPlace(index));
+            }
+            if taken >> index & 1 != 0 {
+                return Err(MachineError::DiskTwice(index));
+            }
+            taken |= 1 << index;
+        }
+        let mut plugged = Disks::new();
+        for (order, config) in disks.into_iter().enumerate() {
+            // There are as many places as disks can be.
+            let index = config.index.unwrap_or(taken.trailing_ones() as u8);
+            taken |= 1 << index;
+            let (device, mut disk) = self.disk(config, index, events)?;
+            disk.boots = boots && order == 0;
+            let (slot, name) = (disk_slot(index), disk_name(index));
+            if disk.boots {
+                self.add(slot, &name, device)?;
+            } else {
+                let function = self.function(slot, &name, device)?;
+                self.pci.plug_removable(slot, &name, function)?;
+            }
+            plugged.insert(index, disk);
         }
         Ok(plugged)
+    }
+
+    /// NICs, in the order in which the guest numbers them.
+    pub fn plug_nics(&self, nics: Vec<NicOptions>) -> Result<Vec<NicHandle>, MachineError> {
+        if nics.len() > NICS_MAX {
+            return Err(MachineError::Nics(nics.len()));
+        }
+        let mut plugged: Vec<NicHandle> = Vec::with_capacity(nics.len());
+        for (index, options) in (0u8..).zip(nics) {
+            if plugged.iter().any(|nic| nic.name() == options.name) {
+                return Err(MachineError::NicTwice(options.name));
+            }
+            let device = VirtioNet::new(options, self.nics.clone());
+            plugged.push(device.handle());
+            self.add(NIC_SLOT + index, &format!("nic{index}"), device)?;
+        }
+        Ok(plugged)
+    }
+
+    /// Opens a disk for a place.
+    pub fn disk(
+        &self,
+        config: DiskConfig,
+        index: u8,
+        events: &Events,
+    ) -> Result<(VirtioBlk, PluggedDisk), MachineError> {
+        let name = disk_name(index);
+        let disk = croft_disk::open(config.layers, config.options).map_err(|source| {
+            MachineError::Disk {
+                name: config.name.clone(),
+                source,
+            }
+        })?;
+        let options = BlkOptions {
+            queues: self.vcpus.min(DISK_QUEUES_MAX) as u16,
+            serial: name.clone(),
+            name: name.clone(),
+            limits: config.limits,
+            on_error: config.on_error,
+        };
+        let faults = Arc::new(Faults {
+            name,
+            file: config.name.clone(),
+            events: events.clone(),
+        });
+        let device = VirtioBlk::new(disk, options, self.log.clone(), faults);
+        let plugged = PluggedDisk {
+            handle: device.handle(),
+            file: config.name,
+            boots: false,
+        };
+        Ok((device, plugged))
+    }
+
+    /// A device for a guest that may run already, and then hears of it.
+    pub fn hot_add(
+        &self,
+        slot: u8,
+        name: &str,
+        device: impl VirtioDevice + 'static,
+        running: bool,
+    ) -> Result<(), MachineError> {
+        let function = self.function(slot, name, device)?;
+        self.pci.hot_plug(slot, name, function, running)?;
+        Ok(())
     }
 
     /// The console, if it has ports. Returns the operator's side of it.
@@ -280,14 +404,24 @@ impl<'a> Plugger<'a> {
         name: &str,
         device: impl VirtioDevice + 'static,
     ) -> Result<(), MachineError> {
+        let function = self.function(slot, name, device)?;
+        self.pci.plug(slot, name, function)?;
+        Ok(())
+    }
+
+    fn function(
+        &self,
+        slot: u8,
+        name: &str,
+        device: impl VirtioDevice + 'static,
+    ) -> Result<Box<dyn Device>, MachineError> {
         let line = platform::intx_gsi(slot, 0) - platform::INTX_FIRST;
-        let side: &Arc<PartitionSide> = &self.chipset.clock;
         let host = VirtioHost {
             name: name.to_owned(),
             ram: self.ram.clone(),
-            interrupts: side.clone(),
+            interrupts: self.side.clone(),
             line: self.lines.get(line as usize).map(SharedLine::input),
-            doorbells: side.clone(),
+            doorbells: self.side.clone(),
             log: self.log.clone(),
         };
         let failed = |source: io::Error| MachineError::Device {
@@ -295,7 +429,6 @@ impl<'a> Plugger<'a> {
             source,
         };
         let function = VirtioPci::new(device, host).map_err(failed)?;
-        self.chipset.pci.plug(slot, name, Box::new(function))?;
-        Ok(())
+        Ok(Box::new(function))
     }
 }

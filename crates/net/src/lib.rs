@@ -28,7 +28,7 @@ mod tap;
 
 pub use backend::{Backend, Receiver, Sent};
 pub use header::{GSO_ECN, GSO_NONE, GSO_TCP_V4, GSO_TCP_V6, GSO_UDP, HEADER_LEN, Header};
-pub use offload::{Malformed, finish};
+pub use offload::{Malformed, complete, finish};
 pub use open::{TapError, open_tap};
 pub use stream::Stream;
 pub use tap::{Offloads, Tap};

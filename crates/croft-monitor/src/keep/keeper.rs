@@ -1,5 +1,7 @@
 //! The loop of an instance that is kept.
 
+mod hotplug;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -7,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use croft_api::agent::READY_PORT;
 use croft_api::control::{Event as Told, Request, TIMEOUT_MAX, Writing};
+use croft_api::disk::place as place_disks;
 use croft_api::instance::Status;
 use croft_api::monitor::{Event as Starting, KeepRequest};
 use croft_api::{Outcome, Phase, Receiver, Sender, pair, vmm};
@@ -92,6 +95,9 @@ impl Keeper {
     /// An instance that is about to start.
     pub fn new(request: KeepRequest, place: Place, sender: Sender, receiver: Receiver) -> Self {
         let before = place.before;
+        let mut request = request;
+        // They keep their places when others come and go.
+        place_disks(request.run.disks.iter_mut().map(|disk| &mut disk.index));
         Keeper {
             life: Lifecycle::new(request.restart),
             begun: Instant::now(),
@@ -216,6 +222,8 @@ impl Keeper {
             self.status.since = now();
             self.status.note = self.note.take();
         }
+        let running = self.running.as_ref();
+        self.status.devices = running.map_or_else(Vec::new, |r| r.devices.status());
         self.status.phase = phase;
         self.status.restarts = self.life.restarts();
         if !phase.has_payload() {
@@ -304,9 +312,10 @@ impl Keeper {
         lines.iter().flatten().for_each(|line| self.say(line));
         if let Some(running) = self.running.take_if(|running| running.is_done()) {
             let requested = self.life.phase() == Phase::Stopping;
-            let outcome = running.reap(requested);
+            let (outcome, devices) = running.reap(requested);
             self.end_save(&outcome);
             self.end_resizes();
+            self.end_hotplug(devices);
             self.inputs.push_back(Input::Ended(outcome));
         }
         self.inputs.push_back(Input::Time);
@@ -412,6 +421,12 @@ impl Keeper {
                         let event = error.map_or(Told::Done, |message| Told::Failed { message });
                         self.clients.answer(client, &event, vec![]);
                     }
+                }
+                vmm::Event::Attached { device } => self.attached(device),
+                vmm::Event::AttachFailed { message } => self.attach_failed(message),
+                vmm::Event::Detached { device } => self.detached(&device),
+                vmm::Event::DetachFailed { device, message } => {
+                    self.detach_failed(&device, &message);
                 }
                 vmm::Event::SaveFailed { message } => {
                     self.say(&format!("not saved: {message}"));
@@ -536,6 +551,20 @@ impl Keeper {
                 Ok(()) => return,
                 Err(message) => Err(message),
             },
+            Request::AttachDisk { disk, live_only } => {
+                match self.attach_disk(client, disk, live_only) {
+                    Ok(()) => return,
+                    Err(message) => Err(message),
+                }
+            }
+            Request::Detach {
+                device,
+                force,
+                live_only,
+            } => match self.detach(client, device, force, live_only) {
+                Ok(()) => return,
+                Err(message) => Err(message),
+            },
             Request::PowerButton => self.press_button(),
             Request::Stop { timeout } => self.command(Command::Stop(patience(timeout))),
             Request::Kill => self.command(Command::Kill),
@@ -597,9 +626,14 @@ impl Keeper {
         }
         let running = self.running.as_mut().filter(|_| self.saving.is_none());
         let running = running.ok_or("it is being saved already")?;
+        if running.devices.is_attaching() {
+            return Err("a device is being attached; save it again".to_owned());
+        }
         let file = descriptors.into_iter().next().ok_or("no file came along")?;
         let file = control::begin(file, &running.saved)?;
-        let pushed = running.payload.sender.push(&vmm::Request::Save, vec![file]);
+        let devices = running.devices.names();
+        let request = vmm::Request::Save { devices };
+        let pushed = running.payload.sender.push(&request, vec![file]);
         pushed.map_err(|error| error.to_string())?;
         self.saving = Some(client);
         Ok(())

@@ -17,6 +17,7 @@
 mod agent;
 mod clients;
 mod console;
+mod devices;
 mod keeper;
 mod log;
 mod running;

@@ -8,6 +8,7 @@ use croft_api::monitor::RunRequest;
 use croft_api::saved::SavedRun;
 use croft_api::vmm::{Event, Request};
 
+use super::devices::Devices;
 use crate::files::{Files, Kept};
 use crate::lines::Lines;
 use crate::nics::Wires;
@@ -30,6 +31,8 @@ pub struct Running {
     kill_at: Option<Instant>,
     /// What its file begins with, if it is saved.
     pub saved: SavedRun,
+    /// What is plugged in, comes and goes.
+    pub devices: Devices,
     /// Where programs connect to the guest, and the debugger's socket.
     pub kept: Kept,
 }
@@ -42,6 +45,7 @@ impl Running {
         let saved = files.saved_run(run).map_err(|error| Outcome::Failed {
             message: error.to_string(),
         })?;
+        let devices = Devices::new(files.disks());
         let (handed, kept) = files.split();
         let payload = Payload::start(start, handed, run.no_jail)
             .map_err(|message| Outcome::Failed { message })?;
@@ -52,6 +56,7 @@ impl Running {
             outcome: None,
             kill_at: None,
             saved,
+            devices,
             kept,
         })
     }
@@ -61,9 +66,9 @@ impl Running {
         self.give(request, None);
     }
 
-    /// Asks it for something that a descriptor comes with.
-    pub fn give(&mut self, request: &Request, descriptor: Option<OwnedFd>) {
-        let descriptors = descriptor.into_iter().collect();
+    /// Asks it for something that descriptors come with.
+    pub fn give(&mut self, request: &Request, descriptors: impl IntoIterator<Item = OwnedFd>) {
+        let descriptors = descriptors.into_iter().collect();
         if self.payload.sender.push(request, descriptors).is_err() {
             self.payload.kill();
         }
@@ -140,10 +145,11 @@ impl Running {
         self.payload.receiver.ended() && self.console_ended && self.lines.ended()
     }
 
-    /// How it ended; `requested` if it was asked to.
-    pub fn reap(mut self, requested: bool) -> Outcome {
+    /// How it ended; `requested` if it was asked to. And what came and went
+    /// at that moment.
+    pub fn reap(mut self, requested: bool) -> (Outcome, Devices) {
         let ended = self.payload.reap();
-        match self.outcome.take() {
+        let outcome = match self.outcome.take() {
             Some(outcome) => outcome,
             None if requested => Outcome::Requested,
             None => Outcome::Failed {
@@ -152,6 +158,7 @@ impl Running {
                     Err(error) => error.to_string(),
                 },
             },
-        }
+        };
+        (outcome, self.devices)
     }
 }

@@ -62,6 +62,7 @@ pub fn parse_disk(text: OsString) -> Result<RunDisk, String> {
     let first = layer(parts.next().unwrap_or_default(), "the disk")?;
     let mut disk = RunDisk {
         layers: vec![first],
+        index: None,
         options: Default::default(),
     };
     for part in parts {

@@ -108,6 +108,7 @@ impl<'a> Images<'a> {
                     format: Some(below),
                 },
             ],
+            index: None,
             options: DiskOptions {
                 on_io_error: options.on_io_error.unwrap_or_default(),
                 ..DiskOptions::default()
@@ -118,6 +119,7 @@ impl<'a> Images<'a> {
                 path: SEED.into(),
                 format: Some(DiskFormat::Raw),
             }],
+            index: None,
             options: DiskOptions {
                 read_only: true,
                 ..DiskOptions::default()

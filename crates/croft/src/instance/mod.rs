@@ -4,6 +4,7 @@ mod autostart;
 mod console;
 mod create;
 mod delete;
+mod devices;
 mod guest;
 mod image;
 mod list;
@@ -29,12 +30,12 @@ pub use self::autostart::autostart;
 pub use self::console::console;
 pub use self::create::create;
 pub use self::delete::delete;
+pub use self::devices::disk;
 pub use self::guest::{cp, exec, shell};
 pub use self::list::list;
 pub use self::logs::logs;
 pub use self::nics::{ByDefault, nics};
 pub use self::power::{pause, restart, resume, start, stop};
-pub use self::resize::disk;
 pub use self::run::run;
 pub use self::show::show;
 pub use self::spec::machine_spec;
@@ -124,7 +125,10 @@ impl From<croft_image::Error> for Fault {
 
 impl From<ClientError> for Fault {
     fn from(error: ClientError) -> Self {
-        Fault::failed(error.to_string())
+        match error {
+            ClientError::Late => Fault::timeout(error.to_string()),
+            error => Fault::failed(error.to_string()),
+        }
     }
 }
 

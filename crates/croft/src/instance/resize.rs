@@ -12,8 +12,8 @@ use croft_api::control::Request;
 use croft_host::{InstanceName, Instances};
 
 use super::image::DISK;
-use super::{Fault, connect, finish, open};
-use crate::args::resize::{DiskCommand, ResizeOptions};
+use super::{Fault, SOON, connect};
+use crate::args::resize::ResizeOptions;
 use crate::exit::Exit;
 use crate::say;
 
@@ -23,13 +23,8 @@ const SIZE_AT: u64 = 24;
 /// The instance's own disk, before those that somebody named.
 const OWN: u32 = 0;
 
-/// Does something to an instance's disk.
-pub fn disk(command: &DiskCommand) -> Exit {
-    let DiskCommand::Resize(options) = command;
-    finish(open().and_then(|instances| resize(&instances, options)))
-}
-
-fn resize(instances: &Instances, options: &ResizeOptions) -> Result<Exit, Fault> {
+/// Makes an instance's own disk larger.
+pub fn resize(instances: &Instances, options: &ResizeOptions) -> Result<Exit, Fault> {
     let (name, size) = (&options.name.name, options.size);
     let config = instances.config(name)?;
     if config.image.is_none() {
@@ -44,7 +39,7 @@ fn resize(instances: &Instances, options: &ResizeOptions) -> Result<Exit, Fault>
         };
         let mut monitor = connect(instances, name).map_err(|fault| fault.of(name))?;
         monitor
-            .command(&request)
+            .ask_within(&request, vec![], Some(SOON))
             .map_err(|error| Fault::from(error).of(name))?;
         say::line(&format!(
             "croft: {name}: the guest sees the new size; its file system grows at its next boot"

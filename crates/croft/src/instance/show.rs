@@ -1,6 +1,7 @@
 //! `croft show`.
 
 use croft_api::RestartPolicy;
+use croft_api::disk::disk_name;
 
 use super::list::{Known, ago, columns, json, known};
 use super::nics;
@@ -80,7 +81,27 @@ fn table(known: &Known) -> String {
         }
         row("memory", size::format(config.machine.memory));
         row("processors", config.machine.cpus.to_string());
-        for disk in &config.disks {
+        let live = known.status.iter().flat_map(|status| &status.devices);
+        for device in live {
+            let mut text = device.what.clone();
+            for (is, word) in [
+                (device.live_only, "until the next start"),
+                (device.leaving, "the guest is asked to release it"),
+            ] {
+                if is {
+                    text.push_str(", ");
+                    text.push_str(word);
+                }
+            }
+            row(&device.name, text);
+        }
+        let runs = known.status.as_ref().is_some_and(|status| {
+            // What it has is what its monitor says.
+            status.phase.has_payload()
+        });
+        let mut config = config.clone();
+        config.place_disks();
+        for disk in config.disks.iter().filter(|_| !runs) {
             let read_only = if disk.options.read_only {
                 ", read-only"
             } else {
@@ -91,7 +112,8 @@ fn table(known: &Known) -> String {
                 .iter()
                 .map(|layer| layer.path.display().to_string());
             let layers: Vec<String> = layers.collect();
-            row("disk", format!("{}{read_only}", layers.join(" over ")));
+            let name = disk.index.map_or_else(|| "disk".to_owned(), disk_name);
+            row(&name, format!("{}{read_only}", layers.join(" over ")));
         }
         for nic in &config.nics {
             row("nic", nics::describe(nic));

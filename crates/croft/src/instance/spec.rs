@@ -114,7 +114,7 @@ pub fn config(
 }
 
 /// Disks that somebody names, which stay where they are.
-fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
+pub fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
     let layer = |layer: &RunLayer| {
         Ok::<_, Fault>(Layer {
             path: absolute(layer.path.as_ref())?,
@@ -124,6 +124,7 @@ fn disks(disks: &[RunDisk]) -> Result<Vec<Disk>, Fault> {
     let disks = disks.iter().map(|disk| {
         Ok(Disk {
             layers: disk.layers.iter().map(layer).collect::<Result<_, _>>()?,
+            index: disk.index,
             options: disk.options,
         })
     });

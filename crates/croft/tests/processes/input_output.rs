@@ -27,7 +27,7 @@ fn outcomes_have_exit_codes() {
             "croft-vmm was ended by its jail: thread disk0-0 called openat",
         ),
         ("exit-early", 1, "status 7"),
-        ("old-version", 1, "croft-vmm version 2"),
+        ("old-version", 1, "the parts of one Croft version"),
         ("garbage", 1, "damaged message"),
     ] {
         let output = stage.run(script).output().unwrap();

@@ -2,6 +2,7 @@
 //! how they end, and what they leave behind.
 
 mod deaths;
+mod devices;
 mod input_output;
 mod instances;
 mod save;

@@ -80,7 +80,15 @@ struct Slot {
     name: String,
     alarm: Option<Alarm>,
     is_pci: bool,
-    device: Mutex<Box<dyn Device>>,
+    /// None once it was taken apart.
+    device: Mutex<Option<Box<dyn Device>>>,
+}
+
+impl Slot {
+    /// Uses the device, while there is one.
+    fn with<R>(&self, f: impl FnOnce(&mut dyn Device) -> R) -> Option<R> {
+        lock(&self.device).as_mut().map(|device| f(device.as_mut()))
+    }
 }
 
 /// What is where; replaced as a whole.
@@ -92,7 +100,9 @@ struct Map {
 }
 
 /// A device that was removed from its bus. A vCPU that had found it before
-/// may still finish one access.
+/// may still finish one access, and may be the last to hold it: whoever must
+/// not leave its end to a vCPU's thread calls
+/// [`dismantle`](DetachedDevice::dismantle).
 pub struct DetachedDevice(Arc<Slot>);
 
 impl DetachedDevice {
@@ -101,9 +111,12 @@ impl DetachedDevice {
         &self.0.name
     }
 
-    /// Uses the device.
-    pub fn with<R>(&self, f: impl FnOnce(&mut dyn Device) -> R) -> R {
-        f(lock(&self.0.device).as_mut())
+    /// Takes the device apart, here and now: its threads have ended and what
+    /// it alone held is closed when this returns.
+    pub fn dismantle(self) {
+        let device = lock(&self.0.device).take();
+        // Without the lock: its threads may take a while to end.
+        drop(device);
     }
 }
 
@@ -156,7 +169,7 @@ impl Bus {
             name: name.to_owned(),
             alarm,
             is_pci,
-            device: Mutex::new(device),
+            device: Mutex::new(Some(device)),
         });
         claim(&mut map.ports, BarSpace::Io, &slot, &ports)?;
         claim(&mut map.mmio, BarSpace::Memory, &slot, &mmio)?;
@@ -195,9 +208,7 @@ impl Bus {
     /// Uses a device; `None` when it is not on this bus. The closure must not
     /// use the bus.
     pub fn with<R>(&self, id: DeviceId, f: impl FnOnce(&mut dyn Device) -> R) -> Option<R> {
-        let slot = self.slot(id)?;
-        let mut device = lock(&slot.device);
-        Some(f(device.as_mut()))
+        self.slot(id)?.with(f)
     }
 
     /// `in` of 1, 2 or 4 bytes.
@@ -250,10 +261,12 @@ impl Bus {
     /// Lets every device act whose deadline has passed at guest time `now`.
     pub fn expire(&self, now: u64) {
         for slot in &self.map.load().slots {
-            if slot.alarm.as_ref().is_some_and(|a| a.take_due(now))
-                && let Some(timer) = lock(&slot.device).timer()
-            {
-                timer.expire(now);
+            if slot.alarm.as_ref().is_some_and(|a| a.take_due(now)) {
+                slot.with(|device| {
+                    if let Some(timer) = device.timer() {
+                        timer.expire(now);
+                    }
+                });
             }
         }
     }
@@ -287,9 +300,11 @@ impl Bus {
             devices: map
                 .slots
                 .iter()
-                .map(|s| NamedState {
-                    name: s.name.clone(),
-                    state: lock(&s.device).save(),
+                .filter_map(|s| {
+                    Some(NamedState {
+                        name: s.name.clone(),
+                        state: s.with(|device| device.save())?,
+                    })
                 })
                 .collect(),
         }
@@ -315,7 +330,8 @@ impl Bus {
                 .iter()
                 .find(|s| s.name == saved.name)
                 .ok_or_else(|| stranger(&saved.name))?;
-            lock(&slot.device).restore(&saved.state)?;
+            slot.with(|device| device.restore(&saved.state))
+                .unwrap_or_else(|| Err(stranger(&saved.name)))?;
         }
         self.reroute_all();
         Ok(())
@@ -331,9 +347,11 @@ impl Bus {
         };
         route(&mut map, &slot);
         self.map.store(Arc::new(map));
-        if let Some(function) = lock(&slot.device).pci() {
-            function.bars_moved();
-        }
+        slot.with(|device| {
+            if let Some(function) = device.pci() {
+                function.bars_moved();
+            }
+        });
     }
 
     fn reroute_all(&self) {
@@ -356,7 +374,7 @@ impl Bus {
 
     fn each(&self, f: impl Fn(&mut dyn Device)) {
         for slot in &self.map.load_full().slots {
-            f(lock(&slot.device).as_mut());
+            slot.with(&f);
         }
     }
 }
@@ -411,9 +429,11 @@ fn route(map: &mut Map, slot: &Arc<Slot>) {
     map.ports
         .remove(|e| e.slot.id == slot.id && e.bar.is_some());
     map.mmio.remove(|e| e.slot.id == slot.id && e.bar.is_some());
-    let routes: Vec<BarRoute> = match lock(&slot.device).pci() {
-        Some(function) => function.bars(),
-        None => return,
+    let routes: Option<Vec<BarRoute>> = slot
+        .with(|device| device.pci().map(|function| function.bars()))
+        .flatten();
+    let Some(routes) = routes else {
+        return;
     };
     for route in routes {
         let last = route.size.checked_sub(1);
@@ -443,8 +463,7 @@ impl Entry {
     }
 
     fn read(&self, address: u64, data: &mut [u8]) {
-        let mut device = lock(&self.slot.device);
-        match (self.bar, self.space) {
+        self.slot.with(|device| match (self.bar, self.space) {
             (Some((bar, base)), _) => {
                 if let Some(function) = device.pci() {
                     function.bar_read(bar, address - base, data);
@@ -460,12 +479,11 @@ impl Entry {
                     mmio.mmio_read(address, data);
                 }
             }
-        }
+        });
     }
 
     fn write(&self, address: u64, data: &[u8]) {
-        let mut device = lock(&self.slot.device);
-        match (self.bar, self.space) {
+        self.slot.with(|device| match (self.bar, self.space) {
             (Some((bar, base)), _) => {
                 if let Some(function) = device.pci() {
                     function.bar_write(bar, address - base, data);
@@ -481,7 +499,7 @@ impl Entry {
                     mmio.mmio_write(address, data);
                 }
             }
-        }
+        });
     }
 }
 

@@ -30,11 +30,19 @@
 //! ones and write nothing.
 //!
 //! ```text
-//!          hot_plug                    request_unplug
-//! empty ─────────────► present + UP ────────────────► present + DOWN
-//!   ▲                   │ EJECT                         │ EJECT, reset
-//!   └───────────────────┴───────────────────────────────┘ HotplugSink::ejected
+//!         plug_removable
+//!        ┌───────────────────────► present
+//!        │ hot_plug                  │  ▲ the guest reads UP
+//! empty ─┴──────────► present + UP ──┼──┘
+//!   ▲                   │            │ request_unplug, any number of times
+//!   │                   │            ▼
+//!   │                   │        present + DOWN
+//!   │ EJECT, pull       │            │ EJECT, pull, reset
+//!   └───────────────────┴────────────┘ HotplugSink::ejected, or to whoever pulls
 //! ```
+//!
+//! A guest may eject what it was not asked for. What was plugged by `plug`
+//! stays for good.
 
 mod config;
 mod host;

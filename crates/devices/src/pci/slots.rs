@@ -26,7 +26,7 @@ pub enum PciError {
     /// Nothing to unplug.
     #[error("PCI slot {0} is empty")]
     Empty(u8),
-    /// The device was there from the start.
+    /// The device was plugged for good.
     #[error("the device in PCI slot {0} cannot be removed while the machine runs")]
     NotRemovable(u8),
     /// The device has no PCI side.
@@ -41,11 +41,19 @@ pub enum PciError {
 }
 
 /// Learns of ejected devices. Called on a vCPU's thread under the bridge's
-/// lock: pass the device on to another thread, which drops it.
+/// lock: pass the device on to another thread, which takes it apart.
 pub trait HotplugSink: Send + Sync {
     /// The guest released the device in `slot`, or the machine was reset
     /// after a request; the device is off the bus.
     fn ejected(&self, slot: u8, device: DetachedDevice);
+}
+
+/// How a device is plugged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    ForGood,
+    Removable,
+    Hot,
 }
 
 pub(super) struct Slots {
@@ -92,17 +100,34 @@ impl Slots {
     pub fn eject(&mut self, mask: u32) {
         let mask = mask & self.removable;
         for slot in (0..SLOTS).filter(|slot| mask >> slot & 1 != 0) {
-            let Some((bus, id)) = self.function(slot) else {
-                continue;
-            };
-            self.devices[usize::from(slot)] = None;
-            if let Some(device) = bus.remove(id) {
+            if let Some(device) = self.take(slot) {
                 self.sink.ejected(slot, device);
             }
         }
-        self.removable &= !mask;
-        self.up &= !mask;
-        self.down &= !mask;
+    }
+
+    /// Empties a slot.
+    fn take(&mut self, slot: u8) -> Option<DetachedDevice> {
+        let (bus, id) = self.function(slot)?;
+        if let Some(device) = self.devices.get_mut(usize::from(slot)) {
+            *device = None;
+        }
+        let rest = !(1 << slot);
+        self.removable &= rest;
+        self.up &= rest;
+        self.down &= rest;
+        bus.remove(id)
+    }
+
+    /// Whether there is a device that may go.
+    fn check_removable(&self, slot: u8) -> Result<(), PciError> {
+        match self.devices.get(usize::from(slot)) {
+            _ if slot == 0 => Err(PciError::NoSuchSlot(slot)),
+            None => Err(PciError::NoSuchSlot(slot)),
+            Some(None) => Err(PciError::Empty(slot)),
+            Some(Some(_)) if self.removable >> slot & 1 == 0 => Err(PciError::NotRemovable(slot)),
+            Some(Some(_)) => Ok(()),
+        }
     }
 
     fn plug(
@@ -110,7 +135,7 @@ impl Slots {
         slot: u8,
         name: &str,
         mut device: Box<dyn Device>,
-        hot: bool,
+        way: Way,
     ) -> Result<DeviceId, PciError> {
         if device.pci().is_none() {
             return Err(PciError::NotPci(name.to_owned()));
@@ -123,8 +148,10 @@ impl Slots {
         }
         let id = bus.add(name, device)?;
         self.devices[usize::from(slot)] = Some(id);
-        if hot {
+        if way != Way::ForGood {
             self.removable |= 1 << slot;
+        }
+        if way == Way::Hot {
             self.up |= 1 << slot;
             self.pm.raise_gpe(GPE_PCI_HOTPLUG);
         }
@@ -144,39 +171,58 @@ impl PciHandle {
         name: &str,
         device: Box<dyn Device>,
     ) -> Result<DeviceId, PciError> {
-        lock(&self.0).plug(slot, name, device, false)
+        lock(&self.0).plug(slot, name, device, Way::ForGood)
     }
 
-    /// As [`plug`](Self::plug), into a running machine (not a paused one): the
-    /// device is started, the guest is told, and the device can be unplugged
-    /// again.
+    /// As [`plug`](Self::plug), before the machine runs; the device can be
+    /// unplugged.
+    pub fn plug_removable(
+        &self,
+        slot: u8,
+        name: &str,
+        device: Box<dyn Device>,
+    ) -> Result<DeviceId, PciError> {
+        lock(&self.0).plug(slot, name, device, Way::Removable)
+    }
+
+    /// As [`plug_removable`](Self::plug_removable), into a machine whose
+    /// guest is told of it. The device is started if `running`; else it is
+    /// with the others when the machine goes on.
     pub fn hot_plug(
         &self,
         slot: u8,
         name: &str,
         mut device: Box<dyn Device>,
+        running: bool,
     ) -> Result<DeviceId, PciError> {
-        // Nothing can reach it yet; once it is plugged the guest may.
-        device.start();
-        lock(&self.0).plug(slot, name, device, true)
+        if running {
+            // Nothing can reach it yet; once it is plugged the guest may.
+            device.start();
+        }
+        lock(&self.0).plug(slot, name, device, Way::Hot)
     }
 
     /// Asks the guest to release a slot; [`HotplugSink::ejected`] follows if
-    /// it does.
+    /// it does. May be asked again.
     pub fn request_unplug(&self, slot: u8) -> Result<(), PciError> {
         let mut slots = lock(&self.0);
-        if slot == 0 || slot >= SLOTS {
-            return Err(PciError::NoSuchSlot(slot));
-        }
-        if slots.devices[usize::from(slot)].is_none() {
-            return Err(PciError::Empty(slot));
-        }
-        if slots.removable >> slot & 1 == 0 {
-            return Err(PciError::NotRemovable(slot));
-        }
+        slots.check_removable(slot)?;
         slots.down |= 1 << slot;
         slots.pm.raise_gpe(GPE_PCI_HOTPLUG);
         Ok(())
+    }
+
+    /// Takes a device away without asking the guest, which finds nothing
+    /// where it was.
+    pub fn pull(&self, slot: u8) -> Result<DetachedDevice, PciError> {
+        let mut slots = lock(&self.0);
+        slots.check_removable(slot)?;
+        slots.take(slot).ok_or(PciError::Gone)
+    }
+
+    /// Whether the guest was asked to release a slot, and has not.
+    pub fn is_asked(&self, slot: u8) -> bool {
+        slot < SLOTS && lock(&self.0).down >> slot & 1 != 0
     }
 
     /// The lowest free slot.

@@ -286,7 +286,7 @@ fn hot_plug_and_eject() {
     w.pci.plug(1, "cold", Toy::new().0).unwrap();
     assert_eq!(w.pci.free_slot(), Some(2));
     w.bus.port_write(0x622, &[2]);
-    w.pci.hot_plug(5, "hot", Toy::new().0).unwrap();
+    w.pci.hot_plug(5, "hot", Toy::new().0, true).unwrap();
     assert_eq!(w.recorder.take_lines(), [(9, true)]);
     assert_eq!(w.inl(0xAE00), 1 << 5);
     assert_eq!(w.inl(0xAE00), 0);
@@ -302,7 +302,7 @@ fn hot_plug_and_eject() {
     assert_eq!(w.r(1, 0), 0x1042_1AF4);
     assert_eq!(w.inl(0xAE04), 0);
     // A reset completes what was asked for.
-    w.pci.hot_plug(5, "hot", Toy::new().0).unwrap();
+    w.pci.hot_plug(5, "hot", Toy::new().0, true).unwrap();
     w.pci.request_unplug(5).unwrap();
     w.bus.reset();
     assert_eq!(lock(&w.ejected.0).len(), 2);
@@ -310,6 +310,52 @@ fn hot_plug_and_eject() {
         w.pci.plug(0, "x", Toy::new().0),
         Err(PciError::NoSuchSlot(0))
     );
+}
+
+/// What may go, goes by the guest, by force, or not at all; whoever still
+/// finds it finds nothing.
+#[test]
+fn what_is_removable_is_pulled_and_taken_apart() {
+    struct Told(Toy, Arc<Mutex<bool>>);
+    impl Device for Told {
+        fn pci(&mut self) -> Option<&mut dyn PciFunction> {
+            self.0.pci()
+        }
+        fn reset(&mut self) {}
+        fn save(&mut self) -> DeviceState {
+            self.0.save()
+        }
+        fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+            self.0.restore(state)
+        }
+    }
+    impl Drop for Told {
+        fn drop(&mut self) {
+            *lock(&self.1) = true;
+        }
+    }
+    let w = world();
+    let gone = Arc::<Mutex<bool>>::default();
+    let told = Box::new(Told(*Toy::new().0, gone.clone()));
+    w.pci.plug_removable(4, "four", told).unwrap();
+    assert_eq!(w.inl(0xAE00), 0);
+    assert_eq!(w.inl(0xAE0C), 1 << 4);
+    assert_eq!(w.pci.pull(3).unwrap_err(), PciError::Empty(3));
+    assert_eq!(w.pci.pull(0).unwrap_err(), PciError::NoSuchSlot(0));
+    w.pci.request_unplug(4).unwrap();
+    w.pci.request_unplug(4).unwrap();
+    assert!(w.pci.is_asked(4) && !w.pci.is_asked(5) && !w.pci.is_asked(32));
+    let pulled = w.pci.pull(4).unwrap();
+    assert_eq!(pulled.name(), "four");
+    assert!(!w.pci.is_asked(4));
+    assert_eq!(w.r(4, 0), u32::MAX);
+    assert!(!*lock(&gone));
+    pulled.dismantle();
+    assert!(*lock(&gone));
+    assert!(lock(&w.ejected.0).is_empty());
+    // The slot is as good as new.
+    w.pci.hot_plug(4, "four", Toy::new().0, false).unwrap();
+    assert_eq!(w.inl(0xAE00), 1 << 4);
 }
 
 #[test]
@@ -344,7 +390,7 @@ fn state_round_trip() {
     round_trip(&mut one, &mut two);
     refuses_newer(&mut two);
     // Other devices than the saved machine had.
-    one.handle().hot_plug(1, "toy", Toy::new().0).unwrap();
+    one.handle().hot_plug(1, "toy", Toy::new().0, true).unwrap();
     assert!(two.restore(&one.save()).is_err());
 }
 

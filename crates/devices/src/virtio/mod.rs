@@ -1,7 +1,7 @@
 //! Virtio devices on PCI (Virtual I/O Device Version 1.2, "virtio 1.2").
 //!
-//! A device of one kind ([`blk`], [`rng`], [`balloon`], [`fs`], [`vsock`],
-//! [`console`]) is a [`VirtioDevice`]: what it offers, and a [`QueueHandler`]
+//! A device of one kind ([`blk`], [`net`], [`rng`], [`balloon`], [`fs`],
+//! [`vsock`], [`console`]) is a [`VirtioDevice`]: what it offers, and a [`QueueHandler`]
 //! that serves one request, or a [`Service`] for all its queues together.
 //! Everything that is
 //! the same in all of them is [`transport`]: configuration space, registers,
@@ -37,7 +37,9 @@ pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod fs;
+mod limit;
 mod log;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod service;
@@ -110,7 +112,7 @@ pub trait VirtioDevice: Send {
         Role::Device
     }
 
-    /// Feature bits of this kind (0–23); the transport adds its own.
+    /// Feature bits of this kind (0–23, 50–127); the transport adds its own.
     fn features(&self) -> u64;
 
     /// Number of queues, at least 1.

@@ -5,7 +5,7 @@
 //! change from then on. Every access keeps its own bounds besides, so that a
 //! mistake in that reasoning costs a request and not the host.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use croft_memory::{GuestRam, PageTable};
@@ -176,6 +176,8 @@ pub struct RingPlace {
 #[derive(Debug)]
 pub struct ActiveQueue {
     queue: Queue,
+    /// Where the used ring was when the driver was told last.
+    told: u16,
 }
 
 impl ActiveQueue {
@@ -214,7 +216,10 @@ impl ActiveQueue {
             used_ring: place.device,
         })
         .map_err(|error| QueueError::Ring("size or alignment", error.to_string()))?;
-        Ok(ActiveQueue { queue })
+        Ok(ActiveQueue {
+            queue,
+            told: next_used,
+        })
     }
 
     /// Positions in the available and the used ring.
@@ -266,17 +271,49 @@ impl ActiveQueue {
         Ok(self.queue.add_used(ram.mappings(), chain.head, written)?)
     }
 
+    /// Hands several requests back, each with the number of bytes written to
+    /// it, which the driver sees all at once: it expects the buffers of one
+    /// frame together (5.1.6.4).
+    pub fn push_all(&mut self, ram: &GuestRam, done: &[(&Chain, u32)]) -> Result<(), QueueError> {
+        let Some(((last, len), before)) = done.split_last() else {
+            return Ok(());
+        };
+        let size = self.queue.size().max(1);
+        let mut at = self.queue.next_used();
+        for (chain, len) in before {
+            // 2.7.8: behind two words, elements of two numbers each.
+            let place = self.queue.used_ring() + 4 + 8 * u64::from(at % size);
+            let element = u64::from(chain.head) | u64::from(*len) << 32;
+            ram.mappings()
+                .write_slice(&element.to_le_bytes(), GuestAddress(place))
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            at = at.wrapping_add(1);
+        }
+        self.queue.set_next_used(at);
+        self.push(ram, last, *len)
+    }
+
     /// Whether the driver wants an interrupt for what was handed back.
     pub fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, QueueError> {
-        let wants = self.queue.needs_notification(ram.mappings())?;
+        // What was handed back is to be seen before the driver's wish is
+        // looked at (2.7.10.1).
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        let half = |at: u64| -> Result<u16, QueueError> {
+            let half = ram
+                .mappings()
+                .load(GuestAddress(at), Ordering::Relaxed)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            Ok(u16::from_le(half))
+        };
         if self.queue.event_idx_enabled() {
-            return Ok(wants);
+            // 2.7.10: behind the ring; whether it was passed since.
+            let event = half(ring + 4 + 2 * u64::from(self.queue.size()))?;
+            let now = self.queue.next_used();
+            let told = std::mem::replace(&mut self.told, now);
+            return Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(told));
         }
-        let flags: u16 = ram
-            .mappings()
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        Ok(u32::from(half(ring)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Whether the driver is to notify of more requests, which is only a hint

@@ -102,6 +102,12 @@ impl<'a> Queues<'a> {
             .map_or(Ok(()), |q| q.push(ram, chain, written))
     }
 
+    /// Hands several buffers back, which the driver sees all at once.
+    pub fn push_all(&mut self, queue: u16, done: &[(&Chain, u32)]) -> Result<(), QueueError> {
+        let ram = self.ram;
+        self.get(queue).map_or(Ok(()), |q| q.push_all(ram, done))
+    }
+
     /// Interrupts the driver, if it wants to know of what was handed back.
     pub fn interrupt(&mut self, queue: u16) -> Result<(), QueueError> {
         let ram = self.ram;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use croft_api::disk::{DiskFormat, DiskOptions, RunDisk, RunLayer};
+use croft_api::disk::{DISKS_MAX, DiskFormat, DiskOptions, RunDisk, RunLayer, disk_name, place};
 use croft_api::monitor::{KeepRequest, RunRequest, RunShare};
 use croft_api::net::NicSpec;
 use croft_api::{MachineSpec, RestartPolicy};
@@ -67,6 +67,10 @@ pub struct Disk {
     /// Its own file, and what is below it: its backing file, that one's, and
     /// so on. Names in images count for nothing.
     pub layers: Vec<Layer>,
+    /// Its place: that of `disk<place>`, counted from 0; the first that is
+    /// free without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u8>,
     /// How it is served.
     #[serde(default)]
     pub options: DiskOptions,
@@ -102,6 +106,39 @@ pub struct ImageUse {
 }
 
 impl Config {
+    /// Gives every disk a place, which it keeps when others come and go.
+    pub fn place_disks(&mut self) {
+        place(self.disks.iter_mut().map(|disk| &mut disk.index));
+    }
+
+    /// The disk of this name.
+    pub fn disk(&self, name: &str) -> Option<&Disk> {
+        let mut disks = self.disks.iter();
+        disks.find(|disk| disk.index.is_some_and(|index| disk_name(index) == name))
+    }
+
+    /// Adds a disk, in the lowest place that is free unless it has one.
+    /// Returns its name; `None` if there are as many as there can be.
+    pub fn add_disk(&mut self, disk: Disk) -> Option<String> {
+        self.place_disks();
+        self.disks.push(disk);
+        self.place_disks();
+        let index = self.disks.last().and_then(|disk| disk.index);
+        let index = index.filter(|index| usize::from(*index) < DISKS_MAX);
+        if index.is_none() {
+            self.disks.pop();
+        }
+        index.map(disk_name)
+    }
+
+    /// Removes the disk of this name, while the others stay where they are.
+    pub fn remove_disk(&mut self, name: &str) -> Option<Disk> {
+        self.place_disks();
+        let named = |disk: &Disk| disk.index.is_some_and(|index| disk_name(index) == name);
+        let at = self.disks.iter().position(named)?;
+        Some(self.disks.remove(at))
+    }
+
     /// What its monitor is asked for.
     pub fn keep_request(&self, directories: &Directories, name: &InstanceName) -> KeepRequest {
         let directory = directories.instance(name);
@@ -149,6 +186,7 @@ impl Config {
         };
         let disks = self.disks.iter().map(|disk| RunDisk {
             layers: disk.layers.iter().map(layer).collect(),
+            index: disk.index,
             options: disk.options,
         });
         disks.collect()

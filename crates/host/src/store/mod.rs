@@ -14,7 +14,7 @@
 //! more, and is removed when the next instance is begun or deleted.
 //!
 //! `config.json` is what somebody wants, and belongs to whoever has the
-//! instance's lock; `state.json` is what its monitor last knew. The lock says
+//! instance's lock, which its monitor has while it runs; `state.json` is what its monitor last knew. The lock says
 //! whether that is still so.
 
 mod config;
@@ -141,16 +141,17 @@ impl Instances {
     }
 
     /// Changes what an instance is, while it does not run.
-    pub fn change(
+    pub fn change<R>(
         &self,
         name: &InstanceName,
-        change: impl FnOnce(&mut Config),
-    ) -> Result<(), StoreError> {
+        change: impl FnOnce(&mut Config) -> R,
+    ) -> Result<R, StoreError> {
         let _lock = self.lock(name)?;
         let mut config = self.config(name)?;
-        change(&mut config);
+        let changed = change(&mut config);
         files::write_json(&self.directories.instance(name), CONFIG, &config)
-            .map_err(failed(name, "cannot write its configuration"))
+            .map_err(failed(name, "cannot write its configuration"))?;
+        Ok(changed)
     }
 
     /// What is known of it, and true in this moment.
@@ -263,6 +264,18 @@ pub fn write_state(directory: &Path, status: &Status) -> io::Result<()> {
     files::write_json(directory, STATE, status)
 }
 
+/// Changes what the instance in `directory` is, whose lock is `lock`: its
+/// monitor does so while it runs.
+pub fn change_kept(
+    directory: &Path,
+    _lock: &InstanceLock,
+    change: impl FnOnce(&mut Config),
+) -> io::Result<()> {
+    let mut config: Config = files::read_json(&directory.join(CONFIG))?;
+    change(&mut config);
+    files::write_json(directory, CONFIG, &config)
+}
+
 /// What is true of an instance whose monitor is gone without a word.
 fn orphaned(status: Status) -> Status {
     Status {
@@ -271,6 +284,7 @@ fn orphaned(status: Status) -> Status {
         payload: None,
         note: Some("its monitor died".to_owned()),
         agent: None,
+        devices: Vec::new(),
         ..status
     }
 }

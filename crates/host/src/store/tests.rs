@@ -39,6 +39,7 @@ fn config() -> Config {
                 path: "disk.img".into(),
                 format: None,
             }],
+            index: None,
             options: Default::default(),
         }],
         nics: Vec::new(),

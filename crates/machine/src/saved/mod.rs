@@ -35,16 +35,16 @@ mod sections;
 mod tests;
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 
 use croft_devices::virtio::fs::ShareHandle;
+use croft_devices::virtio::net::NicHandle;
 use croft_devices::{BusState, StateError};
-use croft_disk::Disk;
 use croft_engine::{CpuProfile, CpuState, PartitionState};
 use croft_memory::GuestRam;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::virtio::Disks;
 pub(crate) use fit::fit;
 use sections::{Kind, Reader, Writer};
 
@@ -115,11 +115,32 @@ pub struct Description {
     /// Names of its virtio console's ports.
     #[serde(default)]
     pub ports: Vec<String>,
+    /// Its NICs.
+    #[serde(default)]
+    pub nics: Vec<SavedNic>,
+}
+
+/// A NIC of a saved machine. Its name and what is behind it may be others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedNic {
+    /// Pairs of queues that it has.
+    pub queues: u16,
+}
+
+impl SavedNic {
+    pub(crate) fn of(nic: &NicHandle) -> Self {
+        SavedNic {
+            queues: nic.pairs(),
+        }
+    }
 }
 
 /// A disk of a saved machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedDisk {
+    /// Its place, counted from 0; those of older files had each the next.
+    #[serde(default)]
+    pub index: Option<u8>,
     /// Its size.
     pub bytes: u64,
     /// The guest could not write to it.
@@ -145,11 +166,17 @@ impl SavedShare {
 }
 
 impl SavedDisk {
-    pub(crate) fn of(disk: &Arc<dyn Disk>) -> Self {
-        SavedDisk {
-            bytes: disk.size(),
-            read_only: disk.is_read_only(),
-        }
+    /// Those of a machine.
+    pub(crate) fn all(disks: &Disks) -> Vec<Self> {
+        let disks = disks.iter().map(|(index, disk)| {
+            let disk = disk.handle.disk();
+            SavedDisk {
+                index: Some(*index),
+                bytes: disk.size(),
+                read_only: disk.is_read_only(),
+            }
+        });
+        disks.collect()
     }
 }
 
@@ -173,7 +200,18 @@ impl Description {
             shares,
             vsock: false,
             ports: Vec::new(),
+            nics: Vec::new(),
         }
+    }
+
+    /// With these NICs.
+    pub(crate) fn with_nics(self, nics: Vec<SavedNic>) -> Self {
+        Description { nics, ..self }
+    }
+
+    /// With these disks.
+    pub(crate) fn with_disks(self, disks: Vec<SavedDisk>) -> Self {
+        Description { disks, ..self }
     }
 
     /// With these ports of a virtio console.
@@ -218,17 +256,30 @@ impl Description {
             let text = |there: bool| if there { "vsock" } else { "no vsock" };
             return differs(text(self.vsock).to_owned(), text(now.vsock).to_owned());
         }
+        if self.nics != now.nics {
+            let text = |nics: &[SavedNic]| {
+                let queues: Vec<_> = nics.iter().map(|nic| nic.queues.to_string()).collect();
+                format!("{} NICs with [{}] queues", nics.len(), queues.join(", "))
+            };
+            return differs(text(&self.nics), text(&now.nics));
+        }
         if self.disks.len() != now.disks.len() {
             let text = |count: usize| format!("{count} disks");
             return differs(text(self.disks.len()), text(now.disks.len()));
         }
-        for (index, (had, has)) in self.disks.iter().zip(&now.disks).enumerate() {
+        for (order, (had, has)) in (0u8..).zip(self.disks.iter().zip(&now.disks)) {
+            let placed = |disk: &SavedDisk| SavedDisk {
+                index: disk.index.or(Some(order)),
+                ..*disk
+            };
+            let (had, has) = (placed(had), placed(has));
             if had != has {
                 let text = |disk: &SavedDisk| {
                     let way = if disk.read_only { ", read-only," } else { "" };
-                    format!("{} bytes{way} as disk {index}", disk.bytes)
+                    let index = disk.index.unwrap_or(order);
+                    format!("{} bytes{way} as disk{index}", disk.bytes)
                 };
-                return differs(text(had), text(has));
+                return differs(text(&had), text(&has));
             }
         }
         if self.shares != now.shares {

@@ -80,6 +80,7 @@ fn with_disks(sizes: &[u64]) -> MachineConfig {
     MachineConfig {
         vcpus: 2,
         disks: sizes.iter().map(disk).collect(),
+        nics: Vec::new(),
         ports: Vec::new(),
         vsock: None,
         ..config()
@@ -219,7 +220,7 @@ fn another_machine_is_refused_by_name() {
             "test devices",
         ),
         (with_disks(&[4096]), "2 disks"),
-        (with_disks(&[4096, 4096]), "8192 bytes as disk 1"),
+        (with_disks(&[4096, 4096]), "8192 bytes as disk1"),
     ];
     for (config, expected) in cases {
         let text = refused(&engine, config);

@@ -12,7 +12,6 @@
 //! ([`OnError`], [`FaultSink`]) and is then done again.
 
 mod config;
-mod limit;
 mod request;
 mod state;
 #[cfg(test)]
@@ -26,13 +25,12 @@ use croft_isolate::Role;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
+use super::limit::Limiter;
 use super::{
     Kind, LogSink, Notifier, QueueHandler, RateLimitedLog, TransportState, VirtioDevice,
     copy_config,
 };
 use crate::saved::{DeviceState, StateError, check_version, damaged};
-use limit::Limiter;
-pub use limit::Limits;
 use request::{ID_LEN, Requests};
 use state::VERSION;
 pub use state::VirtioBlkState;
@@ -51,6 +49,15 @@ pub struct VirtioBlk {
     on_error: OnError,
     faults: Arc<dyn FaultSink>,
     log: Arc<RateLimitedLog>,
+}
+
+/// Limits of a disk; `None` is without limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests per second, not 0.
+    pub iops: Option<u64>,
+    /// Bytes read and written per second, not 0.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// What is done when the host fails.
@@ -151,7 +158,10 @@ impl VirtioBlk {
             disk,
             queues: options.queues.clamp(1, QUEUES_MAX),
             id,
-            limiter: Arc::new(Limiter::new(options.limits)),
+            limiter: Arc::new(Limiter::new(
+                options.limits.iops,
+                options.limits.bytes_per_second,
+            )),
             on_error: options.on_error,
             faults,
             log: Arc::new(RateLimitedLog::new(options.name, log)),

@@ -19,8 +19,8 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::bitmap::Bitmap;
 
 use super::config::{RANGE_SECTORS_MAX, RANGES_MAX};
-use super::limit::Limiter;
 use super::{FaultSink, OnError};
+use crate::virtio::limit::Limiter;
 use crate::virtio::queue::GuestSlice;
 use crate::virtio::{Buffers, Chain, QueueError, QueueHandler, RateLimitedLog};
 

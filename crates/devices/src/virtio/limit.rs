@@ -1,4 +1,4 @@
-//! How much a disk may do in a second.
+//! How much a device may do in a second: requests, or frames, and bytes.
 //!
 //! A request is let in while the time that those before it may take is not
 //! more than [`BURST`] ahead of the clock; it then adds its own. So the rate
@@ -17,15 +17,6 @@ const WAIT_MIN: Duration = Duration::from_millis(1);
 /// Longest, after which is looked again.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 const SECOND: u128 = 1_000_000_000;
-
-/// Limits of a disk; `None` is without limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests per second, not 0.
-    pub iops: Option<u64>,
-    /// Bytes read and written per second, not 0.
-    pub bytes_per_second: Option<u64>,
-}
 
 /// One of them: when what was let in is done at this rate.
 #[derive(Debug)]
@@ -57,7 +48,7 @@ impl Rate {
     }
 }
 
-/// Keeps a disk within its limits, for all its queues together.
+/// Keeps a device within its limits, for all its queues together.
 #[derive(Debug)]
 pub struct Limiter {
     requests: Option<Rate>,
@@ -65,13 +56,13 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// With these limits.
-    pub fn new(limits: Limits) -> Self {
+    /// With so many requests and bytes per second; `None` is without limit.
+    pub fn new(requests: Option<u64>, bytes: Option<u64>) -> Self {
         let now = Instant::now();
         let rate = |limit: Option<u64>| limit.map(|limit| Rate::new(limit, now));
         Limiter {
-            requests: rate(limits.iops),
-            bytes: rate(limits.bytes_per_second),
+            requests: rate(requests),
+            bytes: rate(bytes),
         }
     }
 
@@ -100,8 +91,8 @@ mod tests {
     use super::*;
 
     /// Lets requests in for ten seconds; how many there were.
-    fn run(limits: Limits, bytes: u64) -> u64 {
-        let limiter = Limiter::new(limits);
+    fn run((requests, per_second): (Option<u64>, Option<u64>), bytes: u64) -> u64 {
+        let limiter = Limiter::new(requests, per_second);
         let start = Instant::now();
         let mut now = start;
         let mut count = 0;
@@ -116,10 +107,7 @@ mod tests {
 
     #[test]
     fn rates_hold() {
-        let limits = |iops, bytes_per_second| Limits {
-            iops,
-            bytes_per_second,
-        };
+        let limits = |requests, bytes| (requests, bytes);
         let about = |count: u64, wanted: u64| {
             assert!(
                 count.abs_diff(wanted) <= wanted / 50 + 1,
