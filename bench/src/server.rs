@@ -14,7 +14,7 @@ use rustix::process::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::case::{Case, Contestant, Figure, Layout, Run, Target};
+use crate::case::{Case, Contestant, Figure, Layout, Place, Run, Target};
 use crate::files::{Files, cache};
 use crate::systems::{Boot, MEMORY_MIB, System};
 
@@ -91,7 +91,7 @@ fn ready(files: &Files) -> Case<'_> {
             },
         ],
         layout: Layout::Contestants,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 
@@ -120,7 +120,7 @@ pub fn on_kvm(files: &Files) -> Case<'_> {
             },
         ],
         layout: Layout::Contestants,
-        needs_kvm: true,
+        place: Place::Kvm,
     }
 }
 
@@ -152,7 +152,7 @@ fn giving_back(files: &Files) -> Case<'_> {
             run: Box::new(|| freed(files)),
         }],
         layout: Layout::Contestants,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 
@@ -192,7 +192,7 @@ fn idle(files: &Files) -> Case<'_> {
             }),
         }],
         layout: Layout::Contestants,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 
@@ -324,6 +324,7 @@ fn extracted(directory: &TempDir) -> Result<Boot, String> {
         initrd: take("initrd.img-")?,
         append: "root=/dev/vda ro console=ttyS0".to_owned(),
         disks: vec![disk],
+        net: None,
     })
 }
 
