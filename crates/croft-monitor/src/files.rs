@@ -99,7 +99,7 @@ impl Files {
             None => None,
         };
         // Last: it starts processes.
-        let nics = Nic::open_all(&run.nics)?;
+        let nics = Nic::open_all(&run.machine, &run.nics)?;
         Ok(Files {
             kernel,
             initrd,
