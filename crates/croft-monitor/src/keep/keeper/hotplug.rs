@@ -61,11 +61,12 @@ impl Keeper {
         if nic.name.is_empty() || nic.name.len() > NAME_MAX || nic.name.starts_with("disk") {
             return Err(format!("'{}' is no name of a NIC", nic.name.escape_debug()));
         }
+        let machine = self.request.run.machine.clone();
         let running = self.executing()?;
         if running.devices.has(&nic.name) {
             return Err(format!("there is a {} already", nic.name));
         }
-        let open = Nic::open(&nic)?;
+        let open = Nic::open(&machine, &nic)?;
         let request = vmm::Request::AttachNic(Box::new(open.describe()));
         let (descriptors, wire) = open.split();
         let coming = Coming::Nic(Box::new(nic), Box::new(wire));
