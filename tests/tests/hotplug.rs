@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use croft_disk::{Format, create};
+use croft_disk::{Format, create_overlay};
 use croft_tests::files::Kernel;
 use croft_tests::guest::{Act, PROMPT};
 use croft_tests::modules::{self, initramfs_of};
@@ -78,7 +78,7 @@ fn disks_come_and_go(kernel: Kernel) {
     .unwrap();
     let top = stage.file("top", b"");
     let file = File::options().read(true).write(true).open(&top).unwrap();
-    create(file, Format::Qcow2, 8 << 20).unwrap();
+    create_overlay(file, 8 << 20, path(&base), Format::Raw).unwrap();
     let raw_disk = format!("{},format=raw", path(&raw));
     let chain = format!("{},backing={},format=raw", path(&top), path(&base));
 
