@@ -70,6 +70,12 @@ pub const TARGETS: [Target; 13] = [
         longest: 512,
     },
     Target {
+        name: "nic",
+        run: crate::nic::nic,
+        seeds: crate::nic::seeds,
+        longest: 512,
+    },
+    Target {
         name: "qcow2",
         run: crate::qcow2::run,
         seeds: || vec![vec![0; 64]],
