@@ -8,8 +8,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use croft_devices::virtio::VirtioDevice;
 use croft_devices::virtio::net::{Limits, NicHost, NicOptions, VirtioNet};
-use croft_devices::virtio::{Service, VirtioDevice};
 use croft_net::Stream;
 
 use crate::input::Input;
