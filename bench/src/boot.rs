@@ -7,7 +7,7 @@ use croft_tests::PATIENCE;
 use croft_tests::files::Kernel;
 use croft_tests::guest::{Act, UP};
 
-use crate::case::{Case, Contestant, Figure, Layout, Target};
+use crate::case::{Case, Contestant, Figure, Layout, Place, Target};
 use crate::files::Files;
 use crate::systems::{Boot, System};
 
@@ -36,7 +36,7 @@ pub fn kernels(files: &Files) -> Vec<Case<'_>> {
                 })
                 .collect(),
             layout: Layout::Contestants,
-            needs_kvm: false,
+            place: Place::Here,
         })
         .collect()
 }
@@ -56,7 +56,7 @@ pub fn debian(files: &Files) -> Case<'_> {
             .map(|system| contestant(system, MULTI_USER, PATIENCE * 4, || files.debian()))
             .collect(),
         layout: Layout::Contestants,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 

@@ -14,8 +14,19 @@ pub struct Case<'a> {
     pub contestants: Vec<Contestant<'a>>,
     /// How the results are shown.
     pub layout: Layout,
-    /// Whether it takes a KVM that is fit.
-    pub needs_kvm: bool,
+    /// Where it runs.
+    pub place: Place,
+}
+
+/// Where a case runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On this machine.
+    Here,
+    /// On a KVM that is fit: this machine's, or a nested one's.
+    Kvm,
+    /// In a network namespace of its own.
+    Namespace,
 }
 
 /// How results are shown.
@@ -156,7 +167,7 @@ mod tests {
             figures: vec![],
             contestants: ["a", "b", "c"].map(contestant).into(),
             layout: Layout::Contestants,
-            needs_kvm: false,
+            place: Place::Here,
         };
         let results = case.run(4);
         assert_eq!(*order.borrow(), "abcababab");

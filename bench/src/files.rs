@@ -10,7 +10,7 @@ use croft_tests::files::{Kernel, busybox};
 use croft_tests::guest::{self, Act};
 use tempfile::TempDir;
 
-use crate::systems::Boot;
+use crate::systems::{Boot, Net};
 
 /// Where `scripts/bench/build-guest` puts the program, from the directory of
 /// this one.
@@ -23,13 +23,16 @@ const DEBIAN: &str = "bench/debian.img";
 const FIO_MIB: u64 = 256;
 
 /// In the order in which they can be loaded.
-const MODULES: [&str; 6] = [
+const MODULES: [&str; 9] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
     "virtio_pci_legacy_dev",
     "virtio_pci",
     "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
 ];
 
 /// Files of this run.
@@ -53,6 +56,7 @@ impl Files {
             initrd: self.initrd("shell", || Ok(guest::initramfs()))?,
             append: act.command_line(),
             disks: Vec::new(),
+            net: None,
         })
     }
 
@@ -69,6 +73,7 @@ impl Files {
             initrd,
             append: format!("console=ttyS0 quiet {words}"),
             disks: Vec::new(),
+            net: None,
         })
     }
 
@@ -101,6 +106,7 @@ impl Files {
             initrd,
             append: "console=ttyS0 quiet".to_owned(),
             disks: vec![disk],
+            net: None,
         })
     }
 
@@ -120,6 +126,15 @@ impl Files {
         let mut boot = self.debian()?;
         boot.append += " bench=fio";
         boot.disks.push(path);
+        Ok(boot)
+    }
+
+    /// The same with programs for its NIC, which is this `net`. The guest has
+    /// the address and prefix, the router and the peer of `words`.
+    pub fn net(&self, net: Net, words: &str) -> Result<Boot, String> {
+        let mut boot = self.debian()?;
+        boot.append += &format!(" bench=net net={words}");
+        boot.net = Some(net);
         Ok(boot)
     }
 

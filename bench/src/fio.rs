@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use croft_tests::PATIENCE;
 
-use crate::case::{Case, Contestant, Figure, Layout, Run, Target};
+use crate::case::{Case, Contestant, Figure, Layout, Place, Run, Target};
 use crate::files::Files;
 use crate::systems::System;
 
@@ -58,7 +58,7 @@ pub fn case(files: &Files) -> Case<'_> {
             })
             .collect(),
         layout: Layout::Figures,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 

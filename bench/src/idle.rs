@@ -8,7 +8,7 @@ use croft_tests::files::Kernel;
 use croft_tests::guest::{Act, PROMPT};
 use croft_tests::processes::{cpu_time, resident_except};
 
-use crate::case::{Case, Contestant, Figure, Layout};
+use crate::case::{Case, Contestant, Figure, Layout, Place};
 use crate::files::Files;
 use crate::systems::{MEMORY_MIB, System};
 
@@ -47,7 +47,7 @@ pub fn case(files: &Files) -> Case<'_> {
         .map(|system| idle(files, system))
         .collect(),
         layout: Layout::Contestants,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 

@@ -2,18 +2,15 @@
 //! that is fit.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use croft_tests::PATIENCE;
-use croft_tests::files::{program, root};
 use croft_tests::guest::UP;
 use croft_tests::processes::resident_except;
 use rustix::process::Pid;
 
-use crate::case::{Case, Contestant, Figure, Layout, Results, Target};
+use crate::case::{Case, Contestant, Figure, Layout, Place, Target};
 use crate::files::Files;
 use crate::systems::{MEMORY_MIB, System};
 
@@ -74,7 +71,7 @@ pub fn case(files: &Files) -> Case<'_> {
         })
         .collect(),
         layout: Layout::Contestants,
-        needs_kvm: true,
+        place: Place::Kvm,
     }
 }
 
@@ -97,128 +94,4 @@ fn exits(processes: &[Pid]) -> Result<u64, String> {
         }
     }
     total.ok_or_else(|| format!("{COUNTERS} has no machine of these processes"))
-}
-
-/// Runs a case that needs KVM, here or nested; says where.
-pub fn run(case: &Case<'_>, runs: u32) -> (Vec<Results>, String) {
-    if is_fit() {
-        return (case.run(runs), "On this machine's KVM.".to_owned());
-    }
-    let results = nested(case, runs).unwrap_or_else(|problem| {
-        eprintln!("{}: {problem}", case.title);
-        let failed = || Results {
-            problem: Some(problem.clone()),
-            ..Results::default()
-        };
-        case.contestants.iter().map(|_| failed()).collect()
-    });
-    let place = "In the nested machine, since this one has no fit KVM: its processor is emulated \
-                 by QEMU, so the seconds are not those of hardware.";
-    (results, place.to_owned())
-}
-
-fn is_fit() -> bool {
-    Command::new(program("croft"))
-        .args(["doctor", "--engine", "kvm"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-/// What [`report`] prints in there.
-fn nested(case: &Case<'_>, runs: u32) -> Result<Vec<Results>, String> {
-    let script = root().join("scripts/bench/nested");
-    let programs = program("croft");
-    let output = Command::new(&script)
-        .arg(programs.parent().unwrap_or(Path::new("/")))
-        .args([case.key, &runs.to_string()])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("{}: {error}", script.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    eprint!("{text}");
-    if !output.status.success() {
-        return Err(format!("{} failed: {}", script.display(), output.status));
-    }
-    let mut results: Vec<Results> = case
-        .contestants
-        .iter()
-        .map(|_| Results::default())
-        .collect();
-    for line in text.lines() {
-        parse(line.trim_end(), &mut results);
-    }
-    Ok(results)
-}
-
-/// Results as lines, for [`nested`].
-pub fn report(results: &[Results]) -> String {
-    let mut text = String::new();
-    for (index, results) in results.iter().enumerate() {
-        let count = results.values.first().map_or(0, Vec::len);
-        for run in 0..count {
-            let values = results.values.iter().filter_map(|all| all.get(run));
-            let values: Vec<String> = values.map(f64::to_string).collect();
-            text += &format!("run {index} {}\n", values.join(" "));
-        }
-        if let Some(problem) = &results.problem {
-            let problem = problem.lines().next().unwrap_or_default();
-            text += &format!("problem {index} {problem}\n");
-        }
-    }
-    text
-}
-
-fn parse(line: &str, results: &mut [Results]) {
-    let mut words = line.splitn(3, ' ');
-    let (Some(kind), Some(index), Some(rest)) = (words.next(), words.next(), words.next()) else {
-        return;
-    };
-    let index = index.parse::<usize>().ok();
-    let Some(results) = index.and_then(|index| results.get_mut(index)) else {
-        return;
-    };
-    match kind {
-        "run" => {
-            let values = rest
-                .split(' ')
-                .map(str::parse)
-                .collect::<Result<Vec<f64>, _>>();
-            if let Ok(values) = values {
-                results.add(&values);
-            }
-        }
-        "problem" => results.problem = Some(rest.to_owned()),
-        _ => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_come_back_as_they_were() {
-        let mut first = Results::default();
-        first.add(&[1.5, 20.0]);
-        first.add(&[0.5, 10.0]);
-        let second = Results {
-            problem: Some("no such thing\nand more".to_owned()),
-            ..Results::default()
-        };
-        let text = report(&[first, second]);
-        let mut back = [Results::default(), Results::default()];
-        for line in text
-            .lines()
-            .chain(["nested: exit 0", "run 7 1 2", "run 1 x"])
-        {
-            parse(line, &mut back);
-        }
-        assert_eq!(back[0].values, [[0.5, 1.5], [10.0, 20.0]]);
-        assert_eq!(back[0].problem, None);
-        assert_eq!(back[1].values.len(), 0);
-        assert_eq!(back[1].problem.as_deref(), Some("no such thing"));
-    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use croft_tests::PATIENCE;
 
-use crate::case::{Case, Contestant, Figure, Layout, Run, Target};
+use crate::case::{Case, Contestant, Figure, Layout, Place, Run, Target};
 use crate::files::{Files, guest_program};
 use crate::systems::System;
 
@@ -99,7 +99,7 @@ pub fn case<'a>(files: &'a Files, only: &'a str) -> Case<'a> {
             .collect(),
         contestants: guests.chain([native]).collect(),
         layout: Layout::Figures,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 

@@ -12,7 +12,9 @@ mod fio;
 mod idle;
 mod kvm;
 mod lines;
+mod net;
 mod page;
+mod place;
 mod server;
 mod systems;
 mod table;
@@ -31,7 +33,7 @@ struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Only this case: boot, lines, systemd, fio, idle, server, memory, many,
-    /// kvm, or a word of its title; the page stays as it is
+    /// net-user, net-bridge, kvm, server-kvm, or a word of its title; the page stays as it is
     #[arg(long)]
     only: Option<String>,
     /// Only lines with this in their names, in the case of that name
@@ -63,15 +65,11 @@ fn main() -> ExitCode {
             continue;
         }
         if args.raw {
-            print!("{}", kvm::report(&case.run(args.runs)));
+            print!("{}", place::report(&case.run(args.runs)));
             continue;
         }
-        let (results, place) = if case.needs_kvm {
-            kvm::run(&case, args.runs)
-        } else {
-            (case.run(args.runs), String::new())
-        };
-        let table = table::render(&case, &place, &results);
+        let (results, place) = place::run(&case, args.runs);
+        let table = table::render(&case, place, &results);
         println!("{table}");
         tables.push(table);
     }
@@ -116,6 +114,8 @@ fn cases<'a>(files: &'a Files, line: &'a str) -> Vec<Case<'a>> {
     cases.push(fio::case(files));
     cases.push(idle::case(files));
     cases.extend(server::cases(files));
+    cases.extend(net::cases(files));
     cases.push(kvm::case(files));
+    cases.push(server::on_kvm(files));
     cases
 }

@@ -14,7 +14,7 @@ use rustix::process::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::case::{Case, Contestant, Figure, Layout, Run, Target};
+use crate::case::{Case, Contestant, Figure, Layout, Place, Run, Target};
 use crate::files::{Files, cache};
 use crate::systems::{Boot, MEMORY_MIB, System};
 
@@ -28,6 +28,9 @@ const LOGIN: &str = "login: ";
 /// the image is built once.
 const DATA: &str = "server";
 
+/// The engine that needs nothing of the host.
+const SOFTWARE: &str = "software";
+
 /// How many machines are idle at once, and the memory of each.
 const IDLE: u32 = 20;
 const IDLE_MIB: u64 = 256;
@@ -37,6 +40,13 @@ const IDLE_MIB: u64 = 256;
 /// systemd's have their first run in the first minute.
 const SETTLE: Duration = Duration::from_secs(90);
 const WATCHED: Duration = Duration::from_secs(30);
+
+/// QEMU's fastest machine on KVM, with PCI for its disk.
+const MICROVM: System = System::QemuKvm("microvm,rtc=on,pcie=on");
+
+/// How long a machine may take until somebody can log in. A nested one is on
+/// an emulated processor.
+const BOOT: Duration = PATIENCE.saturating_mul(4);
 
 /// How long a guest's memory may take to be the host's again.
 const GIVING_BACK: Duration = Duration::from_secs(10);
@@ -67,7 +77,7 @@ fn ready(files: &Files) -> Case<'_> {
             Contestant {
                 name: "Croft, software engine, to the login prompt".to_owned(),
                 rival: false,
-                run: Box::new(|| to_login(files)),
+                run: Box::new(|| to_login(files, SOFTWARE)),
             },
             Contestant {
                 name: "Croft, software engine, to `croft wait`".to_owned(),
@@ -77,11 +87,40 @@ fn ready(files: &Files) -> Case<'_> {
             Contestant {
                 name: "QEMU, `-accel tcg -cpu max`, to the login prompt".to_owned(),
                 rival: true,
-                run: Box::new(qemu_to_login),
+                run: Box::new(|| qemu_to_login(System::Tcg(""))),
             },
         ],
         layout: Layout::Contestants,
-        needs_kvm: false,
+        place: Place::Here,
+    }
+}
+
+/// The same on KVM.
+pub fn on_kvm(files: &Files) -> Case<'_> {
+    Case {
+        key: "server-kvm",
+        title: "On KVM, a server, from `croft run debian:12` to its login prompt".to_owned(),
+        about: "As on the software engine; QEMU's fastest machine, with its disk on PCI.",
+        figures: vec![Figure {
+            name: String::new(),
+            unit: "s",
+            digits: 2,
+            target: Some(Target::Share(1, 1.0)),
+        }],
+        contestants: vec![
+            Contestant {
+                name: System::Kvm.name(),
+                rival: false,
+                run: Box::new(|| to_login(files, "kvm")),
+            },
+            Contestant {
+                name: MICROVM.name(),
+                rival: true,
+                run: Box::new(|| qemu_to_login(MICROVM)),
+            },
+        ],
+        layout: Layout::Contestants,
+        place: Place::Kvm,
     }
 }
 
@@ -113,7 +152,7 @@ fn giving_back(files: &Files) -> Case<'_> {
             run: Box::new(|| freed(files)),
         }],
         layout: Layout::Contestants,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 
@@ -153,7 +192,7 @@ fn idle(files: &Files) -> Case<'_> {
             }),
         }],
         layout: Layout::Contestants,
-        needs_kvm: false,
+        place: Place::Here,
     }
 }
 
@@ -165,15 +204,17 @@ struct Instance {
 
 impl Instance {
     /// Makes it and starts it.
-    fn run(files: &Files, number: u32, mebibytes: u64) -> Result<Instance, String> {
+    fn run(files: &Files, engine: &str, number: u32, mebibytes: u64) -> Result<Instance, String> {
         let instance = Instance {
             name: format!("bench-{}-{number}", std::process::id()),
             started: Instant::now(),
         };
         let memory = format!("{mebibytes}M");
-        let mut words = vec!["run", "--detach", "--engine", "software", "--memory"];
+        let mut words = vec!["run", "--detach", "--engine", engine, "--memory"];
         words.extend([memory.as_str(), "--name", &instance.name]);
-        words.extend(files.croft.iter().map(String::as_str));
+        if engine == SOFTWARE {
+            words.extend(files.croft.iter().map(String::as_str));
+        }
         words.push(IMAGE);
         croft(&words)?;
         Ok(instance)
@@ -193,7 +234,7 @@ impl Instance {
             .spawn()
             .map_err(|error| format!("croft logs: {error}"))?;
         let output = logs.stdout.take().ok_or("no standard output")?;
-        let found = Output::new("the console", output).find(LOGIN, PATIENCE);
+        let found = Output::new("the console", output).find(LOGIN, BOOT);
         let time = self.started.elapsed();
         // It follows until the instance ends.
         let _ = logs.kill();
@@ -241,21 +282,21 @@ fn croft(words: &[&str]) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn to_login(files: &Files) -> Run {
-    let instance = Instance::run(files, 0, MEMORY_MIB)?;
+fn to_login(files: &Files, engine: &str) -> Run {
+    let instance = Instance::run(files, engine, 0, MEMORY_MIB)?;
     Ok(vec![instance.login()?.as_secs_f64()])
 }
 
 fn to_ready(files: &Files) -> Run {
-    let instance = Instance::run(files, 0, MEMORY_MIB)?;
+    let instance = Instance::run(files, SOFTWARE, 0, MEMORY_MIB)?;
     Ok(vec![instance.wait()?.as_secs_f64()])
 }
 
-fn qemu_to_login() -> Run {
+fn qemu_to_login(system: System) -> Run {
     let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
     let boot = extracted(&directory)?;
-    let mut guest = System::Tcg("").start(&boot)?;
-    Ok(vec![guest.time_to(LOGIN, PATIENCE * 2)?.as_secs_f64()])
+    let mut guest = system.start(&boot)?;
+    Ok(vec![guest.time_to(LOGIN, BOOT)?.as_secs_f64()])
 }
 
 /// The image for QEMU: a raw copy of its disk, and what is in its /boot.
@@ -283,6 +324,7 @@ fn extracted(directory: &TempDir) -> Result<Boot, String> {
         initrd: take("initrd.img-")?,
         append: "root=/dev/vda ro console=ttyS0".to_owned(),
         disks: vec![disk],
+        net: None,
     })
 }
 
@@ -303,7 +345,7 @@ fn debugfs(disk: &PathBuf, request: &str) -> Result<String, String> {
 }
 
 fn freed(files: &Files) -> Run {
-    let instance = Instance::run(files, 0, 1024)?;
+    let instance = Instance::run(files, SOFTWARE, 0, 1024)?;
     instance.wait()?;
     let [_, vmm] = instance.processes()?;
     let mebibytes = || resident(vmm) as f64 / f64::from(1 << 20);
@@ -333,7 +375,7 @@ fn freed(files: &Files) -> Run {
 
 fn many(files: &Files) -> Result<[f64; 2], String> {
     let instances = (0..IDLE)
-        .map(|number| Instance::run(files, number, IDLE_MIB))
+        .map(|number| Instance::run(files, SOFTWARE, number, IDLE_MIB))
         .collect::<Result<Vec<_>, _>>()?;
     let mut processes = Vec::new();
     for instance in &instances {

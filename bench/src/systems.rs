@@ -20,6 +20,18 @@ pub struct Boot {
     pub append: String,
     /// Virtio disks, which the guest may write to.
     pub disks: Vec<PathBuf>,
+    /// Where its virtio NIC leads, if it has one.
+    pub net: Option<Net>,
+}
+
+/// Where a NIC leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Net {
+    /// To the host's sockets; this port of the loopback interface to the
+    /// guest's port 80.
+    User(u16),
+    /// To this bridge. QEMU has a tap of the name with `-tap` behind on it.
+    Bridge(&'static str),
 }
 
 /// What runs a guest.
@@ -112,6 +124,16 @@ fn croft(boot: &Boot) -> Command {
     for disk in &boot.disks {
         command.arg("--disk").arg(disk);
     }
+    match boot.net {
+        Some(Net::User(port)) => {
+            command.args(["--net", "user", "--publish"]);
+            command.arg(format!("127.0.0.1:{port}:80"));
+        }
+        Some(Net::Bridge(bridge)) => {
+            command.arg("--net").arg(format!("bridge={bridge}"));
+        }
+        None => {}
+    }
     command
 }
 
@@ -127,6 +149,21 @@ fn qemu(boot: &Boot, words: &str) -> Command {
         let drive = format!("file={disk},if=none,id=disk{index},format=raw");
         command.args(["-drive", &drive]);
         command.args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
+    }
+    let netdev = boot.net.map(|net| match net {
+        Net::User(port) => format!("user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:80"),
+        Net::Bridge(bridge) => {
+            format!("tap,id=net0,ifname={bridge}-tap,script=no,downscript=no")
+        }
+    });
+    match netdev {
+        Some(netdev) => {
+            command.args(["-netdev", &netdev]);
+            command.args(["-device", "virtio-net-pci,netdev=net0,romfile="]);
+        }
+        None => {
+            command.args(["-nic", "none"]);
+        }
     }
     command
 }

@@ -160,7 +160,7 @@ fn verdict(target: Target, results: &[Results], figure: usize) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::case::{Contestant, Figure};
+    use crate::case::{Contestant, Figure, Place};
 
     fn case(layout: Layout) -> (Case<'static>, Vec<Results>) {
         let figure = |name: &str, target| Figure {
@@ -184,7 +184,7 @@ mod tests {
             ],
             contestants: ["croft", "peer"].map(contestant).into(),
             layout,
-            needs_kvm: false,
+            place: Place::Here,
         };
         let mut results = vec![Results::default(), Results::default()];
         results[0].add(&[1.0, 6.0]);

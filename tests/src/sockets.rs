@@ -12,11 +12,12 @@ use std::thread;
 use crate::{Archive, Machine, PATIENCE, Stage, files, modules};
 
 /// Modules, in the order in which they can be loaded.
-const MODULES: [&str; 4] = [
+const MODULES: [&str; 5] = [
     "vsock",
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
     "virtio_console",
+    "virtio_blk",
 ];
 
 /// The program that the guest has.

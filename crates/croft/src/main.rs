@@ -6,6 +6,7 @@ mod error;
 mod exit;
 mod image;
 mod instance;
+mod network;
 mod run;
 mod save;
 mod say;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Command::Restore(options) => run::restore(*options).into(),
         Command::Save(options) => save::run(&options).into(),
         Command::Image(command) => image::run(command).into(),
+        Command::Network(command) => network::run(command).into(),
         Command::Doctor(options) => doctor::run(&options).into(),
         Command::Completion { shell } => completion(&shell.to_string()).into(),
         Command::Version => {

@@ -6,10 +6,13 @@
 //! | `call PORT COUNT SIZE` | so many connections to the host, one after the other: sends so many bytes, and expects them back |
 //! | `many PORT COUNT`      | the same, all at once, with a few bytes each   |
 //! | `hold PORT`            | connects to the host and says how that ended   |
+//! | `write PORT DISK`      | numbers 16 blocks of a disk in turn, and tells the host of each number that was flushed |
 
 use std::env;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::FileExt;
 use std::thread;
 
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
@@ -32,7 +35,11 @@ fn main() -> io::Result<()> {
         }
         Some("many") => many(number(1)?, number(2)?),
         Some("hold") => hold(number(1)?),
-        _ => Err(io::Error::other("echo, call, many or hold")),
+        Some("write") => {
+            let disk = words.get(2).ok_or(io::ErrorKind::InvalidInput)?;
+            write(number(1)?, disk)
+        }
+        _ => Err(io::Error::other("echo, call, many, hold or write")),
     }
 }
 
@@ -103,6 +110,20 @@ fn hold(port: u32) -> io::Result<()> {
     match (&stream).read(&mut [0]) {
         Ok(count) => println!("ended after {count} bytes"),
         Err(error) => println!("broken: {:?}", error.kind()),
+    }
+    Ok(())
+}
+
+fn write(port: u32, disk: &str) -> io::Result<()> {
+    const BLOCK: usize = 4096;
+    const BLOCKS: u64 = 16;
+    let stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
+    let disk = File::options().write(true).open(disk)?;
+    for number in 1u64.. {
+        let block = number.to_le_bytes().repeat(BLOCK / size_of::<u64>());
+        disk.write_all_at(&block, number % BLOCKS * BLOCK as u64)?;
+        disk.sync_data()?;
+        (&stream).write_all(&number.to_le_bytes())?;
     }
     Ok(())
 }

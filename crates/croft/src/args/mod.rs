@@ -8,6 +8,7 @@ pub mod image;
 pub mod instance;
 pub mod machine;
 pub mod net;
+pub mod network;
 pub mod output;
 pub mod resize;
 pub mod restore;
@@ -92,6 +93,9 @@ pub enum Command {
     /// Build, import, list and export the images that instances are made from
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Make and change networks of instances: addresses, names, a firewall (for root)
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Save a running machine, with its memory, to a file, and end it
     #[command(after_help = save::HELP)]
     Save(save::SaveOptions),

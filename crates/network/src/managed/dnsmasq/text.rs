@@ -127,3 +127,77 @@ fn is_label(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
     name.chars().all(plain) && !name.ends_with('-')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::managed::config::tests::config;
+
+    fn lease(instance: &str, number: u8) -> Lease {
+        Lease {
+            instance: instance.to_owned(),
+            nic: "net0".to_owned(),
+            mac: croft_api::net::Mac::new([2, 0xC7, 0x0F, 0, 0, number]).unwrap(),
+            ipv4: Some([10, 1, 2, number].into()),
+            ipv6: Some(format!("fd01:2:3::{number}").parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn hosts_and_names() {
+        let leases = [lease("web1", 5), lease("db_1.test", 6)];
+        assert_eq!(
+            hosts(&leases),
+            "02:c7:0f:00:00:05,10.1.2.5,[fd01:2:3::5],web1\n\
+             02:c7:0f:00:00:06,10.1.2.6,[fd01:2:3::6]\n"
+        );
+        let names = names(&config(), &leases);
+        for line in [
+            "10.1.2.1 gateway.croft gateway",
+            "fd01:2:3::1 gateway.croft gateway",
+            "10.1.2.5 web1.croft web1",
+            "fd01:2:3::6 db_1.test.croft db_1.test",
+        ] {
+            assert!(names.lines().any(|there| there == line), "{names}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_follows_from_the_network() {
+        let text = |change: fn(&mut NetworkConfig)| {
+            let mut config = config();
+            change(&mut config);
+            let name = "web".parse().unwrap();
+            configuration(&name, &config, Path::new("/n"), "dnsmasq")
+        };
+        let has = |text: &str, line: &str| text.lines().any(|there| there == line);
+        let whole = text(|config| config.mtu = 1400);
+        for line in [
+            "interface=cr-web",
+            "except-interface=lo",
+            "user=dnsmasq",
+            "domain=croft",
+            "local=/croft/",
+            "dhcp-hostsfile=/n/hosts",
+            "dhcp-range=10.1.2.0,static,255.255.255.0,1h",
+            "dhcp-range=fd01:2:3::,static,64,1h",
+            "dhcp-option=option:mtu,1400",
+            "ra-param=cr-web,mtu:1400,60,1800",
+        ] {
+            assert!(has(&whole, line), "{line}: {whole}");
+        }
+        assert!(!has(&whole, "no-resolv"));
+        let closed = text(|config| config.mode = Mode::Closed);
+        for line in [
+            "no-resolv",
+            "dhcp-option=option:router",
+            "ra-param=cr-web,mtu:1500,60,0",
+        ] {
+            assert!(has(&closed, line), "{line}: {closed}");
+        }
+        let four = text(|config| config.ipv6 = None);
+        assert!(!four.contains("fd01") && !has(&four, "enable-ra"));
+        let six = text(|config| config.ipv4 = None);
+        assert!(!six.contains("10.1.2") && has(&six, "enable-ra"));
+    }
+}

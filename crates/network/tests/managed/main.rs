@@ -1,0 +1,44 @@
+//! Managed networks, for real, each test in namespaces of its own.
+
+mod crashes;
+mod faults;
+mod filters;
+mod guest;
+mod namespace;
+mod whole;
+
+use std::path::Path;
+
+use croft_host::Directories;
+use croft_network::{Networks, NewNetwork};
+
+/// The networks in directories that dnsmasq's user can reach.
+fn networks() -> Networks {
+    let place = Path::new("/run/croft-test");
+    let directories = Directories::new(place, place.join("run"));
+    directories.create().unwrap();
+    Networks::open(&directories)
+}
+
+/// The same, with a network `web`.
+fn web(change: impl FnOnce(&mut NewNetwork)) -> Networks {
+    let networks = networks();
+    let mut new = NewNetwork::default();
+    change(&mut new);
+    networks.create(&"web".parse().unwrap(), &new).unwrap();
+    networks
+}
+
+/// What there is in these namespaces: rules, interfaces, addresses, processes
+/// and settings.
+fn everything() -> String {
+    namespace::host(
+        "nft list ruleset; \
+         ip -o link | sed 's/^[0-9]*: //; s/<[^>]*>//; s/state [A-Z]*//' | sort; \
+         ip -o addr | sed 's/^[0-9]*: //' | sort; \
+         for p in /proc/[0-9]*/status; do grep -qs 'State:.Z' $p || grep -s Name: $p; done \
+         | grep dnsmasq; \
+         sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding; \
+         sysctl -a 2>/dev/null | grep 'accept_ra ='; true",
+    )
+}
