@@ -63,6 +63,19 @@ pub fn shell(stage: &Stage, more: &[&str]) -> Command {
     shell_with(stage, Archive::new(), more)
 }
 
+/// As [`shell`], by a user without any privilege.
+///
+/// # Panics
+/// As [`shell`].
+pub fn unprivileged_shell(stage: &Stage, more: &[&str]) -> Command {
+    let mut command = stage.unprivileged_linux(Kernel::Cloud, Act::Shell);
+    let archive = with_modules(Archive::new(), VIRTIO.iter().chain(more));
+    // In the place of the one without modules.
+    stage.file("initrd", &initramfs_with(archive));
+    command.stdin(Stdio::piped());
+    command
+}
+
 /// The same, and what `archive` has already.
 ///
 /// # Panics
