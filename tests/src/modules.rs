@@ -31,9 +31,26 @@ pub fn agent_initramfs() -> Vec<u8> {
     initramfs_with(archive.program("bin/croft-agent", &agent))
 }
 
+/// The initial RAM disk of a shell with virtio and `more` of `kernel` at hand.
+///
+/// # Panics
+/// When the kernel was not fetched.
+pub fn initramfs_of(kernel: Kernel, more: &[&str]) -> Vec<u8> {
+    let names = VIRTIO.iter().chain(more);
+    initramfs_with(with_modules_of(kernel, Archive::new(), names))
+}
+
 fn with_modules<'a>(archive: Archive, names: impl Iterator<Item = &'a &'a str>) -> Archive {
+    with_modules_of(Kernel::Cloud, archive, names)
+}
+
+fn with_modules_of<'a>(
+    kernel: Kernel,
+    archive: Archive,
+    names: impl Iterator<Item = &'a &'a str>,
+) -> Archive {
     names.fold(archive, |archive, name| {
-        let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
+        let module = fs::read(kernel.module(name)).expect("a module");
         archive.program(&format!("{name}.ko"), &module)
     })
 }
