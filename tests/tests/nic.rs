@@ -81,15 +81,15 @@ fn command(stage: &Stage, data: &TempDir, cpus: u32, options: &str) -> Command {
     command
 }
 
-/// Gives a machine its address.
-fn set_up(machine: &mut Machine<'_>, number: u32) {
+/// Gives a machine its address, and so many mebibytes of data.
+fn set_up(machine: &mut Machine<'_>, number: u32, size: u32) {
     load(machine, &MODULES);
     say(
         machine,
         &format!(
             "ip link set lo up; ip addr add 10.77.0.{number}/24 dev eth0; \
              ip addr add fd77::{number}/64 dev eth0; ip link set eth0 up; \
-             dd if=/dev/urandom of=/tmp/data bs=64k count=128 2>/dev/null; \
+             dd if=/dev/urandom of=/tmp/data bs=1M count={size} 2>/dev/null; \
              md5sum </tmp/data >/tmp/sum; sleep 2"
         ),
         "ready",
@@ -122,8 +122,8 @@ fn machines_and_the_host_exchange_data() {
     let (stage, other_stage) = (Stage::new(), Stage::new());
     let mut one = stage.start(command(&stage, &data, 1, ""));
     let mut two = other_stage.start(command(&other_stage, &data, 2, ""));
-    set_up(&mut one, 2);
-    set_up(&mut two, 3);
+    set_up(&mut one, 2, 2);
+    set_up(&mut two, 3, 2);
     // The second has a pair of queues for each processor.
     say(&mut one, "[ -e /sys/class/net/eth0/queues/rx-0 ]", "first");
     say(&mut two, "[ -e /sys/class/net/eth0/queues/rx-1 ]", "second");
@@ -155,7 +155,7 @@ fn machines_and_the_host_exchange_data() {
     two.type_in(
         "(while :; do nc 10.77.0.1 7000 </tmp/data >/dev/null; done) & sleep 1; reboot -f\n",
     );
-    set_up(&mut two, 3);
+    set_up(&mut two, 3, 2);
     say(&mut two, THERE_AND_BACK, "again");
     end(one);
     end(two);
@@ -173,7 +173,7 @@ fn a_connection_outlives_a_save() {
     let stage = Stage::new();
     // Slow enough to be in the midst of it: 8 MiB in four seconds.
     let mut machine = stage.start(command(&stage, &data, 2, ",limit-out=2M"));
-    set_up(&mut machine, 2);
+    set_up(&mut machine, 2, 8);
     machine.type_in(&format!("{THERE_AND_BACK} && echo whole-$((40 + 2))\n"));
     thread::sleep(std::time::Duration::from_secs(1));
     machine.close_input();
