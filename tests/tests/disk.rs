@@ -1,9 +1,10 @@
 //! Disks: a stock kernel's file system on virtio-blk, and what is refused.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use croft_disk::{Format, create};
 use croft_tests::disk::{check, image, load, shell};
 use croft_tests::{END, Stage};
 
@@ -66,6 +67,50 @@ fn a_read_only_disk_stays_as_it_is() {
     let ended = machine.wait();
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     assert!(fs::read(&image).unwrap() == before);
+}
+
+/// What a guest writes in pieces of any size is there, with and without the
+/// page cache, and it knows whether there is a cache to flush.
+#[test]
+fn modes_of_the_cache() {
+    let stage = Stage::new();
+    let raw = |name: &str| stage.file(name, &[0; 128 << 10]);
+    let qcow2 = stage.file("qcow2", b"");
+    let file = File::options().read(true).write(true).open(&qcow2);
+    create(file.unwrap(), Format::Qcow2, 128 << 10).unwrap();
+    let disks = [raw("none"), qcow2, raw("writethrough")];
+    let modes = ["none", "directsync,format=qcow2", "writethrough"];
+    let [first, second, third] =
+        [0, 1, 2].map(|n| format!("{},cache={}", path(&disks[n]), modes[n]));
+    let mut command = shell(&stage, &first);
+    command.args(["--disk", &second, "--disk", &third]);
+    let mut machine = stage.start(command);
+    load(&mut machine);
+    // Every sector, each as one piece and not in order.
+    machine.type_in(concat!(
+        "seq -w 200000 | head -c 131072 >/all; ",
+        "for d in vda vdb vdc; do cat /sys/block/$d/queue/write_cache; ",
+        "for n in $(seq 0 63) $(seq 255 -1 64); do ",
+        "dd if=/all of=/dev/$d bs=512 count=1 skip=$n seek=$n oflag=direct conv=notrunc 2>/dev/null; ",
+        "done; dd if=/dev/$d iflag=direct bs=3584 2>/dev/null | cmp - /all && echo same-$d; ",
+        "done; poweroff -f\n"
+    ));
+    machine.expect("write back");
+    machine.expect("same-vda");
+    machine.expect("write through");
+    machine.expect("same-vdb");
+    machine.expect("write through");
+    machine.expect("same-vdc");
+    let ended = machine.wait();
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    let numbers: String = (1..=200_000).map(|n| format!("{n:06}\n")).collect();
+    for raw in [&disks[0], &disks[2]] {
+        let found = fs::read(raw).unwrap();
+        assert!(numbers.as_bytes().starts_with(&found), "{}", raw.display());
+    }
+    let odd = stage.file("odd", &[0; 512 * 9]);
+    let disk = format!("{},cache=none", path(&odd));
+    refused(&stage, &[&disk], &["odd'", "4608 bytes", "cache=writeback"]);
 }
 
 /// What must be refused, with these words.

@@ -21,8 +21,28 @@ pub enum CacheMode {
     /// What the guest writes is in the page cache until it flushes.
     #[default]
     Writeback,
+    /// It is not used. What the guest writes may be in the disk's own cache
+    /// until it flushes.
+    None,
+    /// What the guest writes is on stable storage when it is told so. Reads
+    /// come from the page cache.
+    Writethrough,
+    /// The same, and the page cache is not used.
+    Directsync,
     /// Flushes do nothing: for disks that are thrown away.
     Unsafe,
+}
+
+impl CacheMode {
+    /// Whether files are opened with `O_DIRECT`.
+    pub fn is_direct(self) -> bool {
+        matches!(self, CacheMode::None | CacheMode::Directsync)
+    }
+
+    /// Whether a write is flushed before the guest is told that it is done.
+    pub fn is_synchronous(self) -> bool {
+        matches!(self, CacheMode::Writethrough | CacheMode::Directsync)
+    }
 }
 
 /// What happens when the host fails to read or write a disk.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use croft_api::disk::{DiskFormat, DiskOptions, RunDisk, RunLayer, StartDisk, StartLayer, place};
 use croft_disk::{Format, LAYERS_MAX, check, check_kind, lock, probe};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::files::{explain, flags, quoted};
 
@@ -67,7 +67,7 @@ impl Disk {
         for asked in &disk.layers {
             let top = layers.is_empty();
             let read_only = disk.options.read_only || !top;
-            let layer = Layer::open(asked, top, read_only)?;
+            let layer = Layer::open(asked, top, read_only, disk.options.cache.is_direct())?;
             let mine = layers.iter().map(|layer| &layer.held);
             let mut all = held.iter().chain(mine);
             if let Some(other) = all.find(|other| other.excludes(&layer.held)) {
@@ -129,7 +129,7 @@ impl Disk {
 }
 
 impl Layer {
-    fn open(asked: &RunLayer, top: bool, read_only: bool) -> Result<Layer, String> {
+    fn open(asked: &RunLayer, top: bool, read_only: bool, direct: bool) -> Result<Layer, String> {
         let name = quoted(&asked.path);
         let what = if top { "disk" } else { "backing file" };
         let able = match (read_only, top) {
@@ -145,6 +145,16 @@ impl Layer {
             .map_err(|error| format!("{what} {name}: {}", explain(&error, "--disk", able)))?;
         let start =
             found_format(&file, asked.format).map_err(|error| format!("{what} {name} {error}"))?;
+        // Not before: what was read of it until here was not whole blocks.
+        if direct {
+            let all = fcntl_getfl(&file).map(|all| all | OFlags::DIRECT);
+            all.and_then(|all| fcntl_setfl(&file, all)).map_err(|error| {
+                format!(
+                    "{what} {name}: its file system cannot do without the page cache ({error}); \
+                     use cache=writeback, or writethrough for directsync"
+                )
+            })?;
+        }
         let about = file.metadata().ok();
         let held = Held {
             name,

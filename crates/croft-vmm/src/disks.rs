@@ -29,7 +29,8 @@ pub fn config(disk: StartDisk, descriptors: &mut impl Iterator<Item = OwnedFd>) 
         options: OpenOptions {
             read_only: disk.options.read_only,
             cache: match disk.options.cache {
-                CacheMode::Writeback => Cache::Writeback,
+                CacheMode::Writeback | CacheMode::Writethrough => Cache::Writeback,
+                CacheMode::None | CacheMode::Directsync => Cache::None,
                 CacheMode::Unsafe => Cache::Unsafe,
             },
             at_least: disk.options.at_least,
@@ -38,6 +39,7 @@ pub fn config(disk: StartDisk, descriptors: &mut impl Iterator<Item = OwnedFd>) 
                 api::TestStorage::IgnoreFlushes => TestStorage::IgnoreFlushes,
             }),
         },
+        write_through: disk.options.cache.is_synchronous(),
         limits: DiskLimits {
             iops: disk.options.limits.iops,
             bytes_per_second: disk.options.limits.bytes_per_second,

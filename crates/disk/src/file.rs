@@ -20,6 +20,11 @@ pub enum OpenError {
     /// It ends within a sector.
     #[error("has {0} bytes, not a multiple of 512; it is not a raw disk image, or was cut short")]
     Uneven(u64),
+    /// Without the page cache, parts of its last block cannot be written.
+    #[error(
+        "has {0} bytes, not a multiple of 4096, which cache=none takes; make it larger (truncate -s %4096 FILE), or use cache=writeback"
+    )]
+    Direct(u64),
     /// Its size cannot be found.
     #[error("its size cannot be found: {0}")]
     Host(#[from] io::Error),

@@ -23,6 +23,7 @@
 //! `mremap`, `madvise`, `brk`, `futex`). Opening it needs no others. Locking
 //! (`fcntl`) and probing (`pread64`) are for whoever opens the files.
 
+mod direct;
 mod disk;
 #[cfg(test)]
 mod durability;

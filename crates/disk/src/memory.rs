@@ -61,6 +61,11 @@ impl<'a> IoMemory<'a> {
         self.len() == 0
     }
 
+    /// Whether its address and its length are multiples of `to`.
+    pub(crate) fn is_aligned(&self, to: usize) -> bool {
+        self.raw.iov_base.addr().is_multiple_of(to) && self.len().is_multiple_of(to)
+    }
+
     /// Fills it with zeros.
     pub fn zero(&self) {
         // SAFETY: the piece is valid for writes of its length, and nothing
@@ -161,6 +166,18 @@ pub fn transfer(
     buffers: &[IoMemory<'_>],
     offset: u64,
 ) -> io::Result<u64> {
+    transfer_in_units(file, direction, buffers, offset, 1)
+}
+
+/// The same for a file of which only whole units can be had: where the host
+/// stops within one, there the file ends.
+pub fn transfer_in_units(
+    file: &File,
+    direction: Direction,
+    buffers: &[IoMemory<'_>],
+    offset: u64,
+    unit: u64,
+) -> io::Result<u64> {
     let mut done = 0u64;
     for chunk in buffers.chunks(PIECES) {
         let wanted = total(chunk);
@@ -172,11 +189,11 @@ pub fn transfer(
             } else {
                 once(file, direction, &rest(chunk, moved), at)?
             };
-            if count == 0 {
-                return Ok(done);
-            }
             moved += count;
             done += count;
+            if count == 0 || !count.is_multiple_of(unit) {
+                return Ok(done);
+            }
         }
     }
     Ok(done)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::direct::{BLOCK, DirectStorage};
 use crate::disk::{Disk, SECTOR};
 use crate::file::{LAYERS_MAX, OpenError, check_kind};
 use crate::probe::Format;
@@ -44,6 +45,9 @@ pub enum Cache {
     /// Writes are in the page cache until the guest flushes them.
     #[default]
     Writeback,
+    /// The page cache is not used: files come with `O_DIRECT`. Writes may be
+    /// in the disk's own cache until the guest flushes them.
+    None,
     /// Flushes do nothing: for disks that are thrown away.
     Unsafe,
 }
@@ -78,7 +82,6 @@ pub fn open(layers: Vec<Layer>, options: OpenOptions) -> Result<Arc<dyn Disk>, O
         return Err(OpenError::Layers(layers.len()));
     }
     let guessed = layers.first().is_some_and(|layer| layer.guessed);
-    let flushes = options.cache != Cache::Unsafe;
     let storage = layers.into_iter().enumerate().map(|(number, layer)| {
         check_kind(&layer.file).map_err(|source| match number {
             0 => source,
@@ -87,7 +90,14 @@ pub fn open(layers: Vec<Layer>, options: OpenOptions) -> Result<Arc<dyn Disk>, O
                 source: Box::new(source),
             },
         })?;
-        let storage: Arc<dyn Storage> = Arc::new(FileStorage::new(layer.file, flushes));
+        let storage: Arc<dyn Storage> = match options.cache {
+            Cache::None => Arc::new(DirectStorage::new(layer.file)),
+            cache => Arc::new(FileStorage::new(layer.file, cache != Cache::Unsafe)),
+        };
+        let written = number == 0 && !options.read_only && layer.format == Format::Raw;
+        if options.cache == Cache::None && written && !storage.size()?.is_multiple_of(BLOCK) {
+            return Err(OpenError::Direct(storage.size()?));
+        }
         Ok((storage, layer.format))
     });
     let mut storage = storage.collect::<Result<Vec<_>, OpenError>>()?;

@@ -84,6 +84,11 @@ impl FileStorage {
         }
     }
 
+    /// What it is over.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Asks the file system or device to do it. False when it cannot, which
     /// is remembered in `able`.
     fn allocate(

@@ -110,6 +110,7 @@ fn block_device(input: &mut Input<'_>) -> (VirtioBlk, Arc<RawDisk>) {
             queues,
             serial: "serial".to_owned(),
             name: "disk0".to_owned(),
+            write_through: flags & 8 != 0,
             limits: Limits::default(),
             on_error: OnError::Report,
         },

@@ -74,6 +74,8 @@ pub struct DiskConfig {
     pub index: Option<u8>,
     /// How it is opened.
     pub options: OpenOptions,
+    /// A write is flushed before the guest is told that it is done.
+    pub write_through: bool,
     /// How much it may do.
     pub limits: Limits,
     /// What is done when the host fails.
@@ -88,6 +90,7 @@ impl DiskConfig {
             name: name.into(),
             index: None,
             options: OpenOptions::default(),
+            write_through: false,
             limits: Limits::default(),
             on_error: OnError::default(),
         }
@@ -313,6 +316,7 @@ impl Plugger {
             queues: self.vcpus.min(DISK_QUEUES_MAX) as u16,
             serial: name.clone(),
             name: name.clone(),
+            write_through: config.write_through,
             limits: config.limits,
             on_error: config.on_error,
         };

@@ -24,6 +24,9 @@ Options of a disk:
   format=raw|qcow2      what FILE is, or the backing file named before; guessed if not said
   backing=FILE          what is below a qcow2 image; again for what is below that
   cache=writeback       what the guest writes is in the page cache until it flushes (default)
+  cache=none            past the page cache (O_DIRECT)
+  cache=writethrough    each write is flushed; reads are from the page cache
+  cache=directsync      each write is flushed; past the page cache
   cache=unsafe          flushes do nothing, for disks that are thrown away
   on-io-error=stop      pause the machine when the host cannot read or write
   on-io-error=report    tell the guest; by default only a full host pauses the machine
@@ -99,8 +102,14 @@ fn option(disk: &mut RunDisk, part: Vec<u8>) -> Result<(), String> {
         ("cache", Some(value)) => {
             options.cache = match value {
                 "writeback" => CacheMode::Writeback,
+                "none" => CacheMode::None,
+                "writethrough" => CacheMode::Writethrough,
+                "directsync" => CacheMode::Directsync,
                 "unsafe" => CacheMode::Unsafe,
-                _ => return Err(wrong(value, "cache", "'writeback' or 'unsafe'")),
+                _ => {
+                    let known = "'writeback', 'none', 'writethrough', 'directsync' or 'unsafe'";
+                    return Err(wrong(value, "cache", known));
+                }
             }
         }
         ("on-io-error", Some(value)) => options.on_io_error = parse_on_io_error(value)?,

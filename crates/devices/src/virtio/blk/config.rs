@@ -33,14 +33,17 @@ pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
 /// Segments of one discard or write-zeroes request at most.
 pub const RANGES_MAX: u32 = 16;
 
-/// Feature bits; `RO` when the disk is read-only.
-pub fn features(read_only: bool, queues: u16) -> u64 {
+/// Feature bits; `RO` when the disk is read-only, no `FLUSH` when each write
+/// is flushed anyway (virtio 1.2, 5.2.3).
+pub fn features(read_only: bool, write_through: bool, queues: u16) -> u64 {
     let mut bits = vec![
         VIRTIO_BLK_F_SEG_MAX,
         VIRTIO_BLK_F_BLK_SIZE,
         VIRTIO_BLK_F_TOPOLOGY,
-        VIRTIO_BLK_F_FLUSH,
     ];
+    if !write_through {
+        bits.push(VIRTIO_BLK_F_FLUSH);
+    }
     if read_only {
         bits.push(VIRTIO_BLK_F_RO);
     } else {

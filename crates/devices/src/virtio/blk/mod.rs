@@ -43,6 +43,7 @@ const QUEUES_MAX: u16 = 16;
 pub struct VirtioBlk {
     disk: Arc<dyn Disk>,
     queues: u16,
+    write_through: bool,
     id: [u8; ID_LEN],
     size: Arc<Size>,
     limiter: Arc<Limiter>,
@@ -98,6 +99,8 @@ pub struct BlkOptions {
     pub serial: String,
     /// Name under which requests that fail are logged.
     pub name: String,
+    /// The driver is told of no cache: a write is flushed before it is done.
+    pub write_through: bool,
     /// How much it may do.
     pub limits: Limits,
     /// See there.
@@ -157,6 +160,7 @@ impl VirtioBlk {
             }),
             disk,
             queues: options.queues.clamp(1, QUEUES_MAX),
+            write_through: options.write_through,
             id,
             limiter: Arc::new(Limiter::new(
                 options.limits.iops,
@@ -194,7 +198,7 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn features(&self) -> u64 {
-        config::features(self.disk.is_read_only(), self.queues)
+        config::features(self.disk.is_read_only(), self.write_through, self.queues)
     }
 
     fn queues(&self) -> u16 {

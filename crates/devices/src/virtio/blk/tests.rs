@@ -110,6 +110,7 @@ fn device_with(
         queues,
         serial: "serial-no-1".into(),
         name: "disk0".into(),
+        write_through: false,
         limits,
         on_error,
     };
