@@ -7,7 +7,7 @@ PROFILE ?= --release
 BENCH_ARGS ?=
 # For scripts/guests/run, for example: --times 1 --seconds 30
 GUESTS_ARGS ?= --times 10
-FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio vsock console qcow2 saved bootdisk share image
+FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio vsock console nic qcow2 saved bootdisk share image
 # Seconds for each target.
 FUZZ_TIME ?= 60
 
@@ -50,10 +50,11 @@ test-guests: ## Run the hard guests, ten times; takes hours
 	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
 	scripts/guests/run $(GUESTS_ARGS)
 
-test-server: ## Check whole servers: a kernel by apt, disks after kills, networks; takes an hour
+test-server: ## Check whole servers: networks, ssh and apt by them, a kernel by apt, disks after kills; takes an hour
 	scripts/install-deps build image server
 	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
 	CARGO="$(CARGO)" scripts/build-agent
+	scripts/server/network
 	scripts/server/upgrade
 	scripts/server/verify
 	[ "$$(id -u)" != 0 ] || scripts/server/networks

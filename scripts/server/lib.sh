@@ -13,9 +13,10 @@ PATIENCE=600
 
 croft() { timeout --foreground "$PATIENCE" "$CROFT" "$@"; }
 
-# The image, from the distribution's packages, where it is not there yet.
+# The image, from the distribution's packages, where it is not there yet or
+# older than this Croft.
 need_image() {
-    croft image show "$IMAGE" >/dev/null 2>&1 || croft image build "$IMAGE" >&2
+    croft image build --if-needed "$IMAGE" >&2
 }
 
 # in_guest INSTANCE SHELL-COMMAND

@@ -10,6 +10,7 @@ mod cpio;
 pub mod disk;
 pub mod files;
 pub mod guest;
+mod instance;
 pub mod linux;
 pub mod modules;
 mod output;
@@ -23,6 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use cpio::Archive;
+pub use instance::{Instance, succeed};
 pub use output::Output;
 pub use stage::{Ended, Machine, Saved, Stage};
 

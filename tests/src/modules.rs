@@ -31,9 +31,26 @@ pub fn agent_initramfs() -> Vec<u8> {
     initramfs_with(archive.program("bin/croft-agent", &agent))
 }
 
+/// The initial RAM disk of a shell with virtio and `more` of `kernel` at hand.
+///
+/// # Panics
+/// When the kernel was not fetched.
+pub fn initramfs_of(kernel: Kernel, more: &[&str]) -> Vec<u8> {
+    let names = VIRTIO.iter().chain(more);
+    initramfs_with(with_modules_of(kernel, Archive::new(), names))
+}
+
 fn with_modules<'a>(archive: Archive, names: impl Iterator<Item = &'a &'a str>) -> Archive {
+    with_modules_of(Kernel::Cloud, archive, names)
+}
+
+fn with_modules_of<'a>(
+    kernel: Kernel,
+    archive: Archive,
+    names: impl Iterator<Item = &'a &'a str>,
+) -> Archive {
     names.fold(archive, |archive, name| {
-        let module = fs::read(Kernel::Cloud.module(name)).expect("a module");
+        let module = fs::read(kernel.module(name)).expect("a module");
         archive.program(&format!("{name}.ko"), &module)
     })
 }
@@ -44,6 +61,19 @@ fn with_modules<'a>(archive: Archive, names: impl Iterator<Item = &'a &'a str>) 
 /// When the kernel was not fetched.
 pub fn shell(stage: &Stage, more: &[&str]) -> Command {
     shell_with(stage, Archive::new(), more)
+}
+
+/// As [`shell`], by a user without any privilege.
+///
+/// # Panics
+/// As [`shell`].
+pub fn unprivileged_shell(stage: &Stage, more: &[&str]) -> Command {
+    let mut command = stage.unprivileged_linux(Kernel::Cloud, Act::Shell);
+    let archive = with_modules(Archive::new(), VIRTIO.iter().chain(more));
+    // In the place of the one without modules.
+    stage.file("initrd", &initramfs_with(archive));
+    command.stdin(Stdio::piped());
+    command
 }
 
 /// The same, and what `archive` has already.

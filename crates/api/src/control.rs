@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::RunDisk;
 use crate::hello::Protocol;
 use crate::instance::Status;
+use crate::net::{NicChange, NicSpec};
 
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
@@ -99,6 +100,24 @@ pub enum Request {
         disk: RunDisk,
         /// Until the instance's next start only; else it belongs to its
         /// configuration from now on.
+        live_only: bool,
+    },
+    /// Plug a NIC in ([`Event::Plugged`], when it is there and the guest was
+    /// told).
+    AttachNic {
+        /// The NIC.
+        nic: Box<NicSpec>,
+        /// Until the instance's next start only; else it belongs to its
+        /// configuration from now on.
+        live_only: bool,
+    },
+    /// Change a NIC that is plugged in ([`Event::Done`], at once).
+    SetNic {
+        /// Its name.
+        nic: String,
+        /// What becomes of it.
+        change: NicChange,
+        /// Until the instance's next start only.
         live_only: bool,
     },
     /// Unplug a device: ask the guest to release it ([`Event::Done`], when it

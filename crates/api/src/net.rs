@@ -176,6 +176,54 @@ pub struct NicSpec {
     pub kind: NicKind,
 }
 
+/// What becomes of a NIC; the rest stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicChange {
+    /// Its cable is plugged in, or pulled.
+    #[serde(default)]
+    pub link: Option<bool>,
+    /// How many bytes per second may go to the guest; `Some(None)` is without
+    /// limit.
+    #[serde(default, with = "rate")]
+    pub inbound: Option<Option<u64>>,
+    /// The same from the guest.
+    #[serde(default, with = "rate")]
+    pub outbound: Option<Option<u64>>,
+}
+
+impl NicChange {
+    /// Does it.
+    pub fn apply(&self, nic: &mut NicSpec) {
+        nic.link = self.link.unwrap_or(nic.link);
+        let limits = &mut nic.limits;
+        for (rate, change) in [
+            (&mut limits.inbound, self.inbound),
+            (&mut limits.outbound, self.outbound),
+        ] {
+            rate.bytes_per_second = change.unwrap_or(rate.bytes_per_second);
+        }
+    }
+}
+
+/// A rate that may be taken away: 0 stands for none, as no rate is 0.
+mod rate {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(
+        rate: &Option<Option<u64>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        rate.map(Option::unwrap_or_default).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Option<u64>>, D::Error> {
+        let rate = Option::<u64>::deserialize(deserializer)?;
+        Ok(rate.map(|rate| Some(rate).filter(|rate| *rate != 0)))
+    }
+}
+
 fn yes() -> bool {
     true
 }
@@ -468,5 +516,37 @@ mod tests {
         assert_eq!(NicBackend::Tap { queues: 3 }.descriptors(), 3);
         assert_eq!(NicBackend::Stream.descriptors(), 1);
         assert_eq!(NicBackend::None.descriptors(), 0);
+    }
+
+    #[test]
+    fn changes_of_rates_say_what_stays() {
+        let mut nic = NicSpec {
+            name: "net0".to_owned(),
+            mac: "02:c7:0f:00:00:0a".parse().unwrap(),
+            mtu: None,
+            queues: None,
+            limits: NicLimits::default(),
+            link: true,
+            kind: NicKind::User(UserNet::default()),
+        };
+        nic.limits.inbound.frames_per_second = Some(9);
+        nic.limits.outbound.bytes_per_second = Some(7);
+        let change = NicChange {
+            link: Some(false),
+            inbound: Some(Some(5)),
+            outbound: Some(None),
+        };
+        for change in [change, NicChange::default()] {
+            let json = serde_json::to_string(&change).unwrap();
+            assert_eq!(serde_json::from_str::<NicChange>(&json).unwrap(), change);
+            change.apply(&mut nic);
+            assert!(!nic.link);
+            let rate = |bytes, frames| NicRate {
+                bytes_per_second: bytes,
+                frames_per_second: frames,
+            };
+            assert_eq!(nic.limits.inbound, rate(Some(5), Some(9)));
+            assert_eq!(nic.limits.outbound, rate(None, None));
+        }
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::StartDisk;
 use crate::hello::Protocol;
 use crate::machine::MachineSpec;
-use crate::net::{NicBackend, StartNic};
+use crate::net::{NicBackend, NicLimits, StartNic};
 use crate::outcome::Outcome;
 
 /// What this build speaks.
@@ -53,6 +53,17 @@ pub enum Request {
     /// [`Event::Attached`] or [`Event::AttachFailed`], in the order of the
     /// requests.
     AttachDisk(Box<StartDisk>),
+    /// Plug this NIC in, whose backend's descriptors come along. Answered as
+    /// [`Request::AttachDisk`] is, in one order with those.
+    AttachNic(Box<StartNic>),
+    /// From now on this NIC may do so much. Nothing happens where there is no
+    /// such NIC.
+    NicLimits {
+        /// The NIC's name.
+        nic: String,
+        /// How much.
+        limits: NicLimits,
+    },
     /// Unplug this device. When the guest has released it, or was reset,
     /// follows [`Event::Detached`]; until then it may be asked for again.
     /// [`Event::DetachFailed`] says that this cannot be.

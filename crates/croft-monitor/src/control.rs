@@ -91,6 +91,7 @@ impl Control {
     pub fn forget(&mut self, device: &str) {
         let named = |index: u8| disk_name(index) == device;
         self.run.disks.retain(|disk| !disk.index.is_some_and(named));
+        self.run.nics.retain(|nic| nic.name != device);
     }
 
     /// Something is there. Returns the file to save the machine to, when that
@@ -109,7 +110,8 @@ impl Control {
                 }
                 let file = heard.ok().flatten()?;
                 let places = self.run.disks.iter().filter_map(|disk| disk.index);
-                Some((file, places.map(disk_name).collect()))
+                let nics = self.run.nics.iter().map(|nic| nic.name.clone());
+                Some((file, places.map(disk_name).chain(nics).collect()))
             }
         }
     }

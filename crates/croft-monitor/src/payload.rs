@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use croft_api::channel::channel;
 use croft_api::disk::DISKS_MAX;
+use croft_api::net::{NICS_MAX, QUEUES_MAX};
 use croft_api::vmm::{self, Request, StartRequest};
 use croft_api::{Receiver, Sender, pair, programs};
 use croft_isolate::launch::Ended;
@@ -23,7 +24,9 @@ const EXIT: Duration = Duration::from_secs(2);
 const MEMORY: u64 = 256 << 20;
 /// And this for each vCPU.
 const VCPU_MEMORY: u64 = 32 << 20;
-/// Threads beside those of vCPUs and disks.
+/// Threads of a NIC: two for each pair of queues, and the commands'.
+const NIC_TASKS: u64 = 2 * QUEUES_MAX as u64 + 1;
+/// Threads beside those of vCPUs, disks and NICs.
 const TASKS: u64 = 128;
 /// Threads for a vCPU, with what the kernel makes for it.
 const VCPU_TASKS: u64 = 4;
@@ -165,7 +168,10 @@ fn limits(start: &StartRequest) -> Limits {
     ];
     Limits {
         memory: memory.into_iter().fold(machine.memory, u64::saturating_add),
-        tasks: TASKS + VCPU_TASKS * vcpus + DISK_TASKS * DISKS_MAX as u64,
+        tasks: TASKS
+            + VCPU_TASKS * vcpus
+            + DISK_TASKS * DISKS_MAX as u64
+            + NIC_TASKS * NICS_MAX as u64,
         processors: vcpus + DEVICE_PROCESSORS,
     }
 }

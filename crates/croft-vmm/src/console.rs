@@ -65,11 +65,6 @@ impl ConsoleBackend for Console {
         });
     }
 
-    fn nic_lost(&self, nic: &str) {
-        let nic = nic.to_owned();
-        self.reporter.post(&Event::NicLost { nic });
-    }
-
     fn attached(&self, device: &str) {
         let device = device.to_owned();
         self.reporter.report(&Event::Attached { device });
@@ -78,6 +73,11 @@ impl ConsoleBackend for Console {
     fn detached(&self, device: &str) {
         let device = device.to_owned();
         self.reporter.report(&Event::Detached { device });
+    }
+
+    fn nic_lost(&self, nic: &str) {
+        let nic = nic.to_owned();
+        self.reporter.post(&Event::NicLost { nic });
     }
 
     fn log(&self, line: &str) {

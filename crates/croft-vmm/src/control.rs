@@ -46,6 +46,19 @@ pub fn obey(mut receiver: Receiver, machine: &MachineHandle, reporter: &Reporter
                 let config = disks::config(*disk, &mut descriptors.into_iter());
                 attached(machine.attach_disk(config).map(drop), reporter);
             }
+            Ok(Some((Request::AttachNic(nic), descriptors))) => {
+                if descriptors.len() != nic.backend.descriptors() {
+                    let what = "AttachNic comes with other descriptors";
+                    gone(Some(&WireError::Damaged(what)));
+                }
+                let config = nics::config(*nic, &mut descriptors.into_iter());
+                attached(machine.attach_nic(config), reporter);
+            }
+            Ok(Some((Request::NicLimits { nic, limits }, _))) => {
+                if let Some(nic) = machine.nic(&nic) {
+                    nic.set_limits(nics::limits(limits));
+                }
+            }
             Ok(Some((Request::Detach { device, force }, _))) => {
                 // That it is gone the machine tells.
                 if let Err(error) = machine.detach(&device, force) {

@@ -15,10 +15,7 @@ pub fn config(nic: StartNic, descriptors: &mut impl Iterator<Item = OwnedFd>) ->
         mac: nic.mac.bytes(),
         mtu,
         pairs: nic.queues.clamp(1, api::QUEUES_MAX),
-        limits: NicLimits {
-            inbound: rate(nic.limits.inbound),
-            outbound: rate(nic.limits.outbound),
-        },
+        limits: limits(nic.limits),
         link: nic.link,
         backend: backend(nic.backend, mtu, descriptors),
     }
@@ -39,6 +36,14 @@ pub fn backend(
         }
         NicBackend::Stream => taken.next().map(|socket| Stream::new(socket, mtu).into()),
         NicBackend::None => None,
+    }
+}
+
+/// How much it may do.
+pub fn limits(limits: api::NicLimits) -> NicLimits {
+    NicLimits {
+        inbound: rate(limits.inbound),
+        outbound: rate(limits.outbound),
     }
 }
 

@@ -125,6 +125,11 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
                 devices.insert(device.clone(), descriptors);
                 say(sender, &Event::Attached { device });
             }
+            Request::AttachNic(nic) => {
+                assert_eq!(descriptors.len(), nic.backend.descriptors());
+                devices.insert(nic.name.clone(), descriptors);
+                say(sender, &Event::Attached { device: nic.name });
+            }
             // Its guest answers no other than such a request.
             Request::Detach { device, force } if force || orderly => {
                 say(
@@ -168,6 +173,7 @@ fn obey(mut receiver: Receiver, sender: &Shared, orderly: bool) {
             | Request::VsockConnect { .. }
             | Request::VsockAnswer { .. }
             | Request::NicBackend { .. }
+            | Request::NicLimits { .. }
             | Request::NicLink { .. } => {}
         }
     }

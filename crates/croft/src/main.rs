@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         Command::Shell(options) => instance::shell(&options).into(),
         Command::Cp(options) => instance::cp(&options).into(),
         Command::Disk(command) => instance::disk(&command).into(),
+        Command::Nic(command) => instance::nic(&command).into(),
         Command::Ssh(options) => instance::ssh(&options).into(),
         Command::Wait(options) => instance::wait(&options).into(),
         Command::Autostart(options) => instance::autostart(&options).into(),

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -67,6 +67,12 @@ pub const TARGETS: [Target; 13] = [
         name: "console",
         run: crate::sockets::console,
         seeds: crate::sockets::console_seeds,
+        longest: 512,
+    },
+    Target {
+        name: "nic",
+        run: crate::nic::nic,
+        seeds: crate::nic::seeds,
         longest: 512,
     },
     Target {

@@ -15,6 +15,7 @@ pub mod image;
 mod input;
 mod layout;
 pub mod loader;
+pub mod nic;
 pub mod protocol;
 pub mod qcow2;
 pub mod saved;

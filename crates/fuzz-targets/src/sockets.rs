@@ -30,7 +30,7 @@ const CID: u64 = 3;
 const CALLS: usize = 100;
 
 /// A driver's side of some queues. Buffer `n` of a queue has descriptor `n`.
-struct Driver {
+pub(crate) struct Driver {
     ram: GuestRam,
     queues: Vec<(u16, ActiveQueue)>,
     /// Made available and looked at, by queue.
@@ -40,7 +40,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(count: u16) -> Self {
+    pub fn new(count: u16) -> Self {
         let ram = GuestRam::new(&[Range { start: 0, len: RAM }]).expect("a little memory");
         let queue = |index: u16| {
             let base = u64::from(index) * RINGS;
@@ -76,7 +76,7 @@ impl Driver {
 
     /// Makes a buffer available, with `data` for the device or `len` bytes of
     /// room; false when all are in use.
-    fn offer(&mut self, queue: u16, data: Option<&[u8]>, len: u32) -> bool {
+    pub fn offer(&mut self, queue: u16, data: Option<&[u8]>, len: u32) -> bool {
         let index = usize::from(queue);
         if self.available[index].wrapping_sub(self.seen[index]) >= SIZE {
             return false;
@@ -97,8 +97,28 @@ impl Driver {
         true
     }
 
+    /// Makes a buffer with `data` for the device available, and `room` bytes
+    /// in the same chain; one at a time.
+    pub fn offer_pair(&mut self, queue: u16, data: &[u8], room: u32) -> bool {
+        let base = u64::from(queue) * RINGS;
+        if !self.offer(queue, Some(data), 0) {
+            return false;
+        }
+        let first = self.available[usize::from(queue)].wrapping_sub(1) % SIZE;
+        let second = (first + 1) % SIZE;
+        let put = |at: u64, bytes: &[u8]| self.ram.write(at, bytes).expect("RAM");
+        // NEXT, and where that is; then WRITE.
+        put(base + 16 * u64::from(first) + 12, &[1, 0]);
+        put(base + 16 * u64::from(first) + 14, &second.to_le_bytes());
+        let mut descriptor = (buffer(queue, second) + BUFFER / 2).to_le_bytes().to_vec();
+        descriptor.extend(room.to_le_bytes());
+        descriptor.extend([2, 0, 0, 0]);
+        put(base + 16 * u64::from(second), &descriptor);
+        true
+    }
+
     /// What came back in `queue`: contents, as long as the device says.
-    fn take(&mut self, queue: u16) -> Vec<Vec<u8>> {
+    pub fn take(&mut self, queue: u16) -> Vec<Vec<u8>> {
         let index = usize::from(queue);
         let mut all = Vec::new();
         while self.seen[index] != self.used(queue) {
@@ -119,7 +139,7 @@ impl Driver {
     }
 
     /// Lets the service work until it rests; false when it stopped.
-    fn serve(&mut self, service: &mut dyn Service) -> bool {
+    pub fn serve(&mut self, service: &mut dyn Service) -> bool {
         for _ in 0..CALLS {
             let interrupt = |_| {};
             let mut queues = Queues::new(&mut self.queues, &self.ram, &self.live, &interrupt);
@@ -150,7 +170,7 @@ impl VsockHost for Asked {
 }
 
 /// Sockets of a host that are read and written without waiting.
-fn streams() -> (UnixStream, UnixStream) {
+pub(crate) fn streams() -> (UnixStream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     ours.set_nonblocking(true).expect("a socket");
     (ours, theirs)

@@ -29,6 +29,10 @@ pub struct Manifest {
     pub created: u64,
     /// Where it came from, in words: `built from debian:12`.
     pub origin: String,
+    /// Which [`REVISION`](crate::build::REVISION) of the recipe it was built by,
+    /// if it was built; nothing in those of the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<u32>,
     /// Whether Croft's guest agent is in it.
     pub agent: bool,
     /// Whether cloud-init is in it, as far as anybody knows: of a disk that was

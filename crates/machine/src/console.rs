@@ -34,11 +34,6 @@ pub trait ConsoleBackend: Send + Sync {
         let _ = fault;
     }
 
-    /// What was behind this NIC is gone. Must not block.
-    fn nic_lost(&self, nic: &str) {
-        let _ = nic;
-    }
-
     /// A device was attached. Comes on the owner's thread, before whoever
     /// asked for it is answered.
     fn attached(&self, device: &str) {
@@ -50,6 +45,11 @@ pub trait ConsoleBackend: Send + Sync {
     /// thread.
     fn detached(&self, device: &str) {
         let _ = device;
+    }
+
+    /// What was behind this NIC is gone. Must not block.
+    fn nic_lost(&self, nic: &str) {
+        let _ = nic;
     }
 
     /// Takes a line for the operator. Must not block.

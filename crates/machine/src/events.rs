@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::mpsc::{Sender, SyncSender};
 
 use croft_devices::bus::DetachedDevice;
+use croft_devices::virtio::net::NicOptions;
 use croft_engine::Stop;
 
 use crate::gdb::DebugRequest;
@@ -54,6 +55,8 @@ pub enum Request {
     ResizeDisk(usize, u64, SyncSender<Result<(), ResizeError>>),
     /// Plug this disk in, and say where it is.
     AttachDisk(DiskConfig, SyncSender<Result<u8, AttachError>>),
+    /// Plug this NIC in.
+    AttachNic(NicOptions, SyncSender<Result<(), AttachError>>),
     /// Have the device of this name unplugged by the guest, or take it away.
     Detach(String, bool, SyncSender<Result<(), DetachError>>),
     /// Write the state there and end; if these are its disks and NICs.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use croft_devices::pm::PmHandle;
 use croft_devices::virtio::balloon::{BalloonHandle, BalloonReport, BalloonStatistics};
 use croft_devices::virtio::console::ConsoleHandle;
-use croft_devices::virtio::net::NicHandle;
+use croft_devices::virtio::net::{NicHandle, NicOptions};
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_disk::DiskError;
 use croft_engine::EngineError;
@@ -20,7 +20,7 @@ use crate::events::{Event, Events, Request};
 use crate::hotplug::{AttachError, DetachError};
 use crate::power::PowerSwitch;
 use crate::sync::{Shared, lock};
-use crate::virtio::DiskConfig;
+use crate::virtio::{DiskConfig, Nics};
 
 /// Why a machine was not saved. Unless it had ended, it goes on.
 #[derive(Debug, Error)]
@@ -77,7 +77,7 @@ pub struct MachineHandle {
     pub(crate) events: Events,
     pub(crate) state: Arc<Shared<State>>,
     pub(crate) pm: PmHandle,
-    pub(crate) nics: Arc<Shared<Vec<NicHandle>>>,
+    pub(crate) nics: Arc<Shared<Nics>>,
     pub(crate) balloon: BalloonHandle,
     pub(crate) vsock: Option<VsockHandle>,
     pub(crate) console: Option<ConsoleHandle>,
@@ -166,6 +166,12 @@ impl MachineHandle {
         self.ask(|done| Request::AttachDisk(config, done))?
     }
 
+    /// Plugs a NIC in and tells the guest. One called `net<place>` gets that
+    /// place, another the first that is free.
+    pub fn attach_nic(&self, options: NicOptions) -> Result<(), AttachError> {
+        self.ask(|done| Request::AttachNic(options, done))?
+    }
+
     /// Asks the guest to release the device of this name, and returns when it
     /// was asked; may be asked again. When the guest has done so, or was
     /// reset, [`ConsoleBackend::detached`] is called. With `force` the guest
@@ -191,7 +197,7 @@ impl MachineHandle {
     /// The host's side of a NIC: its cable, what is behind it, its limits.
     pub fn nic(&self, name: &str) -> Option<NicHandle> {
         let nics = lock(&self.nics);
-        nics.iter().find(|nic| nic.name() == name).cloned()
+        nics.values().find(|nic| nic.name() == name).cloned()
     }
 
     /// Whether the guest has said that its kernel panicked, since it was

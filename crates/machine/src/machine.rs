@@ -7,7 +7,6 @@ use std::sync::mpsc::{self, Receiver};
 use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::console::ConsoleHandle;
 use croft_devices::virtio::fs::ShareHandle;
-use croft_devices::virtio::net::NicHandle;
 use croft_devices::virtio::vsock::VsockHandle;
 use croft_engine::{
     CpuModel, CpuProfile, Engine, Missing, Partition, PartitionConfig, Topology, Vcpu,
@@ -49,7 +48,6 @@ pub struct Machine {
     pub(crate) gdb: Option<GdbListener>,
     /// For who saves it.
     pub(crate) description: Description,
-    pub(crate) nics: Arc<Shared<Vec<NicHandle>>>,
     pub(crate) places: Places,
     pub(crate) plugger: Plugger,
     pub(crate) balloon: BalloonHandle,
@@ -206,10 +204,9 @@ impl Machine {
                 shares.iter().map(SavedShare::of).collect(),
             )
             .with_vsock(vsock.is_some())
-            .with_nics(nics.iter().map(SavedNic::of).collect())
+            .with_nics(SavedNic::all(&nics))
             .with_ports(ports),
-            nics: Arc::new(Shared::new(nics)),
-            places: Places::new(disks),
+            places: Places::new(disks, nics),
             plugger,
             balloon,
             shares,
@@ -249,7 +246,7 @@ impl Machine {
             events: self.events.clone(),
             state: self.state.clone(),
             pm: self.chipset.pm.clone(),
-            nics: self.nics.clone(),
+            nics: self.places.nics.clone(),
             balloon: self.balloon.clone(),
             vsock: self.vsock.clone(),
             console: self.terminal.clone(),

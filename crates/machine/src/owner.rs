@@ -22,7 +22,7 @@ use crate::handle::{ResizeError, SaveError};
 use crate::machine::Machine;
 use crate::power::PowerRequest;
 use crate::report;
-use crate::saved::{self, MachineState, SavedDisk};
+use crate::saved::{self, MachineState, SavedDisk, SavedNic};
 use crate::sync::lock;
 use crate::timers::Timers;
 use crate::vcpus::VcpuThread;
@@ -164,6 +164,10 @@ impl Owner {
                 // Nothing but guest time decides whether devices run.
                 self.retry_ends();
                 let _ = done.send(self.machine.attach_disk(config, self.time_runs));
+            }
+            Event::Request(Request::AttachNic(options, done)) => {
+                self.retry_ends();
+                let _ = done.send(self.machine.attach_nic(options, self.time_runs));
             }
             Event::Request(Request::Detach(device, force, done)) => {
                 let _ = done.send(self.machine.detach(&device, force));
@@ -325,7 +329,9 @@ impl Owner {
         let result = self.state().and_then(|state| {
             let machine = &self.machine;
             let description = machine.description.clone();
-            let description = description.with_disks(SavedDisk::all(&machine.places.disks));
+            let description = description
+                .with_disks(SavedDisk::all(&machine.places.disks))
+                .with_nics(SavedNic::all(&lock(&machine.places.nics)));
             Ok(saved::write(out, &description, &machine.ram, &state)?)
         });
         if result.is_err() {

@@ -4,8 +4,8 @@
 //! | slot | device                                     |
 //! |------|--------------------------------------------|
 //! | 1    | entropy                                    |
-//! | 2–17 | disks, in the order of the configuration   |
-//! | 18–24 | NICs, in the order of the configuration   |
+//! | 2–17 | disks, by their places                     |
+//! | 18–24 | NICs, by their places                     |
 //! | 25–28 | shares                                    |
 //! | 29   | sockets (vsock)                            |
 //! | 30   | terminal and byte streams (console)        |
@@ -118,6 +118,24 @@ pub fn disk_name(index: u8) -> String {
 /// Its slot.
 pub fn disk_slot(index: u8) -> u8 {
     DISK_SLOT + index
+}
+
+/// NICs by their places.
+pub type Nics = BTreeMap<u8, NicHandle>;
+
+/// The place that a NIC's name tells: `net2` is in place 2.
+pub fn nic_place(name: &str) -> Option<u8> {
+    (0..NICS_MAX as u8).find(|index| format!("net{index}") == name)
+}
+
+/// The name on the bus of the NIC in this place.
+pub fn nic_device(index: u8) -> String {
+    format!("nic{index}")
+}
+
+/// Its slot.
+pub fn nic_slot(index: u8) -> u8 {
+    NIC_SLOT + index
 }
 
 /// Tells the machine's owner of a disk that failed.
@@ -281,23 +299,6 @@ impl Plugger {
         Ok(plugged)
     }
 
-    /// NICs, in the order in which the guest numbers them.
-    pub fn plug_nics(&self, nics: Vec<NicOptions>) -> Result<Vec<NicHandle>, MachineError> {
-        if nics.len() > NICS_MAX {
-            return Err(MachineError::Nics(nics.len()));
-        }
-        let mut plugged: Vec<NicHandle> = Vec::with_capacity(nics.len());
-        for (index, options) in (0u8..).zip(nics) {
-            if plugged.iter().any(|nic| nic.name() == options.name) {
-                return Err(MachineError::NicTwice(options.name));
-            }
-            let device = VirtioNet::new(options, self.nics.clone());
-            plugged.push(device.handle());
-            self.add(NIC_SLOT + index, &format!("nic{index}"), device)?;
-        }
-        Ok(plugged)
-    }
-
     /// Opens a disk for a place.
     pub fn disk(
         &self,
@@ -345,6 +346,38 @@ impl Plugger {
         let function = self.function(slot, name, device)?;
         self.pci.hot_plug(slot, name, function, running)?;
         Ok(())
+    }
+
+    /// NICs, each in its place; one whose name tells none gets the first that
+    /// is free.
+    pub fn plug_nics(&self, nics: Vec<NicOptions>) -> Result<Nics, MachineError> {
+        if nics.len() > NICS_MAX {
+            return Err(MachineError::Nics(nics.len()));
+        }
+        let named = nics.iter().filter_map(|nic| nic_place(&nic.name));
+        let mut taken = named.fold(0u8, |taken, index| taken | 1 << index);
+        let mut plugged = Nics::new();
+        for options in nics {
+            if plugged.values().any(|nic| nic.name() == options.name) {
+                return Err(MachineError::NicTwice(options.name));
+            }
+            // There are as many places as NICs can be.
+            let index = nic_place(&options.name).unwrap_or(taken.trailing_ones() as u8);
+            taken |= 1 << index;
+            let (device, nic) = self.nic(options);
+            let (slot, name) = (nic_slot(index), nic_device(index));
+            let function = self.function(slot, &name, device)?;
+            self.pci.plug_removable(slot, &name, function)?;
+            plugged.insert(index, nic);
+        }
+        Ok(plugged)
+    }
+
+    /// A NIC for a place.
+    pub fn nic(&self, options: NicOptions) -> (VirtioNet, NicHandle) {
+        let device = VirtioNet::new(options, self.nics.clone());
+        let handle = device.handle();
+        (device, handle)
     }
 
     /// The console, if it has ports. Returns the operator's side of it.

@@ -17,9 +17,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use croft_api::disk::{RunDisk, disk_name};
 use croft_api::instance::Plugged;
+use croft_api::net::{NicKind, NicSpec};
 
 use crate::disks::{Disk, Held};
 use crate::files::quoted;
+use crate::nics::Wire;
 
 /// Most requests waiting for the payload.
 const WAITING_MAX: usize = 64;
@@ -45,11 +47,49 @@ struct Device {
 pub struct Attaching {
     /// Who asked for it.
     pub client: u64,
-    /// What it is, with absolute paths.
-    pub disk: RunDisk,
+    /// What it is.
+    pub what: Coming,
     /// It is not there at the next start.
     pub live_only: bool,
-    held: Vec<Held>,
+}
+
+/// What a payload is given.
+#[derive(Debug)]
+pub enum Coming {
+    /// A disk, with absolute paths, and its open files.
+    Disk(RunDisk, Vec<Held>),
+    /// A NIC, and what it hangs on.
+    Nic(Box<NicSpec>, Box<Wire>),
+}
+
+impl Coming {
+    fn held(&self) -> &[Held] {
+        match self {
+            Coming::Disk(_, held) => held,
+            Coming::Nic(..) => &[],
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Coming::Disk(disk, _) => {
+                let top = disk.layers.first();
+                top.map(|top| quoted(&top.path)).unwrap_or_default()
+            }
+            Coming::Nic(nic, _) => describe(nic),
+        }
+    }
+}
+
+/// Where a NIC leads to.
+fn describe(nic: &NicSpec) -> String {
+    let leads = match &nic.kind {
+        NicKind::User(_) => "user".to_owned(),
+        NicKind::Network(net) => net.network.clone(),
+        NicKind::Bridge(net) => format!("bridge {}", net.bridge),
+    };
+    let link = if nic.link { "" } else { ", link down" };
+    format!("{leads}, {}{link}", nic.mac)
 }
 
 /// A device that the payload was asked to unplug.
@@ -65,7 +105,15 @@ pub struct Detaching {
 
 impl Devices {
     /// What a payload is started with.
-    pub fn new(disks: &[Disk]) -> Self {
+    pub fn new(disks: &[Disk], nics: &[NicSpec]) -> Self {
+        let nics = nics.iter().map(|nic| {
+            let device = Device {
+                held: Vec::new(),
+                what: describe(nic),
+                live_only: false,
+            };
+            (nic.name.clone(), device)
+        });
         let there = disks.iter().filter_map(|disk| {
             let name = disk_name(disk.describe().index?);
             let device = Device {
@@ -76,7 +124,7 @@ impl Devices {
             Some((name, device))
         });
         Devices {
-            there: there.collect(),
+            there: there.chain(nics).collect(),
             attaching: VecDeque::new(),
             detaching: Vec::new(),
         }
@@ -117,27 +165,32 @@ impl Devices {
     /// All files that the payload has open, or is about to.
     pub fn held(&self) -> Vec<Held> {
         let there = self.there.values().flat_map(|device| &device.held);
-        let coming = self.attaching.iter().flat_map(|coming| &coming.held);
+        let coming = self.attaching.iter().flat_map(|coming| coming.what.held());
         there.chain(coming).cloned().collect()
     }
 
-    /// The payload is given a disk, which is `found`.
-    pub fn attach(&mut self, client: u64, disk: &Disk, found: RunDisk, live_only: bool) {
+    /// A NIC that is there has changed.
+    pub fn nic_changed(&mut self, nic: &NicSpec) {
+        if let Some(device) = self.there.get_mut(&nic.name) {
+            device.what = describe(nic);
+        }
+    }
+
+    /// The payload is given something.
+    pub fn attach(&mut self, client: u64, what: Coming, live_only: bool) {
         self.attaching.push_back(Attaching {
             client,
-            disk: found,
+            what,
             live_only,
-            held: disk.held().collect(),
         });
     }
 
     /// It has what it was given first, under this name.
     pub fn attached(&mut self, name: &str) -> Option<Attaching> {
-        let mut done = self.attaching.pop_front()?;
-        let top = done.disk.layers.first();
+        let done = self.attaching.pop_front()?;
         let device = Device {
-            held: std::mem::take(&mut done.held),
-            what: top.map(|top| quoted(&top.path)).unwrap_or_default(),
+            held: done.what.held().to_vec(),
+            what: done.what.describe(),
             live_only: done.live_only,
         };
         self.there.insert(name.to_owned(), device);
@@ -200,12 +253,16 @@ mod tests {
         Disk::open(&RunDisk::new(image.path()), &devices.held())
     }
 
+    fn coming(disk: &Disk) -> Coming {
+        Coming::Disk(disk.found().unwrap(), disk.held().collect())
+    }
+
     #[test]
     fn a_file_is_held_from_its_attaching_to_its_end() {
-        let mut devices = Devices::new(&[]);
+        let mut devices = Devices::new(&[], &[]);
         let image = image();
         let disk = open(&image, &devices).unwrap();
-        devices.attach(7, &disk, disk.found().unwrap(), true);
+        devices.attach(7, coming(&disk), true);
         assert!(devices.is_attaching());
         // The payload has it.
         drop(disk);
@@ -220,7 +277,7 @@ mod tests {
         assert_eq!((leaving.clients, leaving.live_only), (vec![8, 9], false));
         assert!(devices.names().is_empty());
         let disk = open(&image, &devices).unwrap();
-        devices.attach(7, &disk, disk.found().unwrap(), false);
+        devices.attach(7, coming(&disk), false);
         devices.attach_failed().unwrap();
         drop(disk);
         open(&image, &devices).unwrap();
@@ -233,7 +290,7 @@ mod tests {
 
     #[test]
     fn requests_are_bounded() {
-        let mut devices = Devices::new(&[]);
+        let mut devices = Devices::new(&[], &[]);
         for client in 0..WAITING_MAX as u64 {
             assert!(devices.has_room());
             devices.detach(client, "disk0", false);

@@ -557,6 +557,20 @@ impl Keeper {
                     Err(message) => Err(message),
                 }
             }
+            Request::AttachNic { nic, live_only } => {
+                match self.attach_nic(client, *nic, live_only) {
+                    Ok(()) => return,
+                    Err(message) => Err(message),
+                }
+            }
+            Request::SetNic {
+                nic,
+                change,
+                live_only,
+            } => {
+                let set = self.set_nic(&nic, change, live_only);
+                set.map(|()| (Told::Done, vec![]))
+            }
             Request::Detach {
                 device,
                 force,

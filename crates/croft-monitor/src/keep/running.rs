@@ -45,7 +45,7 @@ impl Running {
         let saved = files.saved_run(run).map_err(|error| Outcome::Failed {
             message: error.to_string(),
         })?;
-        let devices = Devices::new(files.disks());
+        let devices = Devices::new(files.disks(), &run.nics);
         let (handed, kept) = files.split();
         let payload = Payload::start(start, handed, run.no_jail)
             .map_err(|message| Outcome::Failed { message })?;

@@ -160,6 +160,11 @@ impl Extend<Wire> for Wires {
 }
 
 impl Wires {
+    /// Lets go of what a NIC hung on that is gone.
+    pub fn remove(&mut self, nic: &str) {
+        self.0.retain(|wire| wire.name != nic);
+    }
+
     /// What is worth reading, with the process that is heard then.
     pub fn sources(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
         let passts = self.0.iter().filter_map(Wire::passt);

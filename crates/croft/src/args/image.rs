@@ -81,6 +81,10 @@ pub struct BuildOptions {
     #[arg(long)]
     pub name: Option<String>,
 
+    /// Leave it if there is one of this name already that this Croft would build
+    #[arg(long)]
+    pub if_needed: bool,
+
     /// One more package; can be given several times
     #[arg(long = "package", value_name = "NAME")]
     pub packages: Vec<String>,

@@ -9,6 +9,7 @@ pub mod instance;
 pub mod machine;
 pub mod net;
 pub mod network;
+pub mod nic;
 pub mod output;
 pub mod resize;
 pub mod restore;
@@ -87,9 +88,12 @@ pub enum Command {
     /// Start all instances that were created with --autostart
     #[command(after_help = instance::AUTOSTART_HELP)]
     Autostart(instance::AutostartOptions),
-    /// Make an instance's disk larger
+    /// Give an instance disks, take them away, make its own larger
     #[command(subcommand)]
     Disk(resize::DiskCommand),
+    /// Give an instance NICs, take them away, pull and plug their cables
+    #[command(subcommand)]
+    Nic(nic::NicCommand),
     /// Build, import, list and export the images that instances are made from
     #[command(subcommand)]
     Image(image::ImageCommand),

@@ -103,6 +103,12 @@ fn build(store: &Store, options: BuildOptions) -> Result<Exit, Fault> {
             recipe.name
         ));
     }
+    if options.if_needed {
+        let found = store.resolve(&recipe.name).ok();
+        if found.is_some_and(|image| !build::is_outdated(&image.manifest)) {
+            return Ok(Exit::PowerOff);
+        }
+    }
     recipe.packages = options.packages;
     recipe.mirrors = options.mirrors;
     recipe.mode = options.mode;

@@ -1,4 +1,4 @@
-//! `croft disk`: disks that an instance gets and loses, while it runs or for
+//! `croft disk`, `croft nic`: disks and NICs that an instance gets and loses, while it runs or for
 //! its next start.
 //!
 //! What runs belongs to its monitor, which changes the configuration too; what
@@ -9,12 +9,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use croft_api::control::{Event, Request};
-use croft_api::disk::{RunDisk, RunLayer};
+use croft_api::disk::{RunDisk, RunLayer, disk_name};
+use croft_api::net::NicChange;
 use croft_host::store::{Boot, Config, Disk};
 use croft_host::{ClientError, InstanceName, Instances};
 
 use super::resize::resize;
-use super::{Fault, SOON, connect, finish, open, spec};
+use super::{Fault, SOON, connect, finish, nics, open, spec};
+use crate::args::net::Net;
+use crate::args::nic::{AttachOptions as NicAttachOptions, Link, NicCommand, SetOptions};
 use crate::args::resize::{AttachOptions, DetachOptions, DiskCommand};
 use crate::exit::Exit;
 use crate::{print, say};
@@ -25,6 +28,15 @@ pub fn disk(command: &DiskCommand) -> Exit {
         DiskCommand::Resize(options) => resize(&instances, options),
         DiskCommand::Attach(options) => attach(&instances, options),
         DiskCommand::Detach(options) => detach(&instances, options),
+    }))
+}
+
+/// Does something to an instance's NICs.
+pub fn nic(command: &NicCommand) -> Exit {
+    finish(open().and_then(|instances| match command {
+        NicCommand::Attach(options) => attach_nic(&instances, options),
+        NicCommand::Detach(options) => detach(&instances, options),
+        NicCommand::Set(options) => set(&instances, options),
     }))
 }
 
@@ -48,6 +60,71 @@ fn attach(instances: &Instances, options: &AttachOptions) -> Result<Exit, Fault>
         added.map_err(|fault| fault.of(name))?
     };
     Ok(print(format!("{device}\n").as_bytes()))
+}
+
+fn attach_nic(instances: &Instances, options: &NicAttachOptions) -> Result<Exit, Fault> {
+    let name = &options.name.name;
+    let Net::Nic(wanted) = &options.net else {
+        return Err(Fault::usage("--net none is no NIC; name where it leads to"));
+    };
+    let status = instances.status(name)?;
+    let another = |config: &Config, names: &[String]| {
+        let nic = nics::another((**wanted).clone(), &config.nics, names);
+        nic.map_err(|message| Fault::usage(message).of(name))
+    };
+    let device = if status.phase.is_live() {
+        let names = status.devices.into_iter().map(|device| device.name);
+        let names: Vec<String> = names.collect();
+        let nic = another(&instances.config(name)?, &names)?;
+        let request = Request::AttachNic {
+            nic: Box::new(nic),
+            live_only: options.live_only,
+        };
+        plug(instances, name, &request)?
+    } else {
+        only_live(name, options.live_only)?;
+        let added = instances.change(name, |config| {
+            let nic = another(config, &[])?;
+            let device = nic.name.clone();
+            config.nics.push(nic);
+            Ok::<_, Fault>(device)
+        })?;
+        added?
+    };
+    Ok(print(format!("{device}\n").as_bytes()))
+}
+
+fn set(instances: &Instances, options: &SetOptions) -> Result<Exit, Fault> {
+    let name = &options.name.name;
+    let change = NicChange {
+        link: options.link.map(|link| link == Link::Up),
+        inbound: options.limit_in.map(|limit| limit.0),
+        outbound: options.limit_out.map(|limit| limit.0),
+    };
+    if instances.status(name)?.phase.is_live() {
+        let request = Request::SetNic {
+            nic: options.nic.clone(),
+            change,
+            live_only: options.live_only,
+        };
+        let mut monitor = connect(instances, name).map_err(|fault| fault.of(name))?;
+        let answer = monitor.ask_within(&request, vec![], Some(SOON));
+        answer.map_err(|error| Fault::from(error).of(name))?;
+        return Ok(Exit::PowerOff);
+    }
+    only_live(name, options.live_only)?;
+    let changed = instances.change(name, |config| {
+        let mut nics = config.nics.iter_mut();
+        match nics.find(|nic| nic.name == options.nic) {
+            Some(nic) => {
+                change.apply(nic);
+                Ok(())
+            }
+            None => Err(none(config, &options.nic)),
+        }
+    })?;
+    changed.map_err(|fault| fault.of(name))?;
+    Ok(Exit::PowerOff)
 }
 
 /// Has a running instance's monitor plug something in. Returns its name.
@@ -114,9 +191,14 @@ fn detach(instances: &Instances, options: &DetachOptions) -> Result<Exit, Fault>
     }
     if !instances.status(name)?.phase.is_live() {
         only_live(name, options.live_only)?;
-        return match instances.change(name, |config| config.remove_disk(device))? {
-            Some(_) => Ok(Exit::PowerOff),
-            None => Err(none(&config, device).of(name)),
+        let removed = instances.change(name, |config| {
+            let nics = config.nics.len();
+            config.nics.retain(|nic| nic.name != *device);
+            config.nics.len() < nics || config.remove_disk(device).is_some()
+        })?;
+        return match removed {
+            true => Ok(Exit::PowerOff),
+            false => Err(none(&config, device).of(name)),
         };
     }
     let request = Request::Detach {
@@ -147,11 +229,14 @@ fn first(config: &Config) -> Option<&Disk> {
 }
 
 fn none(config: &Config, device: &str) -> Fault {
-    let names = config.disks.iter().filter_map(|disk| disk.index);
-    let names: Vec<String> = names.map(croft_api::disk::disk_name).collect();
+    let disks = config.disks.iter().filter_map(|disk| disk.index);
+    let nics = config.nics.iter().map(|nic| nic.name.clone());
+    let names: Vec<String> = disks.map(disk_name).chain(nics).collect();
     let device = device.escape_debug();
     if names.is_empty() {
-        Fault::usage(format!("there is no '{device}'; it has no disks"))
+        Fault::usage(format!(
+            "there is no '{device}'; it has neither disks nor NICs"
+        ))
     } else {
         Fault::usage(format!(
             "there is no '{device}'; there are {}",

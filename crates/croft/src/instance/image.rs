@@ -10,7 +10,7 @@ use croft_api::disk::{DiskFormat, DiskOptions};
 use croft_disk::{Format, create_overlay};
 use croft_host::store::{Boot, Disk, ImageUse, Layer};
 use croft_host::{Config, Instances, NewInstance};
-use croft_image::build::Recipe;
+use croft_image::build::{Recipe, is_outdated};
 use croft_image::seed::{self, Seed, USER_DATA_MAX};
 use croft_image::store::Hold;
 use croft_image::{DiskFormat as ImageFormat, Error, Store};
@@ -44,7 +44,14 @@ impl<'a> Images<'a> {
                 ));
                 crate::image::build_by_name(&store, reference)?;
             }
-            found => drop(found?),
+            found => {
+                if is_outdated(&found?.manifest) {
+                    say::line(&format!(
+                        "croft: image {reference} was built by an older Croft; build it again: \
+                         croft image build {reference}"
+                    ));
+                }
+            }
         }
         Ok(Images { store, reference })
     }

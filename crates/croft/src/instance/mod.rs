@@ -30,7 +30,7 @@ pub use self::autostart::autostart;
 pub use self::console::console;
 pub use self::create::create;
 pub use self::delete::delete;
-pub use self::devices::disk;
+pub use self::devices::{disk, nic};
 pub use self::guest::{cp, exec, shell};
 pub use self::list::list;
 pub use self::logs::logs;

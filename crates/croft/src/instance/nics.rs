@@ -6,6 +6,8 @@ use croft_network::user::{self, Host, Passt};
 use crate::args::net::{Net, NetOptions, NewNic};
 use crate::say;
 
+const ONE_USER: &str = "--net user: once; the addresses of a second one would be the same";
+
 /// What a machine has for which nothing is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByDefault {
@@ -45,18 +47,44 @@ pub fn nics(options: &NetOptions, default: ByDefault) -> Result<Vec<NicSpec>, St
             Some(mac) => mac,
             None => random(&nics)?,
         };
-        nics.push(NicSpec {
-            name: format!("net{index}"),
-            mac,
-            mtu: nic.mtu,
-            queues: nic.queues,
-            limits: nic.limits,
-            link: nic.link,
-            kind: nic.kind,
-        });
+        nics.push(spec(format!("net{index}"), mac, nic));
     }
     publish(&mut nics, &options.publish)?;
     Ok(nics)
+}
+
+/// One more, beside `others` and whatever has these names.
+pub fn another(nic: NewNic, others: &[NicSpec], names: &[String]) -> Result<NicSpec, String> {
+    let is_user = |kind: &NicKind| matches!(kind, NicKind::User(_));
+    if is_user(&nic.kind) && others.iter().any(|other| is_user(&other.kind)) {
+        return Err(ONE_USER.to_owned());
+    }
+    let taken = |name: &String| names.contains(name) || others.iter().any(|nic| nic.name == *name);
+    let mut all = (0..NICS_MAX).map(|index| format!("net{index}"));
+    let name = all.find(|name| !taken(name));
+    let name = name.ok_or(format!(
+        "a machine has at most {NICS_MAX} NICs; detach one first"
+    ))?;
+    let mac = match nic.mac {
+        Some(mac) if others.iter().any(|other| other.mac == mac) => {
+            return Err(format!("{mac} is the address of another NIC of it"));
+        }
+        Some(mac) => mac,
+        None => random(others)?,
+    };
+    Ok(spec(name, mac, nic))
+}
+
+fn spec(name: String, mac: Mac, nic: NewNic) -> NicSpec {
+    NicSpec {
+        name,
+        mac,
+        mtu: nic.mtu,
+        queues: nic.queues,
+        limits: nic.limits,
+        link: nic.link,
+        kind: nic.kind,
+    }
 }
 
 /// Those of `--net`.
@@ -73,7 +101,7 @@ fn given(nets: &[Net]) -> Result<Vec<NewNic>, String> {
         .iter()
         .filter(|nic| matches!(nic.kind, NicKind::User(_)));
     if users.count() > 1 {
-        return Err("--net user: once; the addresses of a second one would be the same".to_owned());
+        return Err(ONE_USER.to_owned());
     }
     Ok(nics)
 }
@@ -131,14 +159,7 @@ pub fn describe(nic: &NicSpec) -> String {
         NicKind::Bridge(net) => format!("bridge {}", net.bridge),
     };
     let link = if nic.link { "" } else { ", link down" };
-    let ports = published(std::slice::from_ref(nic)).map(ToString::to_string);
-    let ports: Vec<String> = ports.collect();
-    let published = if ports.is_empty() {
-        String::new()
-    } else {
-        format!(", published {}", ports.join(" "))
-    };
-    format!("{}: {leads}, {}{link}{published}", nic.name, nic.mac)
+    format!("{leads}, {}{link}", nic.mac)
 }
 
 #[cfg(test)]

@@ -115,8 +115,11 @@ fn table(known: &Known) -> String {
             let name = disk.index.map_or_else(|| "disk".to_owned(), disk_name);
             row(&name, format!("{}{read_only}", layers.join(" over ")));
         }
-        for nic in &config.nics {
-            row("nic", nics::describe(nic));
+        for nic in config.nics.iter().filter(|_| !runs) {
+            row(&nic.name, nics::describe(nic));
+        }
+        for port in nics::published(&config.nics) {
+            row("published", port.to_string());
         }
         let policy = match config.restart {
             RestartPolicy::No => "no",

@@ -19,15 +19,27 @@ use std::path::Path;
 pub use mode::Mode;
 pub use recipe::{Recipe, Release};
 
-use crate::Error;
 use crate::forms;
 use crate::progress::Progress;
 use crate::store::{Committed, Store};
 use crate::tree::{Limits, Tree};
+use crate::{Error, Manifest};
 
 /// Space that a build takes at its largest, in bytes: the archive, the tree,
 /// the disk and the root file system.
 const SPACE: u64 = 2 << 30;
+
+/// Counts up when what this crate makes of packages changes so that images
+/// should be built anew: 2 brings NICs up that are renamed.
+pub const REVISION: u32 = 2;
+/// How the origin of images begins that were built.
+const ORIGIN: &str = "built from packages of ";
+
+/// Whether an image was built by an older Croft than this, which makes another
+/// one of the same packages.
+pub fn is_outdated(manifest: &Manifest) -> bool {
+    manifest.origin.starts_with(ORIGIN) && manifest.recipe.unwrap_or(1) < REVISION
+}
 
 /// Builds an image and gives it its name. `agent` is Croft's guest agent on
 /// this host; `warn` hears what the image will lack.
@@ -60,8 +72,30 @@ pub fn build(
     let rootfs = forms::rootfs(&tree, &staging, progress)?;
     progress.phase("storing");
     let mut manifest = forms::describe(&tree);
-    manifest.origin = format!("built from packages of {}", recipe.release.suite);
+    manifest.origin = format!("{ORIGIN}{}", recipe.release.suite);
+    manifest.recipe = Some(REVISION);
     manifest.disk = Some(disk);
     manifest.rootfs = Some(rootfs);
     staging.commit(&manifest, &recipe.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_older_recipes_are_outdated() {
+        let mut manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "version": 1, "os": "debian", "os_version": "12", "arch": "x86_64",
+            "created": 0, "origin": "built from packages of bookworm",
+            "agent": true, "cloud_init": false,
+        }))
+        .unwrap();
+        assert!(is_outdated(&manifest));
+        manifest.recipe = Some(REVISION);
+        assert!(!is_outdated(&manifest));
+        manifest.recipe = None;
+        manifest.origin = "imported from a.qcow2".to_owned();
+        assert!(!is_outdated(&manifest));
+    }
 }

@@ -24,6 +24,7 @@ fn add(store: &Store, name: &str, contents: &[u8]) -> Image {
         arch: "x86_64".to_owned(),
         created: 1,
         origin: "a test".to_owned(),
+        recipe: None,
         agent: false,
         cloud_init: false,
         disk: Some(Disk {

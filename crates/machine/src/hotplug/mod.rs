@@ -33,14 +33,21 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use croft_devices::bus::DetachedDevice;
 use croft_devices::pci::PciError;
+use croft_devices::virtio::net::NicOptions;
 use thiserror::Error;
 
 use crate::config::Ended;
 use crate::error::MachineError;
 use crate::machine::Machine;
-use crate::virtio::{DISKS_MAX, DiskConfig, Disks, disk_name, disk_slot};
+use crate::sync::{Shared, lock};
+use crate::virtio::{
+    DISKS_MAX, DiskConfig, Disks, NICS_MAX, Nics, disk_name, disk_slot, nic_device, nic_place,
+    nic_slot,
+};
 
 /// Why a device was not attached. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -91,14 +98,20 @@ pub enum DetachError {
 pub struct Places {
     /// By their place, counted from 0.
     pub disks: Disks,
+    /// The same; their host's side is for any thread.
+    pub nics: Arc<Shared<Nics>>,
     /// Slots that were pulled since the last reset.
     pulled: u32,
 }
 
 impl Places {
     /// With what the machine has from the start.
-    pub fn new(disks: Disks) -> Self {
-        Places { disks, pulled: 0 }
+    pub fn new(disks: Disks, nics: Nics) -> Self {
+        Places {
+            disks,
+            nics: Arc::new(Shared::new(nics)),
+            pulled: 0,
+        }
     }
 
     /// The machine was reset: its guest knows of nothing any more.
@@ -126,12 +139,39 @@ impl Places {
         })
     }
 
+    /// Where a NIC of this name goes.
+    fn for_nic(&self, name: &str) -> Result<u8, AttachError> {
+        let nics = lock(&self.nics);
+        if nics.values().any(|nic| nic.name() == name) {
+            return Err(AttachError::Taken(name.to_owned()));
+        }
+        if let Some(index) = nic_place(name) {
+            return match nics.get(&index) {
+                None => Ok(index),
+                Some(other) => Err(AttachError::Taken(other.name().to_owned())),
+            };
+        }
+        let free =
+            |index: &u8| !nics.contains_key(index) && self.pulled >> nic_slot(*index) & 1 == 0;
+        let mut all = 0..NICS_MAX as u8;
+        all.find(free).ok_or(AttachError::Full {
+            what: "NICs",
+            most: NICS_MAX,
+        })
+    }
+
     /// The slot of a device.
     fn slot(&self, name: &str) -> Result<u8, DetachError> {
         let disk = self
             .disks
             .iter()
             .find(|(index, _)| disk_name(**index) == name);
+        let nics = lock(&self.nics);
+        let nic = nics.iter().find(|(_, nic)| nic.name() == name);
+        if let Some((index, _)) = nic {
+            return Ok(nic_slot(*index));
+        }
+        drop(nics);
         match disk {
             Some((_, disk)) if disk.boots => Err(DetachError::Boots(name.to_owned())),
             Some((index, _)) => Ok(disk_slot(*index)),
@@ -148,6 +188,7 @@ impl Places {
         names.sort_unstable();
         let has = self.disks.keys().map(|index| disk_name(*index));
         let mut has: Vec<String> = has.collect();
+        has.extend(lock(&self.nics).values().map(|nic| nic.name().to_owned()));
         has.sort_unstable();
         has == names
     }
@@ -155,7 +196,8 @@ impl Places {
     /// All that could be detached, for messages.
     fn names(&self) -> String {
         let disks = self.disks.iter().filter(|(_, disk)| !disk.boots);
-        let names: Vec<String> = disks.map(|(index, _)| disk_name(*index)).collect();
+        let mut names: Vec<String> = disks.map(|(index, _)| disk_name(*index)).collect();
+        names.extend(lock(&self.nics).values().map(|nic| nic.name().to_owned()));
         if names.is_empty() {
             "none".to_owned()
         } else {
@@ -183,6 +225,22 @@ impl Machine {
         Ok(index)
     }
 
+    /// Plugs a NIC in, likewise.
+    pub(crate) fn attach_nic(
+        &mut self,
+        options: NicOptions,
+        running: bool,
+    ) -> Result<(), AttachError> {
+        let index = self.places.for_nic(&options.name)?;
+        let name = options.name.clone();
+        let (device, nic) = self.plugger.nic(options);
+        self.plugger
+            .hot_add(nic_slot(index), &nic_device(index), device, running)?;
+        lock(&self.places.nics).insert(index, nic);
+        self.console.attached(&name);
+        Ok(())
+    }
+
     /// Asks the guest to release a device, or takes it away with `force`.
     pub(crate) fn detach(&mut self, name: &str, force: bool) -> Result<(), DetachError> {
         let slot = self.places.slot(name)?;
@@ -198,9 +256,16 @@ impl Machine {
     /// Takes a device apart that is off the bus, and tells of it.
     pub(crate) fn detached(&mut self, device: DetachedDevice) {
         let name = device.name().to_owned();
-        let index = self.places.disks.keys().copied();
-        let index = index.into_iter().find(|index| disk_name(*index) == name);
-        let disk = index.and_then(|index| self.places.disks.remove(&index));
+        let named = |index: &u8| disk_name(*index) == name;
+        let disk = self.places.disks.keys().copied().find(named);
+        let disk = disk.and_then(|index| self.places.disks.remove(&index));
+        let mut nics = lock(&self.places.nics);
+        let nic = nics
+            .keys()
+            .copied()
+            .find(|index| nic_device(*index) == name);
+        let nic = nic.and_then(|index| nics.remove(&index));
+        drop(nics);
         device.dismantle();
         if let Some(disk) = disk
             && let Err(error) = disk.handle.disk().flush()
@@ -211,6 +276,13 @@ impl Machine {
                 disk.file
             ));
         }
-        self.console.detached(&name);
+        match nic {
+            Some(nic) => {
+                // Whoever still holds it holds no descriptor.
+                nic.set_backend(None);
+                self.console.detached(nic.name());
+            }
+            None => self.console.detached(&name),
+        }
     }
 }

@@ -347,3 +347,66 @@ fn what_is_booted_from_stays() {
     };
     assert!(Machine::new(&engine, config, Arc::new(Sink::default())).is_err());
 }
+
+fn nic(name: &str) -> NicOptions {
+    NicOptions {
+        name: name.to_owned(),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        pairs: 1,
+        limits: Default::default(),
+        link: true,
+        backend: None,
+    }
+}
+
+/// NICs keep the places that their names tell, holes and all.
+#[test]
+fn nics_come_and_go() {
+    let answers = Arc::new(AtomicBool::new(false));
+    let engine = guest(&answers);
+    let config_of = |names: &[&str]| MachineConfig {
+        nics: names.iter().map(|name| nic(name)).collect(),
+        ..config()
+    };
+    let (machine, sink) = machine(&engine, config_of(&["uplink", "net0"]));
+    let handle = machine.handle();
+    let buffer = Buffer::default();
+    thread::scope(|scope| {
+        let run = scope.spawn(|| machine.run());
+        handle.attach_nic(nic("net3")).unwrap();
+        for name in ["net3", "uplink", "net1"] {
+            // "uplink" has the place of net1.
+            let taken = handle.attach_nic(nic(name)).unwrap_err();
+            assert!(matches!(taken, AttachError::Taken(_)), "{taken}");
+        }
+        handle.attach_nic(nic("other")).unwrap();
+        let held = handle.nic("uplink").unwrap();
+        handle.detach("uplink", true).unwrap();
+        assert!(handle.nic("uplink").is_none() && !held.is_up());
+        handle.detach("other", false).unwrap();
+        answers.store(true, Ordering::SeqCst);
+        eventually("the guest lets it go", || handle.nic("other").is_none());
+        assert_eq!(*lock(&sink.detached), ["uplink", "other"]);
+        for name in ["net2", "net4", "net5", "net6", "net1"] {
+            handle.attach_nic(nic(name)).unwrap();
+        }
+        assert!(handle.attach_nic(nic("more")).is_err());
+        handle.detach("net5", true).unwrap();
+        let names = ["net0", "net1", "net2", "net3", "net4", "net6"].map(str::to_owned);
+        handle
+            .save_with(names.to_vec(), Box::new(buffer.clone()))
+            .unwrap();
+        assert_eq!(run.join().unwrap(), Outcome::Saved);
+    });
+    let bytes = lock(&buffer.0).clone();
+    let restore = |names: &[&str]| {
+        let saved = SavedMachine::open(&*bytes)?;
+        Machine::restore(&engine, config_of(names), saved, Arc::new(Sink::default()))
+    };
+    restore(&["net6", "net0", "net1", "net2", "net3", "net4"]).unwrap();
+    // Another name takes the first place that is free.
+    restore(&["net6", "first", "net1", "net2", "net3", "net4"]).unwrap();
+    let error = restore(&["net0", "net1", "net2", "net3", "net4", "net5"]).unwrap_err();
+    assert!(error.to_string().contains("in place 6"), "{error}");
+}

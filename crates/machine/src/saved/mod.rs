@@ -37,14 +37,13 @@ mod tests;
 use std::io::{self, Read, Write};
 
 use croft_devices::virtio::fs::ShareHandle;
-use croft_devices::virtio::net::NicHandle;
 use croft_devices::{BusState, StateError};
 use croft_engine::{CpuProfile, CpuState, PartitionState};
 use croft_memory::GuestRam;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::virtio::Disks;
+use crate::virtio::{Disks, Nics};
 pub(crate) use fit::fit;
 use sections::{Kind, Reader, Writer};
 
@@ -123,15 +122,20 @@ pub struct Description {
 /// A NIC of a saved machine. Its name and what is behind it may be others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedNic {
+    /// Its place, counted from 0.
+    pub index: u8,
     /// Pairs of queues that it has.
     pub queues: u16,
 }
 
 impl SavedNic {
-    pub(crate) fn of(nic: &NicHandle) -> Self {
-        SavedNic {
+    /// Those of a machine.
+    pub(crate) fn all(nics: &Nics) -> Vec<Self> {
+        let nics = nics.iter().map(|(index, nic)| SavedNic {
+            index: *index,
             queues: nic.pairs(),
-        }
+        });
+        nics.collect()
     }
 }
 
@@ -204,14 +208,14 @@ impl Description {
         }
     }
 
-    /// With these NICs.
-    pub(crate) fn with_nics(self, nics: Vec<SavedNic>) -> Self {
-        Description { nics, ..self }
-    }
-
     /// With these disks.
     pub(crate) fn with_disks(self, disks: Vec<SavedDisk>) -> Self {
         Description { disks, ..self }
+    }
+
+    /// With these NICs.
+    pub(crate) fn with_nics(self, nics: Vec<SavedNic>) -> Self {
+        Description { nics, ..self }
     }
 
     /// With these ports of a virtio console.
@@ -258,7 +262,8 @@ impl Description {
         }
         if self.nics != now.nics {
             let text = |nics: &[SavedNic]| {
-                let queues: Vec<_> = nics.iter().map(|nic| nic.queues.to_string()).collect();
+                let nic = |nic: &SavedNic| format!("{} in place {}", nic.queues, nic.index);
+                let queues: Vec<_> = nics.iter().map(nic).collect();
                 format!("{} NICs with [{}] queues", nics.len(), queues.join(", "))
             };
             return differs(text(&self.nics), text(&now.nics));

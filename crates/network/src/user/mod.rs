@@ -63,13 +63,34 @@ pub const GATEWAY_MAC: [u8; 6] = [Mac::PREFIX[0], Mac::PREFIX[1], Mac::PREFIX[2]
 /// largest is the fastest.
 pub const MTU: u16 = MTU_MAX;
 
-/// Whether a line that passt said is worth an operator's time.
+/// Whether a line that passt said, with quotes escaped or not, is worth an
+/// operator's time.
 pub fn is_news(line: &str) -> bool {
-    const NOISE: [&str; 3] = [
+    const NOISE: [&str; 4] = [
         // Where there is no syslog, one such line follows each other line.
         "Failed to send ",
         "Don't run as root",
         "No interfaces with usable IPv6 routes",
+        // It has been given some, or there are none.
+        "Couldn't get any nameserver address",
     ];
-    !line.trim().is_empty() && !NOISE.iter().any(|noise| line.starts_with(noise))
+    let line = line.trim().replace('\\', "");
+    !line.is_empty() && !NOISE.iter().any(|noise| line.starts_with(noise))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_is_known_however_it_is_written() {
+        for noise in [
+            "",
+            "Don\\'t run as root. Changing to nobody...",
+            "Failed to send 3 bytes to syslog",
+        ] {
+            assert!(!is_news(noise), "{noise}");
+        }
+        assert!(is_news("Failed to bind any port for '-t 80:80', exiting"));
+    }
 }

@@ -4,13 +4,15 @@
 use croft_api::Phase;
 use croft_api::control::Event as Told;
 use croft_api::disk::{RunDisk, disk_name};
+use croft_api::net::{NAME_MAX, NicChange, NicSpec};
 use croft_api::vmm;
 use croft_host::store::{self, Config, Disk as KeptDisk, Layer};
 
-use super::super::devices::{Attaching, Detaching, Devices};
+use super::super::devices::{Attaching, Coming, Detaching, Devices};
 use super::super::running::Running;
 use super::Keeper;
 use crate::disks::Disk;
+use crate::nics::Nic;
 
 impl Keeper {
     /// The payload, if its machine has been made.
@@ -39,10 +41,66 @@ impl Keeper {
         let running = self.executing()?;
         let disk = Disk::open(&disk, &running.devices.held())?;
         let found = disk.found().map_err(|error| error.to_string())?;
-        running.devices.attach(client, &disk, found, live_only);
+        let coming = Coming::Disk(found, disk.held().collect());
+        running.devices.attach(client, coming, live_only);
         let request = vmm::Request::AttachDisk(Box::new(disk.describe()));
         running.give(&request, disk.into_files());
         Ok(())
+    }
+
+    /// Makes what a NIC hangs on and gives it to the payload; answered later.
+    pub(super) fn attach_nic(
+        &mut self,
+        client: u64,
+        nic: NicSpec,
+        live_only: bool,
+    ) -> Result<(), String> {
+        if self.saving.is_some() {
+            return Err("it is being saved".to_owned());
+        }
+        if nic.name.is_empty() || nic.name.len() > NAME_MAX || nic.name.starts_with("disk") {
+            return Err(format!("'{}' is no name of a NIC", nic.name.escape_debug()));
+        }
+        let machine = self.request.run.machine.clone();
+        let running = self.executing()?;
+        if running.devices.has(&nic.name) {
+            return Err(format!("there is a {} already", nic.name));
+        }
+        let open = Nic::open(&machine, &nic)?;
+        let request = vmm::Request::AttachNic(Box::new(open.describe()));
+        let (descriptors, wire) = open.split();
+        let coming = Coming::Nic(Box::new(nic), Box::new(wire));
+        running.devices.attach(client, coming, live_only);
+        running.give(&request, descriptors);
+        Ok(())
+    }
+
+    /// Changes a NIC.
+    pub(super) fn set_nic(
+        &mut self,
+        name: &str,
+        change: NicChange,
+        live_only: bool,
+    ) -> Result<(), String> {
+        let running = self.executing()?;
+        let mut nics = running.saved.nics.iter_mut();
+        let Some(nic) = nics.find(|nic| nic.name == name) else {
+            let name = name.escape_debug();
+            return Err(format!("there is no NIC '{name}'; 'croft show' lists them"));
+        };
+        change.apply(nic);
+        running.devices.nic_changed(nic);
+        let (nic, limits) = (nic.name.clone(), nic.limits);
+        if let Some(up) = change.link {
+            let nic = nic.clone();
+            running.ask(&vmm::Request::NicLink { nic, up });
+        }
+        running.ask(&vmm::Request::NicLimits { nic, limits });
+        if live_only {
+            return Ok(());
+        }
+        set(&mut self.request.run.nics, name, change);
+        self.change_config(|config| set(&mut config.nics, name, change))
     }
 
     /// A place for a disk, where the machine is not to choose by itself: it
@@ -81,26 +139,37 @@ impl Keeper {
         };
         let Some(Attaching {
             client,
-            mut disk,
+            what,
             live_only,
-            ..
         }) = running.devices.attached(&device)
         else {
             return;
         };
-        self.say(&format!("{device} is attached"));
-        disk.index = (0..=u8::MAX).find(|index| disk_name(*index) == device);
-        if let Some(running) = &mut self.running {
-            running.saved.disks.push(disk.clone());
-        }
-        let kept = if live_only {
-            Ok(())
-        } else {
-            self.request.run.disks.push(disk.clone());
-            self.change_config(|config| {
-                config.add_disk(kept_disk(&disk));
-            })
+        let kept = match what {
+            Coming::Disk(mut disk, _) => {
+                disk.index = (0..=u8::MAX).find(|index| disk_name(*index) == device);
+                running.saved.disks.push(disk.clone());
+                if live_only {
+                    Ok(())
+                } else {
+                    self.request.run.disks.push(disk.clone());
+                    self.change_config(|config| {
+                        config.add_disk(kept_disk(&disk));
+                    })
+                }
+            }
+            Coming::Nic(nic, wire) => {
+                running.kept.nics.extend([*wire]);
+                running.saved.nics.push((*nic).clone());
+                if live_only {
+                    Ok(())
+                } else {
+                    self.request.run.nics.push((*nic).clone());
+                    self.change_config(|config| config.nics.push(*nic))
+                }
+            }
         };
+        self.say(&format!("{device} is attached"));
         let event = match kept {
             Ok(()) => Told::Plugged { device },
             Err(error) => Told::Failed {
@@ -126,6 +195,8 @@ impl Keeper {
             return;
         };
         running.saved.disks.retain(|disk| !is_named(disk, device));
+        running.saved.nics.retain(|nic| nic.name != device);
+        running.kept.nics.remove(device);
         match running.devices.detached(device) {
             Some(wanted) => {
                 self.say(&format!("{device} is detached"));
@@ -159,7 +230,11 @@ impl Keeper {
         } else {
             let disks = &mut self.request.run.disks;
             disks.retain(|disk| !is_named(disk, &device));
-            self.change_config(|config| drop(config.remove_disk(&device)))
+            self.request.run.nics.retain(|nic| nic.name != device);
+            self.change_config(|config| {
+                config.remove_disk(&device);
+                config.nics.retain(|nic| nic.name != device);
+            })
         };
         let event = match kept {
             Ok(()) => Told::Done,
@@ -189,6 +264,13 @@ impl Keeper {
     fn change_config(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), String> {
         store::change_kept(&self.directory, &self.lock, change)
             .map_err(|error| format!("cannot write its configuration: {error}"))
+    }
+}
+
+/// Changes the NIC of this name.
+fn set(nics: &mut [NicSpec], name: &str, change: NicChange) {
+    if let Some(nic) = nics.iter_mut().find(|nic| nic.name == name) {
+        change.apply(nic);
     }
 }
 

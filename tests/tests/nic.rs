@@ -1,0 +1,194 @@
+//! NICs of a stock kernel, on taps: in a network namespace of the test's own,
+//! with a bridge to which the host and two machines belong.
+
+use std::env;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use croft_tests::modules::{load, shell};
+use croft_tests::{END, Machine, Stage};
+use tempfile::TempDir;
+
+const MODULES: [&str; 3] = ["failover", "net_failover", "virtio_net"];
+/// The host's address on the bridge, where what is sent comes back.
+const HOST: &str = "10.77.0.1";
+const ECHO: u16 = 7000;
+/// Says to the test that it is in the namespace.
+const INSIDE: &str = "CROFT_TEST_NAMESPACE";
+
+/// Runs the test `name` once more, in a network namespace; true in there.
+fn inside(name: &str) -> bool {
+    if env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let tried = Command::new("unshare").args(["--net", "true"]).output();
+    let tap = Path::new("/dev/net/tun").exists();
+    if !tap || !tried.is_ok_and(|tried| tried.status.success()) {
+        eprintln!("skipped: no network namespace or no taps; run as root, with /dev/net/tun");
+        return false;
+    }
+    let this = env::current_exe().expect("this program");
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(this);
+    command.args(["--exact", name, "--nocapture"]);
+    let ran = command.env(INSIDE, "1").status().expect("unshare");
+    assert!(ran.success(), "{name} failed in its namespace");
+    false
+}
+
+fn ip(arguments: &str) {
+    let ran = Command::new("ip").args(arguments.split(' ')).output();
+    let ran = ran.expect("ip");
+    assert!(ran.status.success(), "ip {arguments}: {ran:?}");
+}
+
+/// A bridge with the host's address, and whoever sends what it gets back.
+fn network() {
+    ip("link set lo up");
+    ip("link add br0 type bridge");
+    ip(&format!("addr add {HOST}/24 dev br0"));
+    ip("addr add fd77::1/64 dev br0 nodad");
+    ip("link set br0 up");
+    let listener = TcpListener::bind(("::", ECHO)).expect("a port");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.expect("a connection");
+            thread::spawn(move || echo(stream));
+        }
+    });
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut bytes = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = stream.read(&mut bytes) {
+        if stream.write_all(&bytes[..count]).is_err() {
+            return;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// A machine on the bridge with so many processors, and pairs of queues.
+fn command(stage: &Stage, data: &TempDir, cpus: u32, options: &str) -> Command {
+    let mut command = shell(stage, &MODULES);
+    command.args(["--memory", "256M", "--cpus", &cpus.to_string()]);
+    command.arg("--net").arg(format!("bridge=br0{options}"));
+    command.arg("--control").arg(stage.path("control"));
+    command.env("CROFT_DATA_DIR", data.path());
+    command
+}
+
+/// Gives a machine its address.
+fn set_up(machine: &mut Machine<'_>, number: u32) {
+    load(machine, &MODULES);
+    say(
+        machine,
+        &format!(
+            "ip link set lo up; ip addr add 10.77.0.{number}/24 dev eth0; \
+             ip addr add fd77::{number}/64 dev eth0; ip link set eth0 up; \
+             dd if=/dev/urandom of=/tmp/data bs=64k count=128 2>/dev/null; \
+             md5sum </tmp/data >/tmp/sum; sleep 2"
+        ),
+        "ready",
+    );
+}
+
+/// Types a command and waits until it has ended well. What is waited for is
+/// not in what is typed.
+fn say(machine: &mut Machine<'_>, command: &str, word: &str) {
+    machine.type_in(&format!("{command} && echo {word}-$((40 + 2))\n"));
+    machine.expect(&format!("{word}-42"));
+}
+
+/// Data to the host and back are what they were.
+const THERE_AND_BACK: &str = "nc 10.77.0.1 7000 </tmp/data | md5sum | cmp - /tmp/sum";
+
+fn end(mut machine: Machine<'_>) {
+    machine.type_in("poweroff -f\n");
+    let ended = machine.wait();
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+}
+
+#[test]
+fn machines_and_the_host_exchange_data() {
+    if !inside("machines_and_the_host_exchange_data") {
+        return;
+    }
+    network();
+    let data = tempfile::tempdir().unwrap();
+    let (stage, other_stage) = (Stage::new(), Stage::new());
+    let mut one = stage.start(command(&stage, &data, 1, ""));
+    let mut two = other_stage.start(command(&other_stage, &data, 2, ""));
+    set_up(&mut one, 2);
+    set_up(&mut two, 3);
+    // The second has a pair of queues for each processor.
+    say(&mut one, "[ -e /sys/class/net/eth0/queues/rx-0 ]", "first");
+    say(&mut two, "[ -e /sys/class/net/eth0/queues/rx-1 ]", "second");
+    say(&mut two, "[ $(cat /sys/class/net/eth0/mtu) = 1500 ]", "mtu");
+    for machine in [&mut one, &mut two] {
+        say(machine, THERE_AND_BACK, "four");
+        let there = "nc fd77::1 7000 </tmp/data | md5sum | cmp - /tmp/sum";
+        say(machine, there, "six");
+        say(machine, "ping -c 3 -s 1400 10.77.0.1 >/dev/null", "ping");
+        // In fragments.
+        say(machine, "ping -c 3 -s 5000 10.77.0.1 >/dev/null", "pieces");
+        // Several at once.
+        let three = format!(
+            "({0}) & ({0}) & ({0}); r=$?; wait; [ $r = 0 ]",
+            THERE_AND_BACK
+        );
+        say(machine, &three, "many");
+    }
+    // One to the other, both ways at once.
+    one.type_in("nc -l -p 7001 </bin/busybox >/tmp/got; cmp /tmp/got /bin/busybox && echo got-$((40 + 2))\n");
+    say(
+        &mut two,
+        "sleep 1; nc 10.77.0.2 7001 </bin/busybox | cmp - /bin/busybox",
+        "gave",
+    );
+    one.expect("got-42");
+
+    // A reboot in the midst of it.
+    two.type_in(
+        "(while :; do nc 10.77.0.1 7000 </tmp/data >/dev/null; done) & sleep 1; reboot -f\n",
+    );
+    set_up(&mut two, 3);
+    say(&mut two, THERE_AND_BACK, "again");
+    end(one);
+    end(two);
+}
+
+/// A connection outlives its machine's save: the file holds one end of it,
+/// the host the other one.
+#[test]
+fn a_connection_outlives_a_save() {
+    if !inside("a_connection_outlives_a_save") {
+        return;
+    }
+    network();
+    let data = tempfile::tempdir().unwrap();
+    let stage = Stage::new();
+    // Slow enough to be in the midst of it: 8 MiB in four seconds.
+    let mut machine = stage.start(command(&stage, &data, 2, ",limit-out=2M"));
+    set_up(&mut machine, 2);
+    machine.type_in(&format!("{THERE_AND_BACK} && echo whole-$((40 + 2))\n"));
+    thread::sleep(std::time::Duration::from_secs(1));
+    machine.close_input();
+    let file = stage.path("state");
+    let saved = stage.save(&stage.path("control"), &file);
+    assert_eq!((saved.code, saved.stderr.as_str()), (Some(0), ""));
+    let ended = machine.wait_at_most(END);
+    assert_eq!(ended.code, Some(6), "{ended:#?}");
+    assert!(!ended.stdout.contains("whole-42"), "{ended:#?}");
+
+    let mut command = stage.restore(&file);
+    command.env("CROFT_DATA_DIR", data.path());
+    command.stdin(Stdio::piped());
+    let mut machine = stage.start(command);
+    machine.expect("whole-42");
+    say(&mut machine, THERE_AND_BACK, "more");
+    end(machine);
+}
