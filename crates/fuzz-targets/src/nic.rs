@@ -33,6 +33,11 @@ impl NicHost for Nobody {
 
 /// Target `nic`.
 pub fn nic(data: &[u8]) {
+    carry(data);
+}
+
+/// How many frames reached the driver, and the network.
+fn carry(data: &[u8]) -> (usize, usize) {
     let mut input = Input::new(data);
     let (mut peer, theirs) = streams();
     let features = input.u64();
@@ -56,6 +61,7 @@ pub fn nic(data: &[u8]) {
     let mut driver = Driver::new(3);
     let mut arrived = Arrived::default();
     let mut heard = Vec::new();
+    let mut sent = 0;
     while !input.is_empty() {
         match input.u8() % 8 {
             0..=2 => {
@@ -81,15 +87,16 @@ pub fn nic(data: &[u8]) {
         }
         for service in &mut services {
             if !driver.serve(&mut **service) {
-                return;
+                return (arrived.got, sent);
             }
         }
-        hear(&mut peer, &mut heard);
+        sent += hear(&mut peer, &mut heard);
         driver.take(1);
         driver.take(2);
         let got = driver.take(0);
         arrived.check(got);
     }
+    (arrived.got, sent)
 }
 
 /// A command and room for its answer.
@@ -133,11 +140,13 @@ fn outgoing(input: &mut Input<'_>) -> Vec<u8> {
     bytes
 }
 
-/// Reads what reached the network. What is not whole stays in `bytes`.
-fn hear(peer: &mut UnixStream, bytes: &mut Vec<u8>) {
+/// Reads what reached the network, and counts the frames. What is not whole
+/// stays in `bytes`.
+fn hear(peer: &mut UnixStream, bytes: &mut Vec<u8>) -> usize {
+    let mut count = 0;
     let mut space = [0; 4096];
-    while let Ok(count @ 1..) = peer.read(&mut space) {
-        bytes.extend(&space[..count]);
+    while let Ok(len @ 1..) = peer.read(&mut space) {
+        bytes.extend(&space[..len]);
     }
     while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
         let length = u32::from_be_bytes(*length) as usize;
@@ -146,7 +155,9 @@ fn hear(peer: &mut UnixStream, bytes: &mut Vec<u8>) {
             break;
         }
         bytes.drain(..4 + length);
+        count += 1;
     }
+    count
 }
 
 /// Frames on their way to the driver.
@@ -154,6 +165,8 @@ fn hear(peer: &mut UnixStream, bytes: &mut Vec<u8>) {
 struct Arrived {
     pending: Vec<Vec<u8>>,
     count: u8,
+    /// How many reached the driver.
+    got: usize,
     /// Buffers of a frame that is not complete.
     left: usize,
     frame: Vec<u8>,
@@ -190,6 +203,7 @@ impl Arrived {
                 let known = self.pending.iter().position(|frame| *frame == self.frame);
                 let index = known.expect("a frame that came");
                 self.pending.drain(..=index);
+                self.got += 1;
             }
         }
         assert_eq!(self.left, 0, "a part of a frame");
@@ -225,6 +239,7 @@ mod tests {
 
     #[test]
     fn seeds_are_served() {
-        seeds().iter().for_each(|seed| nic(seed));
+        let carried: Vec<_> = seeds().iter().map(|seed| carry(seed)).collect();
+        assert_eq!(carried, [(2, 5), (1, 1)]);
     }
 }

@@ -72,6 +72,11 @@ fn console() {
 }
 
 #[test]
+fn nic() {
+    smoke("nic", 3000);
+}
+
+#[test]
 fn qcow2() {
     smoke("qcow2", 2000);
 }
