@@ -74,11 +74,20 @@ impl Coming {
         match self {
             Coming::Disk(disk, _) => {
                 let top = disk.layers.first();
-                top.map(|top| quoted(&top.path)).unwrap_or_default()
+                let name = top.map(|top| quoted(&top.path)).unwrap_or_default();
+                describe_disk(name, disk.options.read_only)
             }
             Coming::Nic(nic, _) => describe(nic),
         }
     }
+}
+
+/// What a disk is.
+fn describe_disk(mut name: String, read_only: bool) -> String {
+    if read_only {
+        name.push_str(", read-only");
+    }
+    name
 }
 
 /// Where a NIC leads to.
@@ -115,13 +124,13 @@ impl Devices {
             (nic.name.clone(), device)
         });
         let there = disks.iter().filter_map(|disk| {
-            let name = disk_name(disk.describe().index?);
+            let start = disk.describe();
             let device = Device {
                 held: disk.held().collect(),
-                what: disk.describe().name,
+                what: describe_disk(start.name, start.options.read_only),
                 live_only: false,
             };
-            Some((name, device))
+            Some((disk_name(start.index?), device))
         });
         Devices {
             there: there.chain(nics).collect(),

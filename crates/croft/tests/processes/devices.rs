@@ -163,3 +163,33 @@ fn a_guest_that_keeps_a_disk() {
     stage.done(&["stop", "--force"]);
     stage.done(&["delete"]);
 }
+
+#[test]
+fn nics_of_an_instance_that_is_stopped() {
+    let stage = Stage::new();
+    stage.create("wait", &[]);
+    let nic = |verb: &str, rest: &[&str]| {
+        let mut words = vec!["nic", verb, &stage.name];
+        words.extend(rest);
+        stage.ask(&words)
+    };
+    assert_eq!(nic("attach", &["--net", "user"]).1, "net0\n");
+    refused(nic("attach", &["--net", "user"]), 2, "once");
+    refused(nic("attach", &["--net", "none"]), 2, "no NIC");
+    assert_eq!(nic("attach", &["--net", "bridge=br7"]).1, "net1\n");
+    let change = ["net1", "--link", "down", "--limit-in", "10M"];
+    assert_eq!(nic("set", &change).0, Some(0));
+    refused(nic("set", &["net9", "--link", "up"]), 2, "net0, net1");
+    assert_eq!(nic("set", &["net1"]).0, Some(2));
+    assert_eq!(nic("set", &["net1", "--limit-in", "0K"]).0, Some(2));
+    let nics = |stage: &Stage| stage.known(&stage.name).unwrap()["config"]["nics"].clone();
+    let changed = &nics(&stage)[1];
+    assert_eq!(changed["link"], false);
+    assert_eq!(changed["limits"]["inbound"]["bytes_per_second"], 10 << 20);
+    assert!(stage.done(&["show"]).contains("bridge br7"));
+    assert_eq!(nic("detach", &["net0"]).0, Some(0));
+    refused(nic("detach", &["net0"]), 2, "net1");
+    assert_eq!(nics(&stage)[0]["name"], "net1");
+    assert_eq!(nic("attach", &["--net", "lan"]).1, "net0\n");
+    stage.done(&["delete"]);
+}

@@ -5,6 +5,7 @@ use super::asm::reg::*;
 use super::asm::{Fixup, cc};
 use super::emit::{Emit, Emitted, FlagState, MOV_LOAD};
 use crate::op::Op;
+use crate::tlb::AccessMode;
 
 /// One piece of it.
 pub enum Cold {
@@ -42,6 +43,8 @@ pub enum Cold {
         found: Vec<Fixup>,
         /// Offset of the table's tags.
         tag: i32,
+        /// The table's.
+        mode: AccessMode,
         exit: usize,
     },
     /// A jump within the page that leads nowhere yet.
@@ -122,6 +125,7 @@ impl Emit<'_> {
                 missing,
                 found,
                 tag,
+                mode,
                 exit,
             } => {
                 for jump in found {
@@ -131,7 +135,7 @@ impl Emit<'_> {
                 self.asm.entry(true, MOV_LOAD, R10, tag);
                 self.asm.fix_here(missing);
                 self.asm.mov_imm64(R11, &raw const exits[exit] as u64);
-                self.asm.jmp_abs(self.thunks.exit_jump);
+                self.asm.jmp_abs(self.thunks.exit_jump[mode as usize]);
             }
             Cold::Unlinked { jump, exit } => {
                 self.asm.fix_here(jump);

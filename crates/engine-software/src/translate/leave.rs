@@ -10,7 +10,7 @@ use super::emit::{Emit, FlagState, Guest, LEA, MOV_LOAD, MOV_STORE, mode_table};
 use super::hot;
 use super::planted::{PlantedCode, planted_code};
 use super::region::{ATTENTION, TABLES};
-use super::tables::{JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, Mode, Tables};
+use super::tables::{Jump, Mode, Tables};
 use super::wrong::{PlantedInCode, is_planted};
 use crate::op::Op;
 use crate::tlb::AccessMode;
@@ -77,12 +77,7 @@ impl Emit<'_> {
     /// Leaves for the linear address in R10, whose code runs in `mode`. Flags
     /// are saved.
     pub(super) fn leave_to_r10(&mut self, op: *const Op, rsp_delta: i64, mode: AccessMode) {
-        // imul r11d, r10d, hash
-        self.asm.rr(false, &[0x69], R11, R10);
-        self.asm.raw(&JUMP_HASH.to_le_bytes());
-        self.asm.raw(&[0x41, 0xC1, 0xEB, JUMP_SHIFT as u8]); // shr r11d
-        let mask = (JUMPS - 1) * size_of::<Jump>();
-        self.asm.rr_imm32(false, 0x81, 4, R11, mask as i32);
+        self.asm.jump_entry();
         let entry = mode_table(mode) + offset_of!(Mode, jumps) as i32;
         self.asm.entry(true, &[0x3B], R10, entry);
         let tag = match planted_code() {
@@ -116,6 +111,7 @@ impl Emit<'_> {
             missing,
             found,
             tag: entry,
+            mode,
             exit,
         });
     }

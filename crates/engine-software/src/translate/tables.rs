@@ -15,7 +15,10 @@
 //!   An entry in `write` says besides that nobody wants to be told of stores
 //!   to the page: it has no code, and it is dirty in every log.
 //! * `jumps`: linear address → translated code, for branches that leave the
-//!   page or whose target is computed.
+//!   page or whose target is computed. Two neighbours make a set: code looks
+//!   at the one that the hash names, and a routine at the other before it goes
+//!   back to Rust. What is new comes to the first, and what was there moves to
+//!   the second.
 //!
 //! Behind the first two stands the interpreter's [`Tlb`](crate::tlb), which
 //! tells address spaces apart. These do not: what a change of address space
@@ -86,8 +89,11 @@ pub struct Tables {
     /// Some supervisor jump leads through a mapping that is not global.
     pub local_jumps: bool,
     /// Pages with jumps, hashed.
-    pub jump_pages: [u64; 64],
+    pub jump_pages: [u64; JUMP_PAGES / 64],
 }
+
+/// Bits that say which pages have jumps, a power of two.
+const JUMP_PAGES: usize = 1 << 15;
 
 /// A tag that no access to entry `index` matches: it belongs to another.
 fn empty_tag(index: usize) -> u64 {
@@ -95,10 +101,10 @@ fn empty_tag(index: usize) -> u64 {
 }
 
 /// A tag that no jump looks for in entry `index` of `jumps`: it belongs to
-/// another. Guests jump to any address, canonical or not.
+/// another set. Guests jump to any address, canonical or not.
 fn empty_jump(index: usize) -> u64 {
-    // Tag 0 belongs to entry 0, tag 1 does not.
-    u64::from(index == 0)
+    // Tag 0 belongs to the first set, tag 1 does not.
+    u64::from(index < 2)
 }
 
 impl Mode {
@@ -116,6 +122,21 @@ impl Mode {
             entry.tag = empty_jump(n);
         }
     }
+
+    /// Forgets the jumps to `page`; calls `left` for the page of each other.
+    fn forget_jumps(&mut self, page: u64, mut left: impl FnMut(u64)) {
+        for (n, entry) in self.jumps.iter_mut().enumerate() {
+            let empty = empty_jump(n);
+            if entry.tag == empty {
+                continue;
+            }
+            if entry.page == page {
+                entry.tag = empty;
+            } else {
+                left(entry.page);
+            }
+        }
+    }
 }
 
 /// Entry of `read` and `write` for `linear`.
@@ -129,7 +150,7 @@ fn jump_index(tag: u64) -> usize {
 }
 
 fn page_bit(linear: u64) -> (usize, u64) {
-    let bit = ((linear >> 12) ^ (linear >> 24)) as usize % 4096;
+    let bit = ((linear >> 12) ^ (linear >> 27)) as usize % JUMP_PAGES;
     (bit / 64, 1 << (bit % 64))
 }
 
@@ -159,7 +180,7 @@ impl Tables {
             mode.clear_jumps();
         }
         self.local_jumps = false;
-        self.jump_pages = [0; 64];
+        self.jump_pages = [0; JUMP_PAGES / 64];
     }
 
     /// The address space has changed to number `space`.
@@ -210,7 +231,16 @@ impl Tables {
         }
         let (word, bit) = page_bit(page);
         if self.jump_pages[word] & bit != 0 {
-            self.clear_jumps();
+            // Those that are left are not made anew: a guest that maps and
+            // unmaps much would do little else.
+            let pages = &mut self.jump_pages;
+            *pages = [0; JUMP_PAGES / 64];
+            for mode in &mut self.modes {
+                mode.forget_jumps(page, |left| {
+                    let (word, bit) = page_bit(left);
+                    pages[word] |= bit;
+                });
+            }
         }
     }
 
@@ -241,7 +271,15 @@ impl Tables {
         let (word, bit) = page_bit(linear);
         self.jump_pages[word] |= bit;
         if let Some(tables) = self.modes.get_mut(mode as usize) {
-            tables.jumps[jump_index(linear)] = Jump {
+            let n = jump_index(linear);
+            let other = n ^ 1;
+            let there = tables.jumps[n];
+            if there.tag != linear && there.tag != empty_jump(n) {
+                tables.jumps[other] = there;
+            } else if tables.jumps[other].tag == linear {
+                tables.jumps[other].tag = empty_jump(other);
+            }
+            tables.jumps[n] = Jump {
                 tag: linear,
                 code,
                 page: linear & !0xFFF,
@@ -282,9 +320,12 @@ mod tests {
     }
 
     fn jump(tables: &Tables, mode: AccessMode, linear: u64) -> Option<u64> {
-        let entry = &tables.modes[mode as usize].jumps[jump_index(linear)];
-        let here = mode != AccessMode::User || entry.space == tables.space;
-        (entry.tag == linear && here).then_some(entry.code)
+        let n = jump_index(linear);
+        [n, n ^ 1].into_iter().find_map(|n| {
+            let entry = &tables.modes[mode as usize].jumps[n];
+            let here = mode != AccessMode::User || entry.space == tables.space;
+            (entry.tag == linear && here).then_some(entry.code)
+        })
     }
 
     /// As the refill routine does it.
@@ -422,11 +463,54 @@ mod tests {
     fn a_flushed_page_s_jumps_are_forgotten() {
         let mut tables = tables();
         let linear = 0xFFFF_FFFF_8100_0123;
-        tables.add_jump(AccessMode::Supervisor, linear, 1234, true);
-        tables.flush_page(linear ^ 0x1000);
-        assert_eq!(jump(&tables, AccessMode::Supervisor, linear), Some(1234));
+        // In the same place of the pages with jumps, and elsewhere.
+        let others = [linear ^ 1 << 27 ^ 1 << 12, linear ^ 0x1000];
+        for (n, linear) in [linear, others[0], others[1]].into_iter().enumerate() {
+            tables.add_jump(AccessMode::Supervisor, linear, n as u64 + 1, true);
+        }
+        let found = |tables: &Tables, linear| jump(tables, AccessMode::Supervisor, linear);
+        tables.flush_page(linear ^ 0x10_0000);
+        assert_eq!(found(&tables, linear), Some(1));
         tables.flush_page(linear);
-        assert_eq!(jump(&tables, AccessMode::Supervisor, linear), None);
+        assert_eq!(found(&tables, linear), None);
+        assert_eq!(
+            others.map(|linear| found(&tables, linear)),
+            [Some(2), Some(3)]
+        );
+        // It is still known that there are some.
+        tables.flush_page(others[0]);
+        assert_eq!(others.map(|linear| found(&tables, linear)), [None, Some(3)]);
+    }
+
+    #[test]
+    fn two_jumps_of_one_set_do_not_drive_each_other_out() {
+        let mut tables = tables();
+        let mode = AccessMode::SupervisorSmap;
+        let set = |linear| jump_index(linear) / 2;
+        let all = 0xFFFF_FFFF_8100_0000u64..;
+        let same: Vec<u64> = all
+            .filter(|&n| set(n) == set(0xFFFF_FFFF_8100_0000))
+            .take(3)
+            .collect();
+        for round in 0..3 {
+            for (n, &linear) in same.iter().enumerate().take(2) {
+                tables.add_jump(mode, linear, n as u64 + round, true);
+            }
+            let found = [same[0], same[1]].map(|linear| jump(&tables, mode, linear));
+            assert_eq!(found, [Some(round), Some(1 + round)]);
+        }
+        tables.add_jump(mode, same[2], 9, true);
+        let left = same
+            .iter()
+            .filter(|&&linear| jump(&tables, mode, linear).is_some());
+        assert_eq!(left.count(), 2);
+        assert_eq!(jump(&tables, mode, same[2]), Some(9));
+        // None of them was ever there twice.
+        let tags = tables.modes[mode as usize]
+            .jumps
+            .iter()
+            .map(|entry| entry.tag);
+        assert_eq!(tags.filter(|tag| same.contains(tag)).count(), 2);
     }
 
     #[test]

@@ -17,12 +17,13 @@ use std::mem::offset_of;
 
 use super::asm::reg::*;
 use super::asm::{Asm, cc};
+use super::emit::mode_table;
 use super::hot;
-use super::region::TABLES;
+use super::region::{ATTENTION, TABLES};
 use super::regs::{FLAGS, Place, place};
-use super::tables::{JOURNAL, Mode, Tables};
+use super::tables::{JOURNAL, JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, Mode, Tables};
 use crate::cpu::Cpu;
-use crate::tlb::{DATA_ENTRIES, Entry, Tlb};
+use crate::tlb::{AccessMode, DATA_ENTRIES, Entry, Tlb};
 use crate::vector::VectorState;
 
 /// Why translated code came back.
@@ -78,8 +79,9 @@ pub struct Thunks {
     pub enter: usize,
     /// To Rust; R11 is the [`super::Exit`].
     pub exit_link: usize,
-    /// To Rust; R10 is the target, R11 the [`super::Exit`].
-    pub exit_jump: usize,
+    /// To the target in R10, if the other entry of its set knows it, else to
+    /// Rust; R11 is the [`super::Exit`]. By the target's mode.
+    pub exit_jump: [usize; 3],
     /// To Rust; R11 is the offset in the page.
     pub exit_at: usize,
     /// Called; R11 is the op.
@@ -207,6 +209,17 @@ impl Asm {
         at
     }
 
+    /// From the target in R10 to the offset of its entry in a table of jumps,
+    /// in R11.
+    pub(super) fn jump_entry(&mut self) {
+        // imul r11d, r10d, hash
+        self.rr(false, &[0x69], R11, R10);
+        self.raw(&JUMP_HASH.to_le_bytes());
+        self.raw(&[0x41, 0xC1, 0xEB, JUMP_SHIFT as u8]); // shr r11d
+        let mask = (JUMPS - 1) * size_of::<Jump>();
+        self.rr_imm32(false, 0x81, 4, R11, mask as i32);
+    }
+
     fn align(&mut self) {
         while !self.here().is_multiple_of(16) {
             self.raw(&[0xCC]);
@@ -244,9 +257,14 @@ pub fn generate(base: usize, helper: usize, count: bool) -> (Vec<u8>, Thunks) {
     t.exit_link = a.exit(Reason::Link, leave);
     t.exit_at = a.exit(Reason::At, leave);
     let exit_interpret = a.exit(Reason::Interpret, leave);
-    t.exit_jump = a.at();
-    a.state(true, &[0x89], R10, hot::TARGET);
-    a.exit(Reason::Jump, leave);
+    for mode in [
+        AccessMode::Supervisor,
+        AccessMode::User,
+        AccessMode::SupervisorSmap,
+    ] {
+        t.exit_jump[mode as usize] = a.at();
+        second_jump(&mut a, mode, leave);
+    }
 
     t.interpret = a.at();
     interpret(&mut a, helper);
@@ -281,6 +299,37 @@ pub fn generate(base: usize, helper: usize, count: bool) -> (Vec<u8>, Thunks) {
         a.jmp_abs(exit_interpret);
     }
     (a.bytes, t)
+}
+
+/// Looks in the second place for a jump's target, as code does in the first
+/// (`Emit::leave_to_r10`).
+fn second_jump(a: &mut Asm, mode: AccessMode, leave: usize) {
+    a.state(true, &[0x89], R11, hot::EXIT);
+    a.jump_entry();
+    a.rr_imm32(false, 0x81, 6, R11, size_of::<Jump>() as i32); // xor
+    let entry = mode_table(mode) + offset_of!(Mode, jumps) as i32;
+    a.entry(true, &[0x3B], R10, entry);
+    let missing = a.jcc(cc::NE);
+    let mut found = Vec::new();
+    if mode == AccessMode::User {
+        let space = TABLES + offset_of!(Tables, space);
+        a.state(true, &[0x8B], R10, space as i32);
+        a.entry(true, &[0x3B], R10, entry + offset_of!(Jump, space) as i32);
+        found.push(a.jcc(cc::NE));
+    }
+    a.state_imm8(false, 0x83, 7, ATTENTION as i32, 0);
+    found.push(a.jcc(cc::NE));
+    a.entry(true, &[0x8B], R10, entry + offset_of!(Jump, page) as i32);
+    a.state(true, &[0x89], R10, hot::PAGE);
+    a.entry(false, &[0xFF], 4, entry + offset_of!(Jump, code) as i32);
+    for jump in found {
+        a.fix_here(jump);
+    }
+    a.entry(true, &[0x8B], R10, entry);
+    a.fix_here(missing);
+    a.state(true, &[0x89], R10, hot::TARGET);
+    a.mov_imm32(R11, Reason::Jump as u32);
+    a.jmp_abs(leave);
 }
 
 /// Calls the helper on the host's stack, with vectors saved, and reloads what

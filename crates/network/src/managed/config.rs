@@ -39,7 +39,7 @@ pub enum Mode {
 /// What a network is, as somebody wants it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkConfig {
-    /// [`VERSION`].
+    /// That of the configuration file.
     pub version: u32,
     /// When it was created, in milliseconds after 1970.
     pub created: u64,

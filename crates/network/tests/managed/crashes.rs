@@ -14,7 +14,7 @@ use super::{everything, networks, web};
 
 const VICTIM: &str = "CROFT_TEST_VICTIM";
 /// How many processes are killed.
-const ROUNDS: u64 = 20;
+const ROUNDS: u64 = 12;
 
 fn dnsmasq() -> Vec<String> {
     let found = host(

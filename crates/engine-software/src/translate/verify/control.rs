@@ -26,7 +26,7 @@ impl Proof<'_> {
 
     /// A jump out of the block: to a routine that leaves.
     pub(super) fn leave(&self, insn: &Instruction, state: &State) -> Verdict {
-        let thunks = self.rules.thunks;
+        let (thunks, scope) = (self.rules.thunks, self.rules.scope);
         let target = insn.near_branch_target() as usize;
         if target == thunks.exit_at {
             return match state.general(R11) {
@@ -34,7 +34,11 @@ impl Proof<'_> {
                 _ => Err("an exit without an offset in the page".to_owned()),
             };
         }
-        if target == thunks.exit_link || target == thunks.exit_jump {
+        let jump = thunks.exit_jump.iter().position(|jump| *jump == target);
+        if jump.is_some_and(|mode| mode != scope.mode as usize && !scope.switches) {
+            return Err("a search in another mode's table".to_owned());
+        }
+        if target == thunks.exit_link || jump.is_some() {
             return match state.general(R11) {
                 Value::Constant(exit) if is_one_of(exit, self.rules.exits) => Ok(()),
                 _ => Err("an exit that is not the block's".to_owned()),

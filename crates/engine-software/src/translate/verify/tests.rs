@@ -22,7 +22,7 @@ fn thunks() -> Thunks {
     Thunks {
         enter: 0x1000,
         exit_link: 0x1010,
-        exit_jump: 0x1020,
+        exit_jump: [0x1020, 0x1024, 0x1028],
         exit_at: 0x1030,
         interpret: 0x1040,
         refill: [[0x1100, 0x1110], [0x1120, 0x1130], [0x1140, 0x1150]],
@@ -485,6 +485,17 @@ fn routines_get_what_they_expect() {
         a.mov(r11, rcx).unwrap();
         a.jmp(0x1010).unwrap();
     });
+    let [supervisor, own, smap] = thunks().exit_jump;
+    for (jump, why) in [
+        (supervisor, "another mode's table"),
+        (own, "an exit that is not the block's"),
+        (smap, "another mode's table"),
+    ] {
+        refused(why, |a| {
+            a.mov(r11, rcx).unwrap();
+            a.jmp(jump as u64).unwrap();
+        });
+    }
     refused("without an offset", |a| {
         a.mov(r11d, 4096).unwrap();
         a.jmp(0x1030).unwrap();

@@ -5,12 +5,15 @@
 //!                              hosts          who gets which address
 //!                              names          which names have which address
 //!                              leases         who has had one
+//!                              pid            its number, once it serves
 //! ```
 //!
 //! One process for each network; it outlives whoever starts it. It is found
 //! again by the configuration that it was started with, which is in its
 //! arguments, so that nothing has to be written down between its start and a
-//! crash. Two files change while it runs; SIGHUP has it read them anew.
+//! crash. Two files change while it runs; SIGHUP has it read them anew. One that
+//! was killed with its starter half way, and does not serve yet, would not hear
+//! that: it is ended, and another is started.
 
 mod process;
 mod text;
@@ -20,6 +23,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+
+use croft_api::instance::ProcessId;
 
 use super::address::{gateway4, gateway6};
 use super::config::NetworkConfig;
@@ -31,6 +36,7 @@ const CONF: &str = "dnsmasq.conf";
 const HOSTS: &str = "hosts";
 const NAMES: &str = "names";
 const LEASES: &str = "leases";
+const PID: &str = "pid";
 /// Users that dnsmasq can run as, the first that there is.
 const USERS: [&str; 2] = ["dnsmasq", "nobody"];
 
@@ -52,35 +58,49 @@ pub fn ensure(
     let mut changed = write(&directory, HOSTS, &text::hosts(leases))?;
     changed |= write(&directory, NAMES, &text::names(config, leases))?;
     let other = write(&directory, CONF, &wanted)?;
-    let mut running = process::find(&conf);
-    if fresh || other || running.len() > 1 || running.iter().any(|process| !process.here) {
-        for process in running.drain(..) {
-            process::end(process.id);
+    let running = process::find(&conf);
+    let serving = match running.as_slice() {
+        [process] => (process.here && serves(&directory, process.id)).then_some(process.id),
+        _ => None,
+    };
+    if let Some(id) = serving.filter(|_| !fresh && !other) {
+        if changed {
+            process::reload(id);
         }
+        return Ok(());
     }
-    match running.first() {
-        Some(process) if changed => {
-            process::reload(process.id);
-            Ok(())
-        }
-        Some(_) => Ok(()),
-        None => {
-            for gateway in gateways(config) {
-                check_port(name, gateway)?;
-            }
-            process::start(&conf)
-        }
+    process::end_all(|| {
+        process::find(&conf)
+            .into_iter()
+            .map(|process| process.id)
+            .collect()
+    });
+    let pid = directory.join(PID);
+    match fs::remove_file(&pid) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file(pid)(error)),
+        _ => {}
     }
+    for gateway in gateways(config) {
+        check_port(name, gateway)?;
+    }
+    process::start(&conf)
+}
+
+/// Whether a process has come so far as to serve.
+fn serves(directory: &Path, id: ProcessId) -> bool {
+    fs::read_to_string(directory.join(PID)).is_ok_and(|text| text.trim() == id.pid.to_string())
 }
 
 /// Ends those of networks that are no more: all below the store's directory
 /// for which `wanted` says no.
 pub fn stop_others(store: &Store, wanted: impl Fn(&NetworkName) -> bool) {
-    for (name, id) in process::all_below(&store.root()) {
-        if !name.is_some_and(|name| wanted(&name)) {
-            process::end(id);
-        }
-    }
+    process::end_all(|| {
+        process::all_below(&store.root())
+            .into_iter()
+            .filter(|(name, _)| !name.as_ref().is_some_and(&wanted))
+            .map(|(_, id)| id)
+            .collect()
+    });
 }
 
 /// The process that a network has, for people.

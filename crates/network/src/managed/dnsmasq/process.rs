@@ -20,6 +20,8 @@ const PROGRAM: &str = "dnsmasq";
 const OPTION: &[u8] = b"--conf-file=";
 /// How long a killed process may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often processes are looked for that appear while others are ended.
+const ATTEMPTS: u32 = 10;
 
 /// A process of ours.
 #[derive(Clone, Copy, Debug)]
@@ -78,11 +80,20 @@ pub fn reload(id: ProcessId) {
     }
 }
 
-/// Ends it.
-pub fn end(id: ProcessId) {
-    // SIGTERM would do no more: its leases are on disk as soon as they are
-    // given.
-    process::end(id, PATIENCE);
+/// Ends those that `find` finds, until it finds none: one that goes into the
+/// background has a child for a moment.
+pub fn end_all(find: impl Fn() -> Vec<ProcessId>) {
+    for _ in 0..ATTEMPTS {
+        let found = find();
+        if found.is_empty() {
+            return;
+        }
+        for id in found {
+            // SIGTERM would do no more: its leases are on disk as soon as
+            // they are given.
+            process::end(id, PATIENCE);
+        }
+    }
 }
 
 /// The processes with the configuration `conf`.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::{HOSTS, LEASES, NAMES};
+use super::{HOSTS, LEASES, NAMES, PID};
 use crate::managed::config::{Mode, NetworkConfig};
 use crate::managed::name::NetworkName;
 use crate::managed::store::Lease;
@@ -36,7 +36,7 @@ pub fn configuration(
         "except-interface=lo".to_owned(),
         format!("interface={bridge}"),
         format!("user={user}"),
-        "pid-file=".to_owned(),
+        format!("pid-file={}", at(PID)),
         // Names: ours are answered here and nowhere else, and those of
         // private addresses and without a domain are not asked for upstream.
         format!("domain={domain}"),
