@@ -7,11 +7,13 @@
 //!   └── no frame, no buffers, or above the limit: the frame stays ◄──┘
 //! ```
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use croft_memory::GuestRam;
 use croft_net::{Backend, HEADER_LEN, Header, Lost, complete};
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vmm_sys_util::epoll::EventSet;
 
 use super::config::{self, Features, QUEUE_SIZE};
@@ -20,8 +22,6 @@ use super::handle::{Hub, Limiters};
 use super::port::Port;
 use super::{TURN_BYTES, TURN_FRAMES};
 use crate::virtio::{Chain, Next, QueueError, Queues, Service};
-use std::os::fd::RawFd;
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 /// Serves the receiving queue of a pair.
 pub struct Receive {
