@@ -11,6 +11,7 @@ mod run;
 mod save;
 mod say;
 mod size;
+mod table;
 
 use std::io;
 use std::process::ExitCode;

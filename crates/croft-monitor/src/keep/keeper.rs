@@ -1,14 +1,15 @@
 //! The loop of an instance that is kept.
 
 mod hotplug;
+mod requests;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use croft_api::agent::READY_PORT;
-use croft_api::control::{Event as Told, Request, TIMEOUT_MAX, Writing};
+use croft_api::control::Event as Told;
 use croft_api::disk::place as place_disks;
 use croft_api::instance::Status;
 use croft_api::monitor::{Event as Starting, KeepRequest};
@@ -21,14 +22,14 @@ use rustix::io::Errno;
 
 use super::Place;
 use super::agent::Agent;
-use super::clients::{self, Asked, Clients};
+use super::clients::{self, Clients};
 use super::console::Console;
 use super::log::Log;
 use super::running::Running;
-use crate::control;
 use crate::ports;
 use crate::vsock::{self, Vsock};
 use crate::wait::{asked, ready};
+use requests::Answer;
 
 /// Most bytes of each of the console's two logs.
 const CONSOLE_LOG: u64 = 1 << 20;
@@ -40,10 +41,6 @@ const TERMINATED: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Messages waiting for a payload that is asked no further.
 const BACKLOG: usize = 64;
-/// Most disks waiting for their new size.
-const RESIZING_MAX: usize = 64;
-/// The serial console, the only one.
-const SERIAL: u32 = 0;
 
 /// What a descriptor in the poll set is for.
 #[derive(Clone, Copy, Debug)]
@@ -529,166 +526,6 @@ impl Keeper {
         }
     }
 
-    fn answer(&mut self, asked: Asked) {
-        let Asked {
-            client,
-            request,
-            descriptors,
-        } = asked;
-        let answer = match request {
-            Request::Status => Ok((Told::Status(Box::new(self.status.clone())), vec![])),
-            Request::Watch => {
-                self.clients.watch(client);
-                Ok((Told::Status(Box::new(self.status.clone())), vec![]))
-            }
-            Request::Save => match self.save(client, descriptors) {
-                // Answered when it is done.
-                Ok(()) => return,
-                Err(message) => Err(message),
-            },
-            Request::ResizeDisk { disk, bytes } => match self.resize(client, disk, bytes) {
-                // Answered later.
-                Ok(()) => return,
-                Err(message) => Err(message),
-            },
-            Request::AttachDisk { disk, live_only } => {
-                match self.attach_disk(client, disk, live_only) {
-                    Ok(()) => return,
-                    Err(message) => Err(message),
-                }
-            }
-            Request::AttachNic { nic, live_only } => {
-                match self.attach_nic(client, *nic, live_only) {
-                    Ok(()) => return,
-                    Err(message) => Err(message),
-                }
-            }
-            Request::SetNic {
-                nic,
-                change,
-                live_only,
-            } => {
-                let set = self.set_nic(&nic, change, live_only);
-                set.map(|()| (Told::Done, vec![]))
-            }
-            Request::Detach {
-                device,
-                force,
-                live_only,
-            } => match self.detach(client, device, force, live_only) {
-                Ok(()) => return,
-                Err(message) => Err(message),
-            },
-            Request::PowerButton => self.press_button(),
-            Request::Stop { timeout } => self.command(Command::Stop(patience(timeout))),
-            Request::Kill => self.command(Command::Kill),
-            Request::Restart { timeout } => self.command(Command::Restart(patience(timeout))),
-            Request::Pause => self.command(Command::Pause),
-            Request::Resume => self.command(Command::Resume),
-            Request::Attach {
-                console,
-                writing,
-                lines,
-            } => self.attach(console, writing, lines),
-            Request::Connect { port } => self.connect_guest(port),
-            Request::ResizeConsole { console, .. } => match console {
-                SERIAL => Err("a serial console knows no size".to_owned()),
-                other => Err(no_console(other)),
-            },
-        };
-        match answer {
-            Ok((event, descriptors)) => self.clients.answer(client, &event, descriptors),
-            Err(message) => self
-                .clients
-                .answer(client, &Told::Failed { message }, vec![]),
-        }
-    }
-
-    /// Does what a client asks for, at once, so that it can be refused.
-    fn command(&mut self, command: Command) -> Answer {
-        let actions = self
-            .life
-            .handle(Input::Command(command), self.time())
-            .map_err(|refusal| refusal.to_string())?;
-        self.act(actions);
-        Ok((Told::Done, vec![]))
-    }
-
-    fn press_button(&mut self) -> Answer {
-        match &mut self.running {
-            Some(running) => {
-                running.ask(&vmm::Request::PowerButton);
-                Ok((Told::Done, vec![]))
-            }
-            None => Err("it does not run".to_owned()),
-        }
-    }
-
-    fn attach(&mut self, console: u32, writing: Writing, lines: Option<u32>) -> Answer {
-        if console != SERIAL {
-            return Err(no_console(console));
-        }
-        let (ours, theirs) = pair().map_err(|error| format!("cannot make a socket: {error}"))?;
-        let writer = self.console.attach(ours, writing, lines)?;
-        Ok((Told::Attached { writer }, vec![theirs]))
-    }
-
-    fn save(&mut self, client: u64, descriptors: Vec<OwnedFd>) -> Result<(), String> {
-        let phase = self.life.phase();
-        if !matches!(phase, Phase::Running | Phase::Paused) {
-            return Err(format!("it is {phase}"));
-        }
-        let running = self.running.as_mut().filter(|_| self.saving.is_none());
-        let running = running.ok_or("it is being saved already")?;
-        if running.devices.is_attaching() {
-            return Err("a device is being attached; save it again".to_owned());
-        }
-        let file = descriptors.into_iter().next().ok_or("no file came along")?;
-        let file = control::begin(file, &running.saved)?;
-        let devices = running.devices.names();
-        let request = vmm::Request::Save { devices };
-        let pushed = running.payload.sender.push(&request, vec![file]);
-        pushed.map_err(|error| error.to_string())?;
-        self.saving = Some(client);
-        Ok(())
-    }
-
-    /// Whoever asked for a save hears of it once the disks are free.
-    fn end_save(&mut self, outcome: &Outcome) {
-        let Some(client) = self.saving.take() else {
-            return;
-        };
-        let event = match outcome {
-            Outcome::Saved => Told::Saved,
-            _ => Told::Failed {
-                message: "the machine ended before it was saved".to_owned(),
-            },
-        };
-        self.clients.answer(client, &event, vec![]);
-    }
-
-    fn resize(&mut self, client: u64, disk: u32, bytes: u64) -> Result<(), String> {
-        let phase = self.life.phase();
-        let executes = matches!(phase, Phase::Running | Phase::Paused | Phase::Crashed);
-        let running = self.running.as_mut().filter(|_| executes);
-        let running = running.ok_or_else(|| format!("it is {phase}"))?;
-        if self.resizing.len() >= RESIZING_MAX {
-            return Err("too many disks wait for their new size".to_owned());
-        }
-        running.ask(&vmm::Request::ResizeDisk { disk, bytes });
-        self.resizing.push_back(client);
-        Ok(())
-    }
-
-    /// Whoever asked for a size of a disk hears that there is no machine.
-    fn end_resizes(&mut self) {
-        for client in self.resizing.drain(..) {
-            let message = "the machine ended before its disk was resized".to_owned();
-            self.clients
-                .answer(client, &Told::Failed { message }, vec![]);
-        }
-    }
-
     /// Ends what is left, in the order in which it can be relied on: who sees
     /// a connection end can start the instance anew.
     fn leave(mut self) {
@@ -734,15 +571,4 @@ impl Keeper {
             }
         }
     }
-}
-
-/// An event and what comes along, or why not.
-type Answer = Result<(Told, Vec<OwnedFd>), String>;
-
-fn no_console(console: u32) -> String {
-    format!("it has no console {console}; {SERIAL} is its serial console")
-}
-
-fn patience(timeout: u64) -> Duration {
-    Duration::from_millis(timeout.min(TIMEOUT_MAX))
 }

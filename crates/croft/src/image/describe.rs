@@ -1,7 +1,5 @@
 //! `croft image list` and `show`.
 
-use std::fmt::Write;
-
 use croft_image::store::{Image, Store};
 use croft_image::{Digest, Manifest};
 use serde::Serialize;
@@ -9,6 +7,7 @@ use serde::Serialize;
 use super::Fault;
 use crate::args::output::OutputFormat;
 use crate::exit::Exit;
+use crate::table::columns;
 use crate::{print, say};
 
 /// An image as `-o json` prints it.
@@ -89,22 +88,7 @@ fn table(images: &[Image]) -> String {
             ]);
         }
     }
-    let widths: Vec<usize> = (0..7)
-        .map(|column| {
-            let cells = rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        })
-        .collect();
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(line, "{cell:<width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+    columns(rows.into_iter())
 }
 
 fn system(manifest: &Manifest) -> String {

@@ -3,7 +3,7 @@
 use croft_api::RestartPolicy;
 use croft_api::disk::disk_name;
 
-use super::list::{Known, ago, columns, json, known};
+use super::list::{Known, ago, json, known};
 use super::nics;
 use super::power::because;
 use super::reach::add_addresses;
@@ -11,6 +11,7 @@ use super::{Fault, finish, open};
 use crate::args::instance::ShowOptions;
 use crate::args::output::OutputFormat;
 use crate::exit::Exit;
+use crate::table::columns;
 use crate::{print, size};
 
 /// Tells all that is known of an instance.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Fault;
 use crate::args::output::OutputFormat;
 use crate::exit::Exit;
+use crate::table::columns;
 use crate::{print, say};
 
 /// Prints all networks. Those that cannot be read are named on standard error.
@@ -85,22 +86,7 @@ fn table(networks: &[Network]) -> String {
             network.attached.len().to_string(),
         ]);
     }
-    let widths: Vec<usize> = (0..7)
-        .map(|column| {
-            let cells = rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        })
-        .collect();
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(line, "{cell:<width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+    columns(rows.into_iter())
 }
 
 fn page(network: &Network) -> String {
