@@ -224,7 +224,7 @@ mod tests {
             ("a,format=raw,format=raw", "one format"),
             ("a,iops=0", "from 1"),
             ("a,bps=10", "100M"),
-            ("a,cache=none", "writeback"),
+            ("a,cache=some", "writeback"),
             ("a,on-io-error=ignore", "'stop' or 'report'"),
             ("a,x\u{1b}y", "x\\u{1b}y"),
         ] {

@@ -190,13 +190,10 @@ mod tests {
         let both = made(&["bridge=br0", "user,link=down"], &["8080:80", "53:53/udp"]);
         assert_eq!(both[0].name, "net0");
         assert_ne!(both[0].mac, both[1].mac);
-        let text = describe(&both[1]);
         let mac = both[1].mac;
-        assert_eq!(
-            text,
-            format!("net1: user, {mac}, link down, published 8080:80 53:53/udp")
-        );
-        assert_eq!(published(&both).count(), 2);
+        assert_eq!(describe(&both[1]), format!("user, {mac}, link down"));
+        let ports: Vec<String> = published(&both).map(ToString::to_string).collect();
+        assert_eq!(ports, ["8080:80", "53:53/udp"]);
     }
 
     #[test]
