@@ -153,7 +153,7 @@ fn disks_that_are_none() {
         .map(|n| path(&stage.file(&format!("d{n}"), &[0; 512])).to_owned())
         .collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    refused(&stage, &many, &["24 disks", "at most 23"]);
+    refused(&stage, &many, &["24 disks", "at most 16"]);
 }
 
 #[test]
