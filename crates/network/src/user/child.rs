@@ -12,7 +12,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use croft_api::net::{Mac, Publish};
 use thiserror::Error;
 
-use super::{Host, command, hello, is_news};
+use super::{Host, command, hello, is_news, link};
 
 /// How long it may take until it answers; it takes some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ impl Passt {
         publish: &[Publish],
         mtu: u16,
     ) -> Result<(Passt, OwnedFd), StartError> {
-        let (ours, theirs) = UnixStream::pair()?;
+        let (ours, theirs) = link::pair()?;
         let mut command = Command::new(program);
         command
             .args(command::arguments(host, publish, mtu))
@@ -61,13 +61,13 @@ impl Passt {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .fd_mappings(vec![FdMapping {
-                parent_fd: theirs.into(),
+                parent_fd: theirs,
                 child_fd: command::SOCKET,
             }])
             .map_err(io::Error::other)?;
         let mut child = command.spawn()?;
         match child.stderr.take() {
-            Some(stderr) => Ok((Passt { child, stderr }, ours.into())),
+            Some(stderr) => Ok((Passt { child, stderr }, ours)),
             None => Err(StartError::Silent),
         }
     }
@@ -82,6 +82,7 @@ impl Passt {
         mac: Mac,
     ) -> Result<(Passt, OwnedFd), StartError> {
         let (passt, socket) = Passt::spawn(program, host, publish, mtu)?;
+        // Of either family: both are streams.
         let mut socket = UnixStream::from(socket);
         match hello::wait(&mut socket, mac, PATIENCE) {
             Ok(()) => Ok((passt, socket.into())),

@@ -28,6 +28,7 @@ mod child;
 mod command;
 mod hello;
 mod host;
+mod link;
 mod program;
 mod publish;
 mod retry;
