@@ -28,8 +28,8 @@ const LONG: Duration = Duration::from_secs(30);
 /// Awake for more than this part of a span, it has something to do.
 const AWAKE: u32 = 200;
 /// Bytes of code, and instructions decoded, that are worth it.
-const CODE: usize = 4 << 20;
-const DECODED: usize = 1 << 16;
+const CODE: usize = 2 << 20;
+const DECODED: usize = 1 << 15;
 
 /// How much a vCPU sleeps.
 #[derive(Debug)]
