@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -260,16 +260,15 @@ fn what_is_not_supported_is_named() {
     refused("extended_l2=on", "subclusters");
     refused("data_file=data", "in another file");
     refused("compression_type=zstd", "zstd");
-    let secret = ["--object", "secret,id=s,data=x", "-f", "qcow2"];
-    let encrypt = [
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=s",
-        "disk",
-        "1M",
-    ];
-    images.img(&[&["create", "-q"], &secret[..], &encrypt].concat());
-    let error = images.try_open(&[("disk", QCOW2)], true).err().unwrap();
-    assert!(error.contains("encrypted"), "{error}");
+    // qemu-img measures the processor to encrypt, and gives up where others use
+    // it. The method stands in bytes 32 to 35 of the header: AES, LUKS.
+    for method in [1u32, 2] {
+        images.img(&["create", "-q", "-f", "qcow2", "disk", "1M"]);
+        let disk = file(&images.path("disk"), true);
+        disk.write_all_at(&method.to_be_bytes(), 32).unwrap();
+        let error = images.try_open(&[("disk", QCOW2)], true).err().unwrap();
+        assert!(error.contains("encrypted"), "{error}");
+    }
 }
 
 #[test]
