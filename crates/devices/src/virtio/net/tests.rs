@@ -436,7 +436,10 @@ fn the_link_goes_and_comes() {
     net.handle.set_link(false);
     assert!(!net.handle.is_up());
     assert_eq!(net.status(), 0);
-    assert_eq!(net.rig.world.take_messages(), [(0xFEE0_0000, 0)]);
+    // Once for the configuration; a queue may have a word of its own.
+    let mut messages = net.rig.world.take_messages();
+    messages.retain(|message| *message == (0xFEE0_0000, 0));
+    assert_eq!(messages.len(), 1);
     // What comes now is for nobody.
     net.send([0; HEADER], &frame(OTHER, 60));
     net.hears_nothing();
