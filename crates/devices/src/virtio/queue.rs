@@ -298,6 +298,11 @@ impl ActiveQueue {
         // What was handed back is to be seen before the driver's wish is
         // looked at (2.7.10.1).
         fence(Ordering::SeqCst);
+        let now = self.queue.next_used();
+        let told = std::mem::replace(&mut self.told, now);
+        if now == told {
+            return Ok(false);
+        }
         let ring = self.queue.avail_ring();
         let half = |at: u64| -> Result<u16, QueueError> {
             let half = ram
@@ -309,8 +314,6 @@ impl ActiveQueue {
         if self.queue.event_idx_enabled() {
             // 2.7.10: behind the ring; whether it was passed since.
             let event = half(ring + 4 + 2 * u64::from(self.queue.size()))?;
-            let now = self.queue.next_used();
-            let told = std::mem::replace(&mut self.told, now);
             return Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(told));
         }
         Ok(u32::from(half(ring)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
