@@ -69,6 +69,9 @@ pub enum Error {
     /// Control groups'.
     #[error(transparent)]
     Groups(#[from] croft_isolate::cgroups::Error),
+    /// Limits that were asked for.
+    #[error("limits cannot be set: {0}; leave them out of linux.resources")]
+    Limits(String),
     /// CRIU's.
     #[error("{0}")]
     Criu(String),
