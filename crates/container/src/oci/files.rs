@@ -21,7 +21,9 @@ const MOST_FDS: u32 = 1024;
 /// Writes a process id for the caller, whole or not at all.
 pub fn write_pid(path: &Path, pid: Pid) -> Result<(), Error> {
     let failed = |error: io::Error| Error::file("write", path, error);
-    let name = path.file_name().ok_or_else(|| failed(Errno::INVAL.into()))?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| failed(Errno::INVAL.into()))?;
     let mut part = name.to_os_string();
     part.push(format!(".{}", std::process::id()));
     let part: PathBuf = path.with_file_name(part);
@@ -86,7 +88,11 @@ pub fn preserved(asked: u32, sockets: u32) -> Result<u32, Error> {
 
 /// Sockets that a service manager passed to this process.
 pub fn listening() -> u32 {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u32>().ok())
+    };
     match (number("LISTEN_PID"), number("LISTEN_FDS")) {
         (Some(pid), _) if pid != std::process::id() => 0,
         (_, Some(count)) => count,

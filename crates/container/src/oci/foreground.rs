@@ -152,8 +152,8 @@ struct Relay {
 
 impl Relay {
     fn begin(console: OwnedFd) -> Result<Self, Error> {
-        let flags = fcntl_getfl(&console)
-            .and_then(|flags| fcntl_setfl(&console, flags | OFlags::NONBLOCK));
+        let flags =
+            fcntl_getfl(&console).and_then(|flags| fcntl_setfl(&console, flags | OFlags::NONBLOCK));
         flags.map_err(|error| Error::system("set the terminal", error))?;
         let before = isatty(stdin()).then(|| tcgetattr(stdin()).ok()).flatten();
         if let Some(before) = &before {

@@ -14,7 +14,10 @@ const PARENT: &str = "croft-oci";
 
 /// Path of the group of a container of that name.
 pub fn path(id: &str, spec: &Spec) -> PathBuf {
-    let own = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    let own = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().as_ref());
     match own {
         Some(path) if !path.as_os_str().is_empty() => path.clone(),
         _ => Path::new(PARENT).join(id),

@@ -5,7 +5,9 @@ use std::slice;
 
 use oci_spec::runtime::{Hook, Spec};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 use rustix::process::Pid;
 
 use croft_isolate::cgroups::Group;
@@ -139,7 +141,10 @@ pub fn kill(context: &Context, options: &Kill) -> Result<u8, Error> {
 }
 
 fn not_running(status: Status, id: &str) -> Error {
-    status.refuse(id, "container not running, there is nothing to send a signal to")
+    status.refuse(
+        id,
+        "container not running, there is nothing to send a signal to",
+    )
 }
 
 fn signal_all(group: &Group, number: i32) -> Result<u8, Error> {
@@ -308,7 +313,15 @@ fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Err
     let rootfs = bundle.rootfs();
     let entry = context.store.create(&options.id)?;
     let mut record = Record::new(&options.id, bundle.path.clone(), rootfs, &bundle.spec);
-    match make_in(context, options, keeper, preserve_fds, &bundle, &entry, &mut record) {
+    match make_in(
+        context,
+        options,
+        keeper,
+        preserve_fds,
+        &bundle,
+        &entry,
+        &mut record,
+    ) {
         Ok(created) => Ok(Made {
             entry,
             record,
@@ -371,13 +384,15 @@ fn make_in(
     })?;
     record.creator = None;
     record.init = Process::of(created.pid());
-    let kept = entry.write(record).and_then(|()| match &options.console_socket {
-        Some(socket) => match created.take_console() {
-            Some(console) => files::send_console(socket, std::os::fd::AsFd::as_fd(&console)),
+    let kept = entry
+        .write(record)
+        .and_then(|()| match &options.console_socket {
+            Some(socket) => match created.take_console() {
+                Some(console) => files::send_console(socket, std::os::fd::AsFd::as_fd(&console)),
+                None => Ok(()),
+            },
             None => Ok(()),
-        },
-        None => Ok(()),
-    });
+        });
     match kept {
         Ok(()) => Ok(created),
         Err(error) => {
@@ -393,7 +408,9 @@ fn make_in(
 /// A terminal needs somebody who takes its other end, and the other way round.
 fn check_console(spec: &Spec, options: &Create, keeper: Keeper) -> Result<(), Error> {
     let process = spec.process().as_ref();
-    let terminal = process.and_then(|process| process.terminal()).unwrap_or(false);
+    let terminal = process
+        .and_then(|process| process.terminal())
+        .unwrap_or(false);
     match (terminal, &options.console_socket) {
         (true, None) if keeper != Keeper::End => Err(Error::Usage(
             "the container has a terminal: name who gets it with --console-socket, or set process.terminal to false"

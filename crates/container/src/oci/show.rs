@@ -72,7 +72,11 @@ pub fn state(context: &Context, options: &Name) -> Result<u8, Error> {
 pub fn list(context: &Context, options: &List) -> Result<u8, Error> {
     let names = context.store.names()?;
     if options.quiet {
-        return print(&names.iter().fold(String::new(), |text, name| text + name + "\n"));
+        return print(
+            &names
+                .iter()
+                .fold(String::new(), |text, name| text + name + "\n"),
+        );
     }
     let mut all: Vec<(Entry, Option<Record>, Status)> = Vec::new();
     for name in &names {
@@ -145,9 +149,16 @@ pub fn ps(context: &Context, options: &Ps) -> Result<u8, Error> {
     let mut ids: Vec<i32> = match group {
         Some(group) => {
             let processes = group.processes()?;
-            processes.iter().map(|one| one.as_raw_nonzero().get()).collect()
+            processes
+                .iter()
+                .map(|one| one.as_raw_nonzero().get())
+                .collect()
         }
-        None => record.and_then(|record| record.init).map(|init| init.pid).into_iter().collect(),
+        None => record
+            .and_then(|record| record.init)
+            .map(|init| init.pid)
+            .into_iter()
+            .collect(),
     };
     ids.sort_unstable();
     match options.format {
@@ -162,7 +173,11 @@ pub fn ps(context: &Context, options: &Ps) -> Result<u8, Error> {
                 .map_err(|error| Error::file("run", "ps", error))?;
             if !output.status.success() {
                 let said = String::from_utf8_lossy(&output.stderr);
-                return Err(Error::Usage(format!("ps {}: {}", words.join(" "), said.trim())));
+                return Err(Error::Usage(format!(
+                    "ps {}: {}",
+                    words.join(" "),
+                    said.trim()
+                )));
             }
             print(&only(&String::from_utf8_lossy(&output.stdout), &ids)?)
         }
@@ -184,7 +199,9 @@ fn only(output: &str, ids: &[i32]) -> Result<String, Error> {
         id.and_then(|word| word.parse().ok())
             .is_some_and(|id: i32| ids.binary_search(&id).is_ok())
     };
-    Ok(lines.filter(ours).fold(format!("{head}\n"), |text, line| text + line + "\n"))
+    Ok(lines
+        .filter(ours)
+        .fold(format!("{head}\n"), |text, line| text + line + "\n"))
 }
 
 /// Prints a value as JSON.
@@ -211,7 +228,10 @@ mod tests {
     fn lines_of_ps() {
         let output = "UID          PID    PPID CMD\nroot           1       0 init\nroot          12       1 sh 1\n";
         let kept = only(output, &[12, 40]).unwrap();
-        assert_eq!(kept, "UID          PID    PPID CMD\nroot          12       1 sh 1\n");
+        assert_eq!(
+            kept,
+            "UID          PID    PPID CMD\nroot          12       1 sh 1\n"
+        );
         assert!(only("CMD\nsh\n", &[1]).is_err());
     }
 

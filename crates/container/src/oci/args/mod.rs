@@ -16,18 +16,9 @@ use std::path::PathBuf;
 
 pub use self::help::{for_command, overview};
 pub use self::parse::parse;
-pub use self::signal::{Signal, name as signal_name};
+pub use self::signal::Signal;
 
 use crate::oci::log::Format;
-
-/// What the command line asks for.
-#[derive(Debug)]
-pub struct Arguments {
-    /// Options before the command.
-    pub globals: Globals,
-    /// The command, with its options.
-    pub command: Command,
-}
 
 /// Options before the command.
 #[derive(Debug, Default)]

@@ -1,4 +1,4 @@
-//! From words to [`Arguments`].
+//! From words to a [`Command`].
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,28 +7,23 @@ use std::str::FromStr;
 use lexopt::{Arg, Parser};
 
 use super::{
-    Arguments, Checkpoint, Command, Create, Delete, Events, Exec, Globals, Images, Kill, List,
-    Listing, Name, Ps, Restore, Run, Signal, Spec, Update, for_command, overview,
+    Checkpoint, Command, Create, Delete, Events, Exec, Globals, Images, Kill, List, Listing, Name,
+    Ps, Restore, Run, Signal, Spec, Update, for_command, overview,
 };
 use crate::oci::error::Error;
 use crate::oci::log::Format;
 
-/// Takes the words apart.
-///
-/// # Errors
-///
-/// [`Error::Usage`] with what is wrong, and the options before it, so that the
-/// error goes to the log that they name.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, (Globals, Error)> {
+/// Takes the words apart: the options before the command, and the command, or
+/// what is wrong. The options are known then too, so that the error goes to the
+/// log that they name.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> (Globals, Result<Command, Error>) {
     let mut words = Words {
         parser: Parser::from_args(words),
         command: String::new(),
     };
     let mut globals = Globals::default();
-    match words.all(&mut globals) {
-        Ok(command) => Ok(Arguments { globals, command }),
-        Err(error) => Err((globals, error)),
-    }
+    let command = words.all(&mut globals);
+    (globals, command)
 }
 
 struct Words {
@@ -549,9 +544,7 @@ impl Words {
                 .map(|(user, group)| (user, Some(group))),
         };
         parsed.ok_or_else(|| {
-            Error::Usage(format!(
-                "--user is UID or UID:GID in numbers, not '{text}'"
-            ))
+            Error::Usage(format!("--user is UID or UID:GID in numbers, not '{text}'"))
         })
     }
 
@@ -596,7 +589,11 @@ fn is_help(option: &str) -> bool {
 }
 
 fn dashed(option: &str) -> String {
-    let dashes = if option.chars().count() == 1 { "-" } else { "--" };
+    let dashes = if option.chars().count() == 1 {
+        "-"
+    } else {
+        "--"
+    };
     format!("{dashes}{option}")
 }
 
@@ -612,7 +609,9 @@ fn listing(text: &str) -> Option<Listing> {
 fn seconds(text: &str) -> Option<u64> {
     let (digits, unit) = match text.strip_suffix('s') {
         Some(digits) => (digits, 1),
-        None => text.strip_suffix('m').map_or((text, 1), |digits| (digits, 60)),
+        None => text
+            .strip_suffix('m')
+            .map_or((text, 1), |digits| (digits, 60)),
     };
     let number: u64 = digits.parse().ok()?;
     number.checked_mul(unit).filter(|seconds| *seconds > 0)
@@ -645,15 +644,14 @@ mod tests {
     use super::*;
 
     fn command(words: &str) -> Command {
-        parse(words.split(' ').map(OsString::from))
-            .unwrap_or_else(|(_, error)| panic!("{words}: {error}"))
-            .command
+        let (_, command) = parse(words.split(' ').map(OsString::from));
+        command.unwrap_or_else(|error| panic!("{words}: {error}"))
     }
 
     fn refused(words: &str) -> String {
-        match parse(words.split(' ').map(OsString::from)) {
-            Ok(arguments) => panic!("{words}: {arguments:?}"),
-            Err((_, error)) => error.to_string(),
+        match parse(words.split(' ').map(OsString::from)).1 {
+            Ok(command) => panic!("{words}: {command:?}"),
+            Err(error) => error.to_string(),
         }
     }
 
@@ -676,13 +674,12 @@ mod tests {
     #[test]
     fn globals_stay_known_when_the_rest_is_wrong() {
         let words = ["--root", "/r", "--log=/l", "--log-format", "json", "creat"];
-        let Err((globals, error)) = parse(words.map(OsString::from)) else {
-            panic!("there is no such command");
-        };
+        let (globals, command) = parse(words.map(OsString::from));
         assert_eq!(globals.root, Some("/r".into()));
         assert_eq!(globals.log, Some("/l".into()));
         assert_eq!(globals.format, Format::Json);
-        assert!(error.to_string().contains("'creat'"), "{error}");
+        let error = command.unwrap_err().to_string();
+        assert!(error.contains("'creat'"), "{error}");
     }
 
     #[test]
@@ -752,8 +749,23 @@ mod tests {
     #[test]
     fn every_command_has_help() {
         for name in [
-            "create", "start", "run", "exec", "state", "kill", "delete", "ps", "pause", "resume",
-            "update", "list", "spec", "features", "events", "checkpoint", "restore",
+            "create",
+            "start",
+            "run",
+            "exec",
+            "state",
+            "kill",
+            "delete",
+            "ps",
+            "pause",
+            "resume",
+            "update",
+            "list",
+            "spec",
+            "features",
+            "events",
+            "checkpoint",
+            "restore",
         ] {
             let Command::Print(text) = command(&format!("{name} --help")) else {
                 panic!("{name}");

@@ -48,7 +48,9 @@ impl Signal {
     /// From a number or a name, with or without `SIG`, in any case.
     pub fn parse(word: &str) -> Option<Self> {
         if let Ok(number) = word.parse::<i32>() {
-            return (1..=*REAL_TIME.end()).contains(&number).then_some(Signal(number));
+            return (1..=*REAL_TIME.end())
+                .contains(&number)
+                .then_some(Signal(number));
         }
         let upper = word.to_ascii_uppercase();
         let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -59,18 +61,16 @@ impl Signal {
         let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
             (Some(""), _) => *REAL_TIME.start(),
             (_, Some("")) => *REAL_TIME.end(),
-            (Some(more), _) => REAL_TIME.start().checked_add(more.strip_prefix('+')?.parse().ok()?)?,
-            (_, Some(less)) => REAL_TIME.end().checked_sub(less.strip_prefix('-')?.parse().ok()?)?,
+            (Some(more), _) => REAL_TIME
+                .start()
+                .checked_add(more.strip_prefix('+')?.parse().ok()?)?,
+            (_, Some(less)) => REAL_TIME
+                .end()
+                .checked_sub(less.strip_prefix('-')?.parse().ok()?)?,
             (None, None) => return None,
         };
         REAL_TIME.contains(&number).then_some(Signal(number))
     }
-}
-
-/// The name, or the number of a signal that has none.
-pub fn name(Signal(number): Signal) -> String {
-    let known = NAMES.iter().find(|(_, known)| *known == number);
-    known.map_or_else(|| number.to_string(), |(name, _)| format!("SIG{name}"))
 }
 
 #[cfg(test)]
@@ -91,10 +91,10 @@ mod tests {
         ] {
             assert_eq!(Signal::parse(word), Some(Signal(number)), "{word}");
         }
-        for word in ["0", "65", "-9", "", "SIG", "KILLER", "RTMIN+40", "RTMAX+1", "RTMIN+-1", "RTMIN-1"] {
+        for word in [
+            "0", "65", "-9", "", "SIG", "KILLER", "RTMIN+40", "RTMAX+1", "RTMIN+-1", "RTMIN-1",
+        ] {
             assert_eq!(Signal::parse(word), None, "{word}");
         }
-        assert_eq!(name(Signal(9)), "SIGKILL");
-        assert_eq!(name(Signal(40)), "40");
     }
 }
