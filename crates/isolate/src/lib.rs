@@ -27,7 +27,10 @@
 
 #![allow(unsafe_code)]
 
+pub mod apparmor;
+pub mod capabilities;
 pub mod cgroup;
+pub mod cgroups;
 pub mod confine;
 pub mod filter;
 pub mod kvm;
@@ -35,6 +38,7 @@ pub mod landlock;
 pub mod launch;
 pub mod report;
 pub mod role;
+pub mod seccomp;
 pub mod table;
 pub mod threads;
 pub mod trap;

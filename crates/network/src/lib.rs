@@ -7,6 +7,10 @@
 
 mod link;
 mod managed;
+mod names;
+mod namespace;
 pub mod user;
 
 pub use managed::*;
+pub use names::Names;
+pub use namespace::bring_up_loopback;

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -13,11 +14,11 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     AfSpecBridge, BridgeStpState, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort,
-    InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -36,7 +37,7 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// What it is: `bridge`, `vlan`, `tun`; nothing for a real one.
+    /// What it is: `bridge`, `vlan`, `tun`, `veth`; nothing for a real one.
     pub kind: Option<String>,
     /// The number of the bridge whose port it is.
     pub master: Option<u32>,
@@ -49,6 +50,19 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
+}
+
+/// The far end of a pair of interfaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    /// The network namespace that it is in.
+    pub namespace: BorrowedFd<'a>,
+    /// Its name there.
+    pub name: &'a str,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u32,
 }
 
 /// A connection to the kernel.
@@ -106,6 +120,21 @@ impl Netlink {
     pub fn add_vlan(&mut self, name: &str, mac: [u8; 6], lower: u32, id: u16) -> io::Result<()> {
         let data = InfoData::Vlan(vec![InfoVlan::Id(id)]);
         self.add(name, mac, InfoKind::Vlan, data, Some(lower))
+    }
+
+    /// Makes two interfaces that are one cable, the far end of which is in
+    /// another namespace from its first moment. They end together, with that
+    /// namespace at the latest.
+    pub fn add_veth(&mut self, name: &str, mac: [u8; 6], peer: &Peer<'_>) -> io::Result<()> {
+        let mut far = LinkMessage::default();
+        far.attributes = vec![
+            LinkAttribute::IfName(peer.name.to_owned()),
+            LinkAttribute::Address(peer.mac.to_vec()),
+            LinkAttribute::Mtu(peer.mtu),
+            LinkAttribute::NetNsFd(peer.namespace.as_raw_fd()),
+        ];
+        let data = InfoData::Veth(InfoVeth::Peer(far));
+        self.add(name, mac, InfoKind::Veth, data, None)
     }
 
     fn add(
@@ -224,6 +253,33 @@ impl Netlink {
     pub fn delete_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
         let request = RouteNetlinkMessage::DelAddress(address_message(index, address));
         self.order(request, 0)
+    }
+
+    /// Has an interface lead to everywhere, by a gateway on its link. Of
+    /// several ways the one with the least metric is taken.
+    pub fn add_default_route(
+        &mut self,
+        index: u32,
+        gateway: IpAddr,
+        metric: u32,
+    ) -> io::Result<()> {
+        let mut message = RouteMessage::default();
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        let (family, gateway) = match gateway {
+            IpAddr::V4(address) => (AddressFamily::Inet, RouteAddress::Inet(address)),
+            IpAddr::V6(address) => (AddressFamily::Inet6, RouteAddress::Inet6(address)),
+        };
+        message.header.address_family = family;
+        message.attributes = vec![
+            RouteAttribute::Gateway(gateway),
+            RouteAttribute::Oif(index),
+            RouteAttribute::Priority(metric),
+        ];
+        let request = RouteNetlinkMessage::NewRoute(message);
+        self.order(request, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Where this host's routes lead to, the default routes aside, with the

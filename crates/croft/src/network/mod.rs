@@ -79,7 +79,7 @@ fn execute(command: NetworkCommand) -> Result<Exit, Fault> {
             for fault in &faults {
                 let of = match &fault.subject {
                     Subject::Network(name) => format!("network '{name}'"),
-                    Subject::Tap(tap) => format!("tap '{tap}'"),
+                    Subject::Port(port) => format!("interface '{port}'"),
                 };
                 say::line(&format!("croft: {of}: {}", fault.error));
             }

@@ -4,9 +4,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 
-use croft_api::net::{BridgeNic, NetworkNic, NicKind, NicSpec, Protocol, Publish};
-use croft_host::InstanceName;
+use croft_api::net::{BridgeNic, NetworkNic, NicKind, NicLimits, NicSpec, Protocol, Publish};
+use croft_host::{InstanceLock, InstanceName};
 use croft_net::open_tap;
+use ipnet::{Ipv4Net, Ipv6Net};
+use rustix::io::Errno;
 
 use super::Networks;
 use super::address::{self, AddressError};
@@ -43,32 +45,37 @@ impl Networks {
         nic: &NicSpec,
         queues: u16,
     ) -> Result<Attached, NetworkError> {
-        self.may()?;
-        if !is_nic(&nic.name) {
-            return Err(NetworkError::Nic(nic.name.clone()));
+        let _lock = self.begin(nic)?;
+        let mut netlink = Netlink::open().map_err(NetworkError::Interfaces)?;
+        let live = self.vacate(&mut netlink, instance, nic)?;
+        let seat = self.seat(&mut netlink, instance, nic, &live)?;
+        let (interface, queues) = open_tap(&self.port(instance, nic), queues.into())?;
+        let attachment = Attachment {
+            instance: instance.to_string(),
+            nic: nic.name.clone(),
+            interface: interface.clone(),
+            mac: nic.mac,
+            // The device's.
+            limits: NicLimits::default(),
+            link: true,
+            place: seat.place.clone(),
+        };
+        if let Err(error) = self.join(&attachment) {
+            drop(queues);
+            self.forget(&attachment)?;
+            return Err(error);
         }
-        let _lock = self.store.lock()?;
-        self.store.clean();
-        let live = self.live_attachments()?;
-        let same =
-            |other: &Attachment| other.instance == instance.as_str() && other.nic == nic.name;
-        if live.iter().any(same) {
-            return Err(NetworkError::Attached {
-                instance: instance.to_string(),
-                nic: nic.name.clone(),
-            });
-        }
-        match &nic.kind {
-            NicKind::User(_) => Err(NetworkError::Nic(nic.name.clone())),
-            NicKind::Network(wanted) => {
-                self.attach_to_network(instance, nic, wanted, queues, &live)
-            }
-            NicKind::Bridge(wanted) => self.attach_to_bridge(instance, nic, wanted, queues),
-        }
+        Ok(Attached {
+            interface,
+            queues,
+            mtu: seat.mtu,
+            ipv4: seat.ipv4.map(|net| net.addr()),
+            ipv6: seat.ipv6.map(|net| net.addr()),
+        })
     }
 
-    /// Detaches a NIC, or all of an instance's: their taps are deleted, if
-    /// they are still there, and their rules go.
+    /// Detaches a NIC, or all of an instance's: their interfaces are deleted,
+    /// if they are still there, and their rules go.
     pub fn detach(&self, instance: &InstanceName, nic: Option<&str>) -> Result<(), NetworkError> {
         self.may()?;
         let _lock = self.store.lock()?;
@@ -79,26 +86,86 @@ impl Networks {
                 continue;
             }
             // Before its rules: without them it could send as anybody.
-            let tap = &attachment.interface;
-            if let Some(link) = netlink.link(tap).map_err(NetworkError::Interfaces)? {
-                netlink
-                    .delete(link.index)
-                    .map_err(failed("cannot delete", tap))?;
-            }
+            delete(&mut netlink, &attachment.interface)?;
             self.store
                 .remove_attachment(&attachment.instance, &attachment.nic)?;
         }
         self.reconcile_locked(&[]).map(drop)
     }
 
-    fn attach_to_network(
+    /// What comes before anything is attached.
+    pub(super) fn begin(&self, nic: &NicSpec) -> Result<InstanceLock, NetworkError> {
+        self.may()?;
+        if !is_nic(&nic.name) {
+            return Err(NetworkError::Nic(nic.name.clone()));
+        }
+        let lock = self.store.lock()?;
+        self.store.clean();
+        Ok(lock)
+    }
+
+    /// The NICs that are there, after the place of this one has been made
+    /// free. An interface of a container's that has been killed can be there
+    /// for a moment longer than the container; whoever attaches has the
+    /// instance's lock, so that nobody needs it any more.
+    pub(super) fn vacate(
+        &self,
+        netlink: &mut Netlink,
+        instance: &InstanceName,
+        nic: &NicSpec,
+    ) -> Result<Vec<Attachment>, NetworkError> {
+        let port = self.port(instance, nic);
+        let mut live = self.live_attachments()?;
+        let same =
+            |other: &Attachment| other.instance == instance.as_str() && other.nic == nic.name;
+        let Some(link) = netlink.link(&port).map_err(NetworkError::Interfaces)? else {
+            return Ok(live);
+        };
+        let pair = link.kind.as_deref() == Some("veth");
+        let mine = live.iter().any(same);
+        if mine && !pair {
+            return Err(NetworkError::Attached {
+                instance: instance.to_string(),
+                nic: nic.name.clone(),
+            });
+        }
+        let others = live
+            .iter()
+            .any(|other| other.interface == port && !same(other));
+        if !pair || others {
+            // Somebody has made one of this name that stays, or the machine's
+            // process is about to be gone.
+            return Err(failed("there is already an interface", &link.name)(
+                io::ErrorKind::AlreadyExists.into(),
+            ));
+        }
+        delete(netlink, &port)?;
+        live.retain(|other| !same(other));
+        Ok(live)
+    }
+
+    /// Finds a NIC's place on its network or bridge, with its addresses there.
+    pub(super) fn seat(
+        &self,
+        netlink: &mut Netlink,
+        instance: &InstanceName,
+        nic: &NicSpec,
+        live: &[Attachment],
+    ) -> Result<Seat, NetworkError> {
+        match &nic.kind {
+            NicKind::User(_) => Err(NetworkError::Nic(nic.name.clone())),
+            NicKind::Network(wanted) => self.seat_on_network(instance, nic, wanted, live),
+            NicKind::Bridge(wanted) => seat_on_bridge(netlink, nic, wanted),
+        }
+    }
+
+    fn seat_on_network(
         &self,
         instance: &InstanceName,
         nic: &NicSpec,
         wanted: &NetworkNic,
-        queues: u16,
         live: &[Attachment],
-    ) -> Result<Attached, NetworkError> {
+    ) -> Result<Seat, NetworkError> {
         let name: NetworkName = wanted.network.parse()?;
         let mut config = self.store.config(&name)?;
         for publish in &wanted.publish {
@@ -109,91 +176,39 @@ impl Networks {
             config.started = true;
             self.store.set_config(&name, &config)?;
         }
-        let place = Place::Network {
-            network: name.clone(),
-            ipv4: lease.ipv4,
-            ipv6: lease.ipv6,
-            isolated: wanted.isolated,
-            publish: wanted.publish.clone(),
-        };
-        let (interface, queues) =
-            self.join(instance, nic, place, queues, Some(Subject::Network(name)))?;
-        Ok(Attached {
-            interface,
-            queues,
+        let with4 = |net: Ipv4Net| Ipv4Net::new(lease.ipv4?, net.prefix_len()).ok();
+        let with6 = |net: Ipv6Net| Ipv6Net::new(lease.ipv6?, net.prefix_len()).ok();
+        Ok(Seat {
             mtu: nic.mtu.unwrap_or(config.mtu).min(config.mtu),
-            ipv4: lease.ipv4,
-            ipv6: lease.ipv6,
+            ipv4: config.ipv4.and_then(with4),
+            ipv6: config.ipv6.and_then(with6),
+            place: Place::Network {
+                network: name,
+                ipv4: lease.ipv4,
+                ipv6: lease.ipv6,
+                isolated: wanted.isolated,
+                publish: wanted.publish.clone(),
+            },
+            network: Some(config),
         })
     }
 
-    fn attach_to_bridge(
-        &self,
-        instance: &InstanceName,
-        nic: &NicSpec,
-        wanted: &BridgeNic,
-        queues: u16,
-    ) -> Result<Attached, NetworkError> {
-        check_interface(&wanted.bridge)?;
-        if let Some(vlan) = wanted.vlan {
-            check_vlan(vlan)?;
-        }
-        let mut netlink = Netlink::open().map_err(NetworkError::Interfaces)?;
-        let bridge = find_bridge(&mut netlink, &wanted.bridge)?;
-        let place = Place::Bridge {
-            bridge: wanted.bridge.clone(),
-            vlan: wanted.vlan,
-            spoofing: wanted.spoofing,
-        };
-        let (interface, queues) = self.join(instance, nic, place, queues, None)?;
-        let mtu = u16::try_from(bridge.mtu).unwrap_or(croft_api::net::MTU_MAX);
-        Ok(Attached {
-            interface,
-            queues,
-            mtu: nic.mtu.unwrap_or(mtu).min(mtu),
-            ipv4: None,
-            ipv6: None,
-        })
+    /// Makes a NIC whose interface is there part of what should be.
+    pub(super) fn join(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+        self.store.add_attachment(attachment)?;
+        let mut wanted = vec![Subject::Port(attachment.interface.clone())];
+        wanted.extend(attachment.network().cloned().map(Subject::Network));
+        self.reconcile_locked(&wanted).map(drop)
     }
 
-    /// Opens the tap and makes it part of what should be.
-    fn join(
-        &self,
-        instance: &InstanceName,
-        nic: &NicSpec,
-        place: Place,
-        queues: u16,
-        network: Option<Subject>,
-    ) -> Result<(String, Vec<OwnedFd>), NetworkError> {
-        let tap = self.tap(instance.as_str(), &nic.name);
-        let mut netlink = Netlink::open().map_err(NetworkError::Interfaces)?;
-        if let Some(link) = netlink.link(&tap).map_err(NetworkError::Interfaces)? {
-            // Somebody has made a tap of this name that stays, or the
-            // machine's process is about to be gone.
-            return Err(failed("there is already an interface", &link.name)(
-                io::ErrorKind::AlreadyExists.into(),
-            ));
-        }
-        let (interface, queues) = open_tap(&tap, queues.into())?;
-        self.store.add_attachment(&Attachment {
-            instance: instance.to_string(),
-            nic: nic.name.clone(),
-            interface: interface.clone(),
-            mac: nic.mac,
-            place,
-        })?;
-        let mut wanted = vec![Subject::Tap(interface.clone())];
-        wanted.extend(network);
-        match self.reconcile_locked(&wanted) {
-            Ok(_) => Ok((interface, queues)),
-            Err(error) => {
-                drop(queues);
-                self.store.remove_attachment(instance.as_str(), &nic.name)?;
-                // What failed is what is told.
-                let _ = self.reconcile_locked(&[]);
-                Err(error)
-            }
-        }
+    /// After something failed: leaves nothing of a NIC whose interface is
+    /// gone.
+    pub(super) fn forget(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+        self.store
+            .remove_attachment(&attachment.instance, &attachment.nic)?;
+        // What failed is what is told.
+        let _ = self.reconcile_locked(&[]);
+        Ok(())
     }
 
     /// The addresses of a NIC: those it has had, those asked for, or free
@@ -305,6 +320,56 @@ impl Networks {
             self.store.set_leases(network, &leases)?;
         }
         Ok(lease)
+    }
+}
+
+/// Where a NIC is going to be.
+pub(super) struct Seat {
+    /// As it is remembered.
+    pub place: Place,
+    /// What the guest is told as MTU.
+    pub mtu: u16,
+    /// Its address in its subnet.
+    pub ipv4: Option<Ipv4Net>,
+    /// The same.
+    pub ipv6: Option<Ipv6Net>,
+    /// What its network is, on a managed one.
+    pub network: Option<NetworkConfig>,
+}
+
+fn seat_on_bridge(
+    netlink: &mut Netlink,
+    nic: &NicSpec,
+    wanted: &BridgeNic,
+) -> Result<Seat, NetworkError> {
+    check_interface(&wanted.bridge)?;
+    if let Some(vlan) = wanted.vlan {
+        check_vlan(vlan)?;
+    }
+    let bridge = find_bridge(netlink, &wanted.bridge)?;
+    let mtu = u16::try_from(bridge.mtu).unwrap_or(croft_api::net::MTU_MAX);
+    Ok(Seat {
+        place: Place::Bridge {
+            bridge: wanted.bridge.clone(),
+            vlan: wanted.vlan,
+            spoofing: wanted.spoofing,
+        },
+        mtu: nic.mtu.unwrap_or(mtu).min(mtu),
+        ipv4: None,
+        ipv6: None,
+        network: None,
+    })
+}
+
+/// Deletes an interface, if it is there.
+pub(super) fn delete(netlink: &mut Netlink, interface: &str) -> Result<(), NetworkError> {
+    let Some(link) = netlink.link(interface).map_err(NetworkError::Interfaces)? else {
+        return Ok(());
+    };
+    match netlink.delete(link.index) {
+        // It was about to be gone.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => Ok(()),
+        deleted => deleted.map_err(failed("cannot delete", interface)),
     }
 }
 

@@ -204,6 +204,14 @@ pub enum NetworkError {
         /// Whose it is.
         by: String,
     },
+    /// It is not there.
+    #[error("{nic} of '{instance}' is not attached at the moment")]
+    NotAttached {
+        /// The instance.
+        instance: String,
+        /// Its NIC.
+        nic: String,
+    },
     /// It is joined already.
     #[error("NIC '{nic}' of '{instance}' is attached already")]
     Attached {

@@ -26,9 +26,10 @@
 //! * a network is what its `config.json` says, and is gone with it; bridges
 //!   with a MAC address of ours and processes with a configuration of ours that
 //!   belong to no network are removed;
-//! * a NIC's tap goes with the machine's process, and what was remembered of
-//!   the NIC is forgotten when its tap is found gone; its address is kept as
-//!   long as the instance exists;
+//! * a NIC's tap goes with the machine's process and its pair with the
+//!   container's network namespace, and what was remembered of the NIC is
+//!   forgotten when that is found gone; its address is kept as long as the
+//!   instance exists;
 //! * rules are replaced as a whole.
 //!
 //! Everything is done for the network namespace of the calling process.
@@ -36,6 +37,7 @@
 mod address;
 mod attach;
 mod config;
+mod container;
 mod dnsmasq;
 mod error;
 mod firewall;
@@ -49,7 +51,9 @@ mod sysctl;
 
 use std::path::Path;
 
+use croft_api::net::NicSpec;
 use croft_host::Directories;
+use croft_host::InstanceName;
 use croft_host::files::now;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::process::geteuid;
@@ -58,6 +62,7 @@ use serde::Serialize;
 pub use address::AddressError;
 pub use attach::Attached;
 pub use config::{ConfigError, MTU, Mode, NetworkConfig};
+pub use container::{Addressing, Inner, Joined};
 pub use error::NetworkError;
 pub use firewall::{Action, Carried, Direction, Ports, Rule, RuleError};
 pub use name::{NetworkName, NetworkNameError};
@@ -408,9 +413,10 @@ impl Networks {
         [0x02, 0xC8, a, b, c, d]
     }
 
-    /// The name of a NIC's tap.
-    fn tap(&self, instance: &str, nic: &str) -> String {
-        let hash = hash(&[self.suffix.as_bytes(), instance.as_bytes(), nic.as_bytes()]);
+    /// The name of a NIC's interface on this host.
+    fn port(&self, instance: &InstanceName, nic: &NicSpec) -> String {
+        let (instance, nic) = (instance.as_str().as_bytes(), nic.name.as_bytes());
+        let hash = hash(&[self.suffix.as_bytes(), instance, nic]);
         format!("ct{hash:08x}")
     }
 }

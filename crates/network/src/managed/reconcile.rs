@@ -1,7 +1,7 @@
 //! Makes what is there into what should be.
 //!
 //! In this order, so that no frame passes that should not: bridges and their
-//! addresses; rules, those of new taps among them; forwarding; taps into their
+//! addresses; rules, those of new NICs among them; forwarding; NICs into their
 //! bridges; dnsmasq; and last what nobody wants any more.
 
 use std::io;
@@ -25,8 +25,8 @@ use crate::link::{Link, Netlink};
 pub enum Subject {
     /// A network.
     Network(NetworkName),
-    /// A NIC, by its tap.
-    Tap(String),
+    /// A NIC, by its interface on this host.
+    Port(String),
 }
 
 /// What could not be mended.
@@ -45,7 +45,7 @@ struct Up {
 }
 
 impl Networks {
-    /// The NICs whose taps are there.
+    /// The NICs whose interfaces are there.
     pub(super) fn live_attachments(&self) -> Result<Vec<Attachment>, NetworkError> {
         let links = Netlink::open()
             .and_then(|mut netlink| netlink.links())
@@ -65,7 +65,7 @@ impl Networks {
         self.rules(&networks, &attachments)?;
         for attachment in &attachments {
             if let Err(error) = port(&mut netlink, attachment, &networks) {
-                let subject = Subject::Tap(attachment.interface.clone());
+                let subject = Subject::Port(attachment.interface.clone());
                 faults.push(Fault { subject, error });
             }
         }
@@ -98,7 +98,7 @@ impl Networks {
         }
     }
 
-    /// Forgets the NICs whose taps are gone, and the addresses of instances
+    /// Forgets the NICs whose interfaces are gone, and the addresses of instances
     /// that are.
     fn prune(&self, netlink: &mut Netlink) -> Result<Vec<Attachment>, NetworkError> {
         let links = netlink.links().map_err(NetworkError::Interfaces)?;
@@ -353,9 +353,10 @@ impl Networks {
 }
 
 fn is_there(attachment: &Attachment, links: &[Link]) -> bool {
-    links
-        .iter()
-        .any(|link| link.name == attachment.interface && link.kind.as_deref() == Some("tun"))
+    links.iter().any(|link| {
+        let kind = link.kind.as_deref();
+        link.name == attachment.interface && matches!(kind, Some("tun" | "veth"))
+    })
 }
 
 fn find(netlink: &mut Netlink, name: &str) -> Result<Link, NetworkError> {
@@ -454,14 +455,14 @@ fn addresses(
     Ok(())
 }
 
-/// Sees to it that a tap is a port of its bridge.
+/// Sees to it that a NIC is a port of its bridge.
 fn port(
     netlink: &mut Netlink,
     attachment: &Attachment,
     networks: &[(NetworkName, NetworkConfig)],
 ) -> Result<(), NetworkError> {
-    let tap = &attachment.interface;
-    let link = find(netlink, tap)?;
+    let port = &attachment.interface;
+    let link = find(netlink, port)?;
     let (bridge, isolated, vlan) = match &attachment.place {
         Place::Network {
             network, isolated, ..
@@ -478,31 +479,36 @@ fn port(
     if link.mtu != bridge.mtu {
         netlink
             .set_mtu(link.index, bridge.mtu)
-            .map_err(failed("cannot set the MTU of", tap))?;
+            .map_err(failed("cannot set the MTU of", port))?;
     }
-    sysctl::port(tap)?;
+    sysctl::port(port)?;
     if link.master != Some(bridge.index) {
         netlink
             .join(link.index, bridge.index)
-            .map_err(failed("cannot join to its bridge", tap))?;
+            .map_err(failed("cannot join to its bridge", port))?;
     }
     if attachment.network().is_some() {
         netlink
             .isolate(link.index, isolated)
-            .map_err(failed("cannot set the isolation of", tap))?;
+            .map_err(failed("cannot set the isolation of", port))?;
     }
     if let Some(vlan) = vlan {
         netlink.port_vlan(link.index, vlan).map_err(unsupported(
             "VLANs of bridges",
             "CONFIG_BRIDGE_VLAN_FILTERING",
             "cannot put into its VLAN",
-            tap,
+            port,
         ))?;
     }
-    if !link.up {
+    if link.up != attachment.link {
+        let what = if attachment.link {
+            "cannot bring up"
+        } else {
+            "cannot bring down"
+        };
         netlink
-            .set_up(link.index, true)
-            .map_err(failed("cannot bring up", tap))?;
+            .set_up(link.index, attachment.link)
+            .map_err(failed(what, port))?;
     }
     Ok(())
 }

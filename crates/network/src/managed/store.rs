@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A network is there when its `config.json` is. An attachment counts as long
-//! as its tap interface is there, which ends with the machine's process.
+//! as its interface is there, which ends with the machine's process or the
+//! container's network namespace.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use croft_api::net::{Mac, Publish};
+use croft_api::net::{Mac, NicLimits, Publish};
 use croft_host::files::{read_json, write_json};
 use croft_host::{Directories, InstanceLock, InstanceName, LockError};
 use serde::de::DeserializeOwned;
@@ -47,12 +48,23 @@ pub struct Attachment {
     pub instance: String,
     /// The NIC's.
     pub nic: String,
-    /// Its tap interface.
+    /// Its interface on this host: a tap, or this end of a container's pair.
     pub interface: String,
     /// Its address.
     pub mac: Mac,
+    /// How much it may do, where rules of the host's see to that: a
+    /// container's. A machine's device does it itself.
+    #[serde(default)]
+    pub limits: NicLimits,
+    /// Its cable is plugged in.
+    #[serde(default = "yes")]
+    pub link: bool,
     /// Where it is.
     pub place: Place,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Where a NIC is.

@@ -110,6 +110,27 @@ pub fn port(name: &str) -> Result<(), NetworkError> {
     Ok(())
 }
 
+/// Settings of a container's NIC that is given its addresses, for the network
+/// namespace of this thread: it asks nobody for others.
+pub fn container(name: &str, ipv6: bool) -> Result<(), NetworkError> {
+    if !ipv6 {
+        return port(name);
+    }
+    for (setting, value) in [
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        // Nobody else has them: the filters see to that.
+        ("accept_dad", "0"),
+        // That of the link follows from the MAC address (IN6_ADDR_GEN_MODE_EUI64,
+        // if_link.h), as the filters expect.
+        ("addr_gen_mode", "0"),
+        ("disable_ipv6", "0"),
+    ] {
+        set(&format!("ipv6/conf/{name}/{setting}"), value)?;
+    }
+    Ok(())
+}
+
 /// Whether frames on bridges can pass the rules for IP.
 pub fn can_filter_bridged() -> bool {
     Path::new(ROOT)

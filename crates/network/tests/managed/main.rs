@@ -1,5 +1,6 @@
 //! Managed networks, for real, each test in namespaces of its own.
 
+mod containers;
 mod crashes;
 mod faults;
 mod filters;

@@ -6,12 +6,12 @@ use super::guest::{Guest, ask, busybox, connect, nic, serve};
 use super::namespace::{add, host, inside, run};
 use super::{everything, web};
 
-const OUTSIDE_4: &str = "192.0.2.2";
-const OUTSIDE_6: &str = "2001:db8::2";
+pub const OUTSIDE_4: &str = "192.0.2.2";
+pub const OUTSIDE_6: &str = "2001:db8::2";
 
 /// A host outside, which knows this one's addresses and no route to networks
 /// behind it.
-fn outside() {
+pub fn outside() {
     add("out");
     host("ip link add up0 type veth peer name eth0 netns out");
     host("ip addr add 192.0.2.1/24 dev up0 && ip addr add 2001:db8::1/64 dev up0 nodad");
@@ -21,11 +21,11 @@ fn outside() {
     run("out", "ip link set eth0 up");
 }
 
-fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)
 }
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 

@@ -1,4 +1,9 @@
-//! Which frames may come from a tap.
+//! Which frames may come from a NIC, and how many to and from one.
+//!
+//! ```text
+//!  from the NIC ─► prerouting: out-NIC, then from-NIC ─► bridge ─► postrouting: in-NIC ─► to it
+//!                              (limit)  (who it may be)                        (limit)
+//! ```
 //!
 //! A NIC sends with its own MAC address alone, and with its own IP addresses:
 //! in packets, in ARP and in neighbour advertisements. It does not answer as a
@@ -6,8 +11,15 @@
 //! not pass: there could be anything behind a tag. On an uplink, and on
 //! bridges of the host's, somebody else gives the addresses, and they are not
 //! looked at.
+//!
+//! A machine's device counts what passes and has what is too much wait. A
+//! container has no device: here what is too much is dropped, and its
+//! connections slow down to what is left. Large segments that the host's own
+//! interfaces pass on whole count as one frame.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+
+use croft_api::net::NicRate;
 
 use super::{Ruleset, chain, set};
 use crate::managed::address::link_local;
@@ -26,9 +38,32 @@ enum Addresses {
     Others,
 }
 
+/// What may pass at once after a pause, as a part of what passes in a second.
+const BURST: u64 = 10;
+/// The least of that in bytes: several of the largest segments.
+const BURST_BYTES: u64 = 512 << 10;
+/// The least of it in frames.
+const BURST_FRAMES: u64 = 16;
+/// The largest rate that is held, in bytes or frames per second: no NIC comes
+/// to it, and the kernel's counters take no more than twice that.
+const RATE_MAX: u64 = 10_000_000_000;
+
 pub fn chains(ruleset: &Ruleset<'_>, text: &mut String) {
     let mut jumps = Vec::new();
+    let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
     for attachment in ruleset.attachments {
+        let port = &attachment.interface;
+        let limits = &attachment.limits;
+        for (direction, rate, jumps) in [
+            ("in", &limits.inbound, &mut inbound),
+            ("out", &limits.outbound, &mut outbound),
+        ] {
+            let lines = limit(rate);
+            if !lines.is_empty() {
+                chain(text, &format!("{direction}-{port}"), &lines);
+                jumps.push(format!("\"{port}\" : jump {direction}-{port}"));
+            }
+        }
         let Some(addresses) = addresses(ruleset, attachment) else {
             continue;
         };
@@ -39,10 +74,41 @@ pub fn chains(ruleset: &Ruleset<'_>, text: &mut String) {
     let mut lines = vec![format!(
         "type filter hook prerouting priority {PRIORITY}; policy accept;"
     )];
-    if !jumps.is_empty() {
-        lines.push(format!("iifname vmap {}", set(jumps)));
+    for jumps in [outbound, jumps] {
+        if !jumps.is_empty() {
+            lines.push(format!("iifname vmap {}", set(jumps)));
+        }
     }
     chain(text, "prerouting", &lines);
+    if !inbound.is_empty() {
+        let lines = [
+            format!("type filter hook postrouting priority {PRIORITY}; policy accept;"),
+            format!("oifname vmap {}", set(inbound)),
+        ];
+        chain(text, "postrouting", &lines);
+    }
+}
+
+/// Drops what is more than that.
+fn limit(rate: &NicRate) -> Vec<String> {
+    let held = |rate: Option<u64>| {
+        rate.filter(|rate| *rate <= RATE_MAX)
+            .map(|rate| rate.max(1))
+    };
+    let mut lines = Vec::new();
+    if let Some(frames) = held(rate.frames_per_second) {
+        let burst = (frames / BURST).max(BURST_FRAMES);
+        lines.push(format!(
+            "limit rate over {frames}/second burst {burst} packets drop"
+        ));
+    }
+    if let Some(bytes) = held(rate.bytes_per_second) {
+        let burst = (bytes / BURST).max(BURST_BYTES);
+        lines.push(format!(
+            "limit rate over {bytes} bytes/second burst {burst} bytes drop"
+        ));
+    }
+    lines
 }
 
 fn addresses(ruleset: &Ruleset<'_>, attachment: &Attachment) -> Option<Addresses> {

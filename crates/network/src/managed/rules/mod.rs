@@ -1,7 +1,7 @@
 //! The rules of all networks, as nft(8) reads them.
 //!
 //! Two tables, one for packets (family `inet`, file `packets.rs`) and one for
-//! the frames that enter by a tap (family `bridge`, file `frames.rs`). Both
+//! the frames that enter by a NIC (family `bridge`, file `frames.rs`). Both
 //! are replaced as a whole in one transaction: the kernel has the old rules or
 //! the new ones, and nobody else's are touched. All that goes into the text
 //! has been checked: names of networks, instances and interfaces have no
@@ -13,6 +13,8 @@ mod packets;
 mod tests;
 
 use std::fmt::Write;
+
+use croft_api::net::NicLimits;
 
 use super::config::NetworkConfig;
 use super::name::NetworkName;
@@ -50,7 +52,8 @@ impl Ruleset<'_> {
     /// Whether anything depends on them.
     pub fn is_needed(&self) -> bool {
         let filtered = |attachment: &Attachment| {
-            !matches!(attachment.place, Place::Bridge { spoofing: true, .. })
+            let free = matches!(attachment.place, Place::Bridge { spoofing: true, .. });
+            !free || attachment.limits != NicLimits::default()
         };
         !self.networks.is_empty() || self.attachments.iter().any(filtered)
     }

@@ -16,6 +16,8 @@ fn attachment(number: u8, network: &str, publish: &[&str]) -> Attachment {
         nic: "net0".to_owned(),
         interface: format!("ct0000000{number}"),
         mac,
+        limits: Default::default(),
+        link: true,
         place: Place::Network {
             network: network.parse().unwrap(),
             ipv4: Some([10, 1, 2, number].into()),
@@ -162,4 +164,36 @@ fn on_bridges_of_others_addresses_are_not_looked_at() {
     attachment.place = place(true);
     let free = text(&[], &[attachment]);
     assert!(!free.contains("ct00000005"));
+}
+
+#[test]
+fn what_is_too_much_of_a_container_is_dropped() {
+    let mut attachment = attachment(5, "web", &[]);
+    attachment.place = Place::Bridge {
+        bridge: "br0".to_owned(),
+        vlan: None,
+        spoofing: true,
+    };
+    attachment.limits.inbound.bytes_per_second = Some(100_000_000);
+    attachment.limits.outbound.bytes_per_second = Some(u64::MAX);
+    attachment.limits.outbound.frames_per_second = Some(50);
+    let text = text(&[], &[attachment]);
+    let (_, text) = text.split_once("table bridge croft {").unwrap();
+    assert_eq!(
+        lines(text, "in-ct00000005"),
+        ["limit rate over 100000000 bytes/second burst 10000000 bytes drop"]
+    );
+    assert_eq!(
+        lines(text, "out-ct00000005"),
+        ["limit rate over 50/second burst 16 packets drop"]
+    );
+    assert_eq!(
+        lines(text, "postrouting"),
+        [
+            "type filter hook postrouting priority -300; policy accept;",
+            "oifname vmap { \"ct00000005\" : jump in-ct00000005 }"
+        ]
+    );
+    let jump = "iifname vmap { \"ct00000005\" : jump out-ct00000005 }";
+    assert!(lines(text, "prerouting").contains(&jump));
 }
