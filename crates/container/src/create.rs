@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Process, Spec};
 use rustix::io::Errno;
+use rustix::net::SendFlags;
 use rustix::process::Pid;
 
 use crate::channel::Message;
@@ -18,7 +19,8 @@ use crate::plan::Plan;
 use crate::root::Trees;
 use crate::{Error, Groups, Step, hooks, ids, sys};
 
-/// What a container that waits says to whoever starts it, first.
+/// What whoever starts a container that waits says to it, and what it says
+/// first.
 pub(crate) const BEGUN: u8 = b'G';
 /// Longest complaint of a container that was started by another process.
 const COMPLAINT: usize = 4096;
@@ -34,8 +36,8 @@ pub struct Create<'a> {
     pub bundle: &'a Path,
     /// Its root file system.
     pub root: Root<'a>,
-    /// Its control groups; without any it stays in its maker's.
-    pub groups: Option<Groups<'a>>,
+    /// Its control groups.
+    pub groups: Groups,
     /// Its standard streams, unless `process.terminal` is set.
     pub stdio: Stdio,
     /// What it waits for before its program runs.
@@ -87,8 +89,11 @@ pub enum Stdio {
 pub enum Gate {
     /// [`Created::start`].
     Caller,
-    /// A connection to this listening stream socket, by [`start_through`]: of
-    /// another process, at any later time.
+    /// A byte on a connection to this listening stream socket, by
+    /// [`start_through`]: of another process, at any later time. A connection
+    /// that ends without a byte asks whether it waits, and changes nothing: the
+    /// OCI runtime tells `created` from `running` by that, so init goes on to
+    /// accept.
     Socket(OwnedFd),
 }
 
@@ -133,14 +138,14 @@ pub fn create(create: Create<'_>) -> Result<Created, Error> {
     let listens = matches!(create.gate, Gate::Socket(_));
     let init = Init {
         plan: &plan,
-        stdio: create.stdio,
-        gate: create.gate,
+        stdio: &create.stdio,
+        gate: &create.gate,
     };
     let launch = Launch {
         new: plan.namespaces.new & !(CGROUP | TIME),
         user: plan.namespaces.joins(USER).map(AsFd::as_fd),
         pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
-        entry: plan.entry.as_ref(),
+        groups: plan.groups,
     };
     let mut child = launch.start(|channel| init.run(channel))?;
     if let Some(maps) = &plan.maps {
@@ -210,7 +215,7 @@ fn run_runtime_hooks(plan: &Plan<'_>, pid: Pid) -> Result<(), Error> {
         version: plan.spec.version(),
         id: plan.id,
         status: "creating",
-        pid: Some(pid.as_raw_nonzero().get()),
+        pid: Some(pid),
         bundle: plan.bundle,
         annotations: plan.spec.annotations().as_ref(),
     };
@@ -229,6 +234,7 @@ fn run_runtime_hooks(plan: &Plan<'_>, pid: Pid) -> Result<(), Error> {
 /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
 pub fn start_through(connection: OwnedFd) -> Result<(), Error> {
     let what = || "the container that waits";
+    rustix::net::send(&connection, &[BEGUN], SendFlags::NOSIGNAL).at(Step::Init, what)?;
     let mut bytes = vec![0; COMPLAINT];
     let mut length = 0;
     while let Some(space) = bytes.get_mut(length..).filter(|space| !space.is_empty()) {

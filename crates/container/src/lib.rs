@@ -49,5 +49,5 @@ mod sys;
 pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
-pub use groups::Groups;
+pub use groups::{Groups, View};
 pub use oci_spec::runtime::Spec;

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use croft_isolate::cgroups::Entry;
 use croft_isolate::seccomp::{self, Program};
 use oci_spec::runtime::{Hooks, Process, Spec};
 
@@ -42,8 +41,7 @@ pub struct Plan<'a> {
     pub namespaces: Namespaces,
     /// Ids of a user namespace that is new.
     pub maps: Option<Maps>,
-    pub groups: Option<Groups<'a>>,
-    pub entry: Option<Entry>,
+    pub groups: &'a Groups,
     pub root: Root<'a>,
     pub root_path: PathBuf,
     pub root_read_only: bool,
@@ -65,7 +63,7 @@ pub struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// Checks a description and opens what is to be joined.
-    pub fn new(create: &Create<'a>) -> Result<Self, Error> {
+    pub fn new(create: &'a Create<'a>) -> Result<Self, Error> {
         let spec = create.spec;
         let linux = spec.linux().as_ref();
         let list = linux.and_then(|linux| linux.namespaces().as_deref());
@@ -80,7 +78,6 @@ impl<'a> Plan<'a> {
         };
         let mounts = spec.mounts().iter().flatten();
         let devices = linux.and_then(|linux| linux.devices().as_deref());
-        let entry = create.groups.map(|groups| groups.group.entry()).transpose();
         let filter = linux.and_then(|linux| linux.seccomp().as_ref());
         let filter = filter.map(seccomp::compile).transpose();
         let plan = Plan {
@@ -91,8 +88,7 @@ impl<'a> Plan<'a> {
             hooks: spec.hooks().as_ref(),
             maps: Self::maps(spec, &namespaces)?,
             namespaces,
-            groups: create.groups,
-            entry: entry.at(Step::Groups, || "the container's groups")?,
+            groups: &create.groups,
             root: create.root,
             root_path,
             root_read_only: root.and_then(|root| root.readonly()).unwrap_or(false),
