@@ -72,8 +72,11 @@ pub enum Stdio {
 pub enum Gate {
     /// [`Created::start`].
     Caller,
-    /// A connection to this listening stream socket, by [`start_through`]: of
-    /// another process, at any later time.
+    /// A byte on a connection to this listening stream socket, by
+    /// [`start_through`]: of another process, at any later time. A connection
+    /// that ends without a byte asks whether it waits, and changes nothing: the
+    /// OCI runtime tells `created` from `running` by that, so init goes on to
+    /// accept.
     Socket(OwnedFd),
 }
 
