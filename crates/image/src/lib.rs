@@ -33,7 +33,7 @@ pub mod seed;
 pub mod store;
 pub mod tree;
 
-pub use container::ContainerImage;
+pub use container::{ContainerImage, Role};
 pub use digest::Digest;
 pub use error::Error;
 pub use manifest::{DiskFormat, Manifest};

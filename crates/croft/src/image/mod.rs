@@ -8,8 +8,6 @@ mod describe;
 mod registry;
 mod users;
 
-pub use registry::pull_by_name;
-
 use std::path::Path;
 
 use croft_api::programs;

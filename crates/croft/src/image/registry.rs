@@ -35,20 +35,6 @@ pub fn pull(
     Ok(committed(&pulled?))
 }
 
-/// Gets an image as this user usually asks its registry.
-pub fn pull_by_name(
-    store: &Store,
-    directories: &Directories,
-    name: &str,
-) -> Result<Committed, croft_image::Error> {
-    let host = registry::host_of(name)?;
-    let access = Access {
-        login: credentials::find(&files(directories), &host)?,
-        ..Access::default()
-    };
-    by_name(store, name, &access)
-}
-
 fn by_name(store: &Store, name: &str, access: &Access) -> Result<Committed, croft_image::Error> {
     let mut bar = Bar::new();
     let mut warnings = Vec::new();

@@ -266,7 +266,7 @@ fn images_come_from_debians_registry() {
     registry::log_in(&format!("localhost:{}", registry.port), &access).unwrap();
 
     let image = fixture.pull(&name, &access).unwrap().image;
-    assert_eq!(image.names, [name.clone()]);
+    assert_eq!(image.names, std::slice::from_ref(&name));
     fixture.check(&image);
     // The same again is the same image.
     assert_eq!(fixture.pull(&name, &access).unwrap().image.id, image.id);
