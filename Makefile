@@ -22,38 +22,40 @@ help: ## List the targets
 build: ## Build everything, optimised
 	scripts/install-deps build
 	$(CARGO) build --release --workspace
-	CARGO="$(CARGO)" scripts/build-agent
+	CARGO="$(CARGO)" scripts/build-static
 
 demo: ## Build a Debian 12 server, start it, and give a shell in it
 	@scripts/install-deps build image
-	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
-	CARGO="$(CARGO)" scripts/build-agent
+	$(CARGO) build --release -p croft -p croft-vmm
+	CARGO="$(CARGO)" scripts/build-static
 	@scripts/demo/run
 
 test: ## Run all tests; fetches the kernels they boot
 	scripts/install-deps test $(if $(filter --workspace,$(TESTS)),kvm)
 	scripts/fetch-kernels cloud generic
 	scripts/fetch-busybox
-	CARGO="$(CARGO)" scripts/build-agent
+	CARGO="$(CARGO)" PROFILE="$(PROFILE)" scripts/build-static
 	$(CARGO) build $(PROFILE) $(TESTS)
 	$(CARGO) test $(PROFILE) $(TESTS)
 	$(if $(filter --workspace,$(TESTS)),PROFILE="$(PROFILE)" SELECT="$(TESTS)" scripts/nested/test)
 
 test-kvm: ## Run the tests that need KVM, in a nested machine if there is none
 	scripts/install-deps kvm
+	CARGO="$(CARGO)" PROFILE="$(PROFILE)" scripts/build-static
 	PROFILE="$(PROFILE)" scripts/nested/test
 
 test-guests: ## Run the hard guests, ten times; takes hours
 	scripts/install-deps guests
 	scripts/fetch-kernels cloud
 	scripts/guests/image
-	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
+	$(CARGO) build --release -p croft -p croft-vmm
+	CARGO="$(CARGO)" scripts/build-static
 	scripts/guests/run $(GUESTS_ARGS)
 
 test-server: ## Check whole servers: networks, ssh and apt by them, a kernel by apt, disks after kills; takes an hour
 	scripts/install-deps build image server
-	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm
-	CARGO="$(CARGO)" scripts/build-agent
+	$(CARGO) build --release -p croft -p croft-vmm
+	CARGO="$(CARGO)" scripts/build-static
 	scripts/server/network
 	scripts/server/upgrade
 	scripts/server/verify
@@ -65,8 +67,8 @@ bench: ## Measure Croft beside its peers
 	scripts/fetch-busybox
 	-scripts/bench/debian-image
 	CARGO="$(CARGO)" scripts/bench/build-guest
-	CARGO="$(CARGO)" scripts/build-agent
-	$(CARGO) build --release -p croft -p croft-monitor -p croft-vmm -p croft-bench
+	CARGO="$(CARGO)" scripts/build-static
+	$(CARGO) build --release -p croft -p croft-vmm -p croft-bench
 	-scripts/server/image
 	$(CARGO) run --release -p croft-bench -- $(BENCH_ARGS)
 

@@ -19,6 +19,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::{ContainerLimits, ContainerStats, ExecSpec};
 use crate::disk::RunDisk;
 use crate::hello::Protocol;
 use crate::instance::Status;
@@ -27,7 +28,7 @@ use crate::net::{NicChange, NicSpec};
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-control",
-    version: 3,
+    version: 4,
 };
 
 /// Longest time to wait for a guest to end by itself, in milliseconds: a day.
@@ -133,6 +134,39 @@ pub enum Request {
         /// It is there again at the instance's next start.
         live_only: bool,
     },
+    /// A container's standard streams ([`Event::Streams`], with descriptors:
+    /// its terminal's, or those of its standard input and output, and of its
+    /// standard error). Who reads too slowly is told so and misses some.
+    AttachStreams {
+        /// Whether to write to its standard input.
+        writing: Writing,
+        /// So many lines of the past at most; all that is there if not given.
+        lines: Option<u32>,
+    },
+    /// Run a command in a container ([`Event::ExecStarted`]); what comes of it
+    /// is told to this connection alone ([`Event::ExecEnded`]). Its standard
+    /// input, output and error come along, unless it gets a terminal, whose
+    /// descriptor then comes with the answer.
+    Exec(Box<ExecSpec>),
+    /// A signal to a command of this connection ([`Event::Done`]).
+    ExecSignal {
+        /// Which, by [`Event::ExecStarted`].
+        id: u64,
+        /// Its number.
+        signal: i32,
+    },
+    /// A signal to a container's init ([`Event::Done`]).
+    Signal {
+        /// Its number.
+        signal: i32,
+    },
+    /// What a container uses ([`Event::Stats`]).
+    Stats,
+    /// Which processes a container has ([`Event::Processes`]).
+    Processes,
+    /// What a container may use from now on, at its next start too
+    /// ([`Event::Done`], when it is so).
+    SetLimits(Box<ContainerLimits>),
     /// A console of a terminal that has this size now ([`Event::Done`]).
     ResizeConsole {
         /// Which console.
@@ -161,6 +195,7 @@ impl Request {
     pub fn descriptors(&self) -> usize {
         match self {
             Request::Save => 1,
+            Request::Exec(exec) if exec.tty.is_none() => 3,
             _ => 0,
         }
     }
@@ -180,6 +215,40 @@ pub enum Event {
     Attached {
         /// Whether what is written to it goes to the guest.
         writer: bool,
+    },
+    /// A container's streams; one descriptor comes along if they are a
+    /// terminal, else two.
+    Streams {
+        /// Whether what is written to them goes to the container.
+        writer: bool,
+    },
+    /// A command runs; a descriptor comes along if it has a terminal.
+    ExecStarted {
+        /// Its number, for this connection.
+        id: u64,
+        /// Its process, as the host counts.
+        pid: u32,
+    },
+    /// A command has ended.
+    ExecEnded {
+        /// Its number.
+        id: u64,
+        /// Its exit status; 128 and its number if a signal ended it.
+        status: u8,
+    },
+    /// What a container uses.
+    Stats(Box<ContainerStats>),
+    /// A container's processes, as the host counts.
+    Processes {
+        /// Their numbers.
+        pids: Vec<u32>,
+    },
+    /// A command was not started.
+    ExecFailed {
+        /// What a shell would exit with: 126, 127, or 125 for all else.
+        status: u8,
+        /// Why not.
+        message: String,
     },
     /// A device is plugged in.
     Plugged {
@@ -203,6 +272,9 @@ pub enum Event {
 impl Event {
     /// Whether it answers a request, and is not what watchers hear.
     pub fn is_answer(&self) -> bool {
-        !matches!(self, Event::Status(_) | Event::Log { .. })
+        !matches!(
+            self,
+            Event::Status(_) | Event::Log { .. } | Event::ExecEnded { .. }
+        )
     }
 }

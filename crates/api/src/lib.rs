@@ -19,6 +19,7 @@
 
 pub mod agent;
 pub mod channel;
+pub mod container;
 pub mod control;
 pub mod disk;
 pub mod engines;
@@ -35,6 +36,7 @@ pub mod vmm;
 pub mod wire;
 
 pub use channel::{Receiver, Sender, channel, pair};
+pub use container::{ContainerLimits, ContainerSpec};
 pub use engines::EngineReport;
 pub use hello::{Hello, Protocol};
 pub use instance::{Phase, RestartPolicy, Status};

@@ -25,6 +25,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::ContainerSpec;
 use crate::disk::RunDisk;
 use crate::hello::Protocol;
 use crate::instance::RestartPolicy;
@@ -36,7 +37,7 @@ use crate::saved::SavedRun;
 /// What this build speaks.
 pub const PROTOCOL: Protocol = Protocol {
     name: "croft-monitor",
-    version: 4,
+    version: 5,
 };
 
 /// `croft` to the monitor.
@@ -103,9 +104,8 @@ pub struct RunRequest {
 /// Which instance to keep, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeepRequest {
-    /// What to run, with absolute paths; its `log`, `control` and `terminal`
-    /// count for nothing.
-    pub run: RunRequest,
+    /// What to run.
+    pub payload: KeepPayload,
     /// The instance's directory; the lock and the console's log are there.
     pub directory: OsString,
     /// Path of the control socket to make.
@@ -114,6 +114,32 @@ pub struct KeepRequest {
     pub restart: RestartPolicy,
     /// Delete the instance when it has ended for good.
     pub ephemeral: bool,
+    /// Whoever starts it sees its streams from its first byte on, and hears of
+    /// its end. So many descriptors come along: none; the socket of its
+    /// terminal; or those of its standard input and output, and of its
+    /// standard error. Only for containers.
+    #[serde(default)]
+    pub attached: u8,
+}
+
+/// What an instance runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeepPayload {
+    /// A machine, with absolute paths; its `log`, `control` and `terminal`
+    /// count for nothing.
+    Machine(Box<RunRequest>),
+    /// A container.
+    Container(Box<RunContainer>),
+}
+
+/// A container to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunContainer {
+    /// Its configuration.
+    pub container: ContainerSpec,
+    /// Its NICs.
+    pub nics: Vec<NicSpec>,
 }
 
 /// What to restore, and what is to be other than it was.

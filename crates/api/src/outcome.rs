@@ -1,8 +1,8 @@
-//! How a machine ended.
+//! How an instance ended.
 
 use serde::{Deserialize, Serialize};
 
-/// How a machine ended.
+/// How an instance ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -20,6 +20,25 @@ pub enum Outcome {
         /// The exit status it asks for, `(value << 1) | 1`; a process can
         /// pass on the low eight bits.
         status: u32,
+    },
+    /// A container's init exited.
+    Exited {
+        /// With this status.
+        status: u8,
+    },
+    /// A container's init was killed.
+    Killed {
+        /// By this signal.
+        signal: u8,
+        /// For want of memory.
+        out_of_memory: bool,
+    },
+    /// A container's program is not there (127), or cannot be executed (126).
+    NotExecuted {
+        /// Which of the two.
+        status: u8,
+        /// What was tried, and why it failed.
+        message: String,
     },
     /// Somebody asked for it.
     Requested,

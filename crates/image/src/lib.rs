@@ -14,20 +14,26 @@
 //! None of it makes this crate panic, or write outside of the store.
 
 pub mod build;
+pub mod container;
 pub mod digest;
 mod error;
 pub mod export;
 pub mod filesystem;
 mod forms;
 pub mod import;
+pub mod layer;
 pub mod manifest;
+pub mod media;
 pub mod name;
+pub mod oci;
 mod program;
 pub mod progress;
+pub mod registry;
 pub mod seed;
 pub mod store;
 pub mod tree;
 
+pub use container::{ContainerImage, Role};
 pub use digest::Digest;
 pub use error::Error;
 pub use manifest::{DiskFormat, Manifest};

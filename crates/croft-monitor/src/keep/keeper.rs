@@ -12,7 +12,7 @@ use croft_api::agent::READY_PORT;
 use croft_api::control::Event as Told;
 use croft_api::disk::place as place_disks;
 use croft_api::instance::Status;
-use croft_api::monitor::{Event as Starting, KeepRequest};
+use croft_api::monitor::{Event as Starting, RunRequest};
 use croft_api::{Outcome, Phase, Receiver, Sender, pair, vmm};
 use croft_host::lifecycle::{Action, Command, Input, Lifecycle};
 use croft_host::{InstanceLock, now, process, store};
@@ -63,8 +63,9 @@ pub struct Keeper {
     life: Lifecycle,
     /// When the time of `life` began.
     begun: Instant,
-    request: KeepRequest,
+    run: RunRequest,
     directory: PathBuf,
+    ephemeral: bool,
     lock: InstanceLock,
     signals: SignalFd,
     /// Whoever started it, until it runs or they are gone.
@@ -90,17 +91,17 @@ pub struct Keeper {
 
 impl Keeper {
     /// An instance that is about to start.
-    pub fn new(request: KeepRequest, place: Place, sender: Sender, receiver: Receiver) -> Self {
+    pub fn new(mut run: RunRequest, place: Place, sender: Sender, receiver: Receiver) -> Self {
         let before = place.before;
-        let mut request = request;
         // They keep their places when others come and go.
-        place_disks(request.run.disks.iter_mut().map(|disk| &mut disk.index));
+        place_disks(run.disks.iter_mut().map(|disk| &mut disk.index));
         Keeper {
-            life: Lifecycle::new(request.restart),
+            life: Lifecycle::new(place.restart),
             begun: Instant::now(),
             console: Console::new(Log::new(&place.directory, "console.log", CONSOLE_LOG)),
             log: Log::new(&place.directory, "monitor.log", MONITOR_LOG),
             directory: place.directory,
+            ephemeral: place.ephemeral,
             lock: place.lock,
             signals: place.signals,
             starter: Some((sender, receiver)),
@@ -118,7 +119,7 @@ impl Keeper {
             },
             note: None,
             told: None,
-            request,
+            run,
         }
     }
 
@@ -199,7 +200,7 @@ impl Keeper {
         self.status.agent = None;
         self.agent = None;
         self.console.forget_input();
-        match Running::spawn(&self.request.run) {
+        match Running::spawn(&self.run) {
             Ok(mut running) => {
                 self.status.payload = process::identify(running.payload.id());
                 let complaints = std::mem::take(&mut running.payload.complaints);
@@ -491,7 +492,7 @@ impl Keeper {
     }
 
     fn connect_guest(&mut self, port: u32) -> Answer {
-        if self.request.run.vsock.is_none() {
+        if self.run.vsock.is_none() {
             return Err("it has no vsock, by which its guest could be reached".to_owned());
         }
         let running = self.running.as_mut().filter(|_| {
@@ -542,7 +543,7 @@ impl Keeper {
                 _ => break,
             }
         }
-        if self.request.ephemeral {
+        if self.ephemeral {
             if let Err(error) = store::remove(&self.directory, self.lock) {
                 // Its state says so too, if it can be written.
                 self.status.note = Some(format!("it could not be deleted: {error}"));

@@ -26,8 +26,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use croft_api::instance::{ProcessId, Status};
-use croft_api::monitor::{Event, KeepRequest};
-use croft_api::{Outcome, Receiver, Sender, WireError};
+use croft_api::monitor::{Event, KeepPayload, KeepRequest};
+use croft_api::{Outcome, Receiver, RestartPolicy, Sender, WireError};
 use croft_host::{InstanceLock, LockError, process, store};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -44,9 +44,13 @@ pub fn serve(
     mut sender: Sender,
     receiver: Receiver,
 ) -> Result<(), WireError> {
-    match prepare(&request) {
-        Ok(place) => {
-            Keeper::new(request, place, sender, receiver).run();
+    let prepared = prepare(&request).and_then(|place| match request.payload {
+        KeepPayload::Machine(run) => Ok((place, *run)),
+        KeepPayload::Container(_) => Err("this monitor runs machines only".to_owned()),
+    });
+    match prepared {
+        Ok((place, run)) => {
+            Keeper::new(run, place, sender, receiver).run();
             Ok(())
         }
         Err(message) => {
@@ -61,6 +65,8 @@ pub fn serve(
 #[derive(Debug)]
 struct Place {
     directory: PathBuf,
+    restart: RestartPolicy,
+    ephemeral: bool,
     lock: InstanceLock,
     clients: Clients,
     signals: SignalFd,
@@ -91,6 +97,8 @@ fn prepare(request: &KeepRequest) -> Result<Place, String> {
     })?;
     Ok(Place {
         directory,
+        restart: request.restart,
+        ephemeral: request.ephemeral,
         lock,
         clients,
         signals,

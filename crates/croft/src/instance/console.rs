@@ -139,6 +139,12 @@ fn ended(name: &InstanceName, status: Option<Status>) -> Result<Exit, Fault> {
             }
             Ok(Exit::TripleFault)
         }
+        Outcome::Exited { status } => Ok(Exit::Command(status)),
+        Outcome::Killed { signal, .. } => Ok(Exit::Signal(signal)),
+        Outcome::NotExecuted { status, message } => {
+            say::line(&format!("croft: {name}: {message}"));
+            Ok(Exit::Command(status))
+        }
         Outcome::Invalid { message } => Err(Fault::usage(message).of(name)),
         Outcome::Failed { message } => Err(Fault::failed(message).of(name)),
     }

@@ -11,11 +11,11 @@ use std::time::Duration;
 use croft_api::control::{Event, Request};
 use croft_api::disk::{RunDisk, RunLayer, disk_name};
 use croft_api::net::NicChange;
-use croft_host::store::{Boot, Config, Disk};
+use croft_host::store::{Boot, Config, Disk, Machine};
 use croft_host::{ClientError, InstanceName, Instances};
 
 use super::resize::resize;
-use super::{Fault, SOON, connect, finish, nics, open, spec};
+use super::{Fault, SOON, connect, finish, machine_of, nics, open, spec};
 use crate::args::net::Net;
 use crate::args::nic::{AttachOptions as NicAttachOptions, Link, NicCommand, SetOptions};
 use crate::args::resize::{AttachOptions, DetachOptions, DiskCommand};
@@ -43,6 +43,7 @@ pub fn nic(command: &NicCommand) -> Exit {
 fn attach(instances: &Instances, options: &AttachOptions) -> Result<Exit, Fault> {
     let name = &options.name.name;
     let live = instances.status(name)?.phase.is_live();
+    machine_of(&instances.config(name)?, name)?;
     let disks = spec::disks(std::slice::from_ref(&options.disk))?;
     let Some(disk) = disks.into_iter().next() else {
         return Err(Fault::usage("name a disk"));
@@ -139,8 +140,10 @@ fn plug(instances: &Instances, name: &InstanceName, request: &Request) -> Result
 
 /// Adds a disk to what an instance is.
 fn add(config: &mut Config, disk: Disk, directory: &Path) -> Result<String, Fault> {
-    check_files(&config.disks, &disk, directory)?;
-    config
+    let machine = config.machine_mut();
+    let machine = machine.ok_or_else(|| Fault::usage("a container has no disks"))?;
+    check_files(&machine.disks, &disk, directory)?;
+    machine
         .add_disk(disk)
         .ok_or_else(|| Fault::usage("it has as many disks as it can have; detach one first"))
 }
@@ -182,8 +185,10 @@ fn file(path: &Path) -> Option<(u64, u64)> {
 fn detach(instances: &Instances, options: &DetachOptions) -> Result<Exit, Fault> {
     let (name, device) = (&options.name.name, &options.device);
     let mut config = instances.config(name)?;
-    config.place_disks();
-    let stays = first(&config).is_some_and(|first| config.disk(device) == Some(first));
+    let stays = config.machine_mut().is_some_and(|machine| {
+        machine.place_disks();
+        first(machine).is_some_and(|first| machine.disk(device) == Some(first))
+    });
     if stays {
         return Err(Fault::usage(format!(
             "{name}: it boots from {device}, which stays; 'croft delete' deletes an instance with its own disk"
@@ -194,7 +199,9 @@ fn detach(instances: &Instances, options: &DetachOptions) -> Result<Exit, Fault>
         let removed = instances.change(name, |config| {
             let nics = config.nics.len();
             config.nics.retain(|nic| nic.name != *device);
-            config.nics.len() < nics || config.remove_disk(device).is_some()
+            let machine = config.machine_mut();
+            let disk = machine.and_then(|machine| machine.remove_disk(device));
+            config.nics.len() < nics || disk.is_some()
         })?;
         return match removed {
             true => Ok(Exit::PowerOff),
@@ -223,13 +230,17 @@ fn detach(instances: &Instances, options: &DetachOptions) -> Result<Exit, Fault>
 }
 
 /// The disk that the instance boots from.
-fn first(config: &Config) -> Option<&Disk> {
-    let boots = matches!(config.boot, Boot::Disk);
-    config.disks.first().filter(|_| boots)
+fn first(machine: &Machine) -> Option<&Disk> {
+    let boots = matches!(machine.boot, Boot::Disk);
+    machine.disks.first().filter(|_| boots)
 }
 
 fn none(config: &Config, device: &str) -> Fault {
-    let disks = config.disks.iter().filter_map(|disk| disk.index);
+    let disks = config
+        .machine()
+        .into_iter()
+        .flat_map(|machine| &machine.disks);
+    let disks = disks.filter_map(|disk| disk.index);
     let nics = config.nics.iter().map(|nic| nic.name.clone());
     let names: Vec<String> = disks.map(disk_name).chain(nics).collect();
     let device = device.escape_debug();

@@ -68,7 +68,10 @@ impl<'a> Images<'a> {
         config: &mut Config,
         options: &InstanceOptions,
     ) -> Result<(), Fault> {
-        let name = config.machine.name.clone();
+        let created = config.created;
+        let machine = config.machine_mut();
+        let machine = machine.ok_or_else(|| Fault::usage("a container has no disk"))?;
+        let name = machine.machine.name.clone();
         let image = self.store.resolve(self.reference)?;
         let (path, about) = image.machine_disk()?;
         let size = options.disk_size.unwrap_or(about.virtual_size);
@@ -96,7 +99,7 @@ impl<'a> Images<'a> {
         synced.sync_all().map_err(host)?;
         let seed = Seed {
             // Another one for each instance, of the same name too.
-            instance_id: format!("croft-{:x}-{:x}", config.created, std::process::id()),
+            instance_id: format!("croft-{created:x}-{:x}", std::process::id()),
             hostname: name.replace('_', "-"),
             user: options.user.clone(),
             ssh_keys: keys(&options.ssh_keys)?,
@@ -132,10 +135,10 @@ impl<'a> Images<'a> {
                 ..DiskOptions::default()
             },
         };
-        config.boot = Boot::Disk;
+        machine.boot = Boot::Disk;
         // The guest finds its seed by its label.
-        config.disks.insert(0, own);
-        config.disks.push(seed);
+        machine.disks.insert(0, own);
+        machine.disks.push(seed);
         config.user.clone_from(&options.user);
         config.image = Some(ImageUse {
             name: self.reference.to_owned(),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use croft_api::Status;
-use croft_host::store::Config;
+use croft_api::container::CPU;
+use croft_host::store::{Config, Kind};
 use croft_host::{InstanceName, Instances, StoreError, now};
 use serde::Serialize;
 
@@ -71,6 +72,7 @@ pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Fault> {
 fn table(all: &[Known]) -> String {
     let head = [
         "NAME",
+        "KIND",
         "STATE",
         "FOR",
         "IMAGE",
@@ -83,28 +85,58 @@ fn table(all: &[Known]) -> String {
     columns(std::iter::once(head.map(str::to_owned)).chain(rows))
 }
 
-fn row(known: &Known) -> [String; 8] {
+fn row(known: &Known) -> [String; 9] {
     let name = known.name.clone();
     let (Some(config), Some(status)) = (&known.config, &known.status) else {
-        let [a, b, c, d, e, f] = [""; 6].map(str::to_owned);
-        return [name, "unreadable".to_owned(), a, b, c, d, e, f];
+        let [a, b, c, d, e, f, g] = [""; 7].map(str::to_owned);
+        return [name, a, "unreadable".to_owned(), b, c, d, e, f, g];
     };
+    let (kind, memory, cpus) = kind(config);
     let addresses = status.agent.iter().flat_map(|agent| &agent.addresses);
     let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
     let ports: Vec<String> = published(&config.nics).map(ToString::to_string).collect();
     [
         name,
+        kind.to_owned(),
         format!("{}{}", status.phase, note(status)),
         ago(status.since),
         config
             .image
             .as_ref()
             .map_or_else(|| "-".to_owned(), |image| image.name.clone()),
-        size::format(config.machine.memory),
-        config.machine.cpus.to_string(),
+        memory,
+        cpus,
         addresses.join(" "),
         ports.join(" "),
     ]
+}
+
+/// What an instance is, and what memory and processors it may use.
+fn kind(config: &Config) -> (&'static str, String, String) {
+    match &config.kind {
+        Kind::Machine(machine) => (
+            "machine",
+            size::format(machine.machine.memory),
+            machine.machine.cpus.to_string(),
+        ),
+        Kind::Container(container) => (
+            "container",
+            limit(container.limits.memory.map(size::format)),
+            limit(container.limits.cpus.map(cpus)),
+        ),
+    }
+}
+
+/// A limit, if there is one.
+pub fn limit(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_owned())
+}
+
+/// Thousandths of processors, as they are given: `1.5`.
+pub fn cpus(thousandths: u32) -> String {
+    let text = format!("{}.{:03}", thousandths / CPU, thousandths % CPU);
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    text.to_owned()
 }
 
 /// What is short and must be said at once.
@@ -129,6 +161,13 @@ pub fn ago(since: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processors_are_short() {
+        for (thousandths, text) in [(1000, "1"), (1500, "1.5"), (10, "0.01"), (12_345, "12.345")] {
+            assert_eq!(cpus(thousandths), text);
+        }
+    }
 
     #[test]
     fn times_are_short() {

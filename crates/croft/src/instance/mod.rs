@@ -21,6 +21,7 @@ mod wait;
 
 use std::time::Duration;
 
+use croft_host::store::{Config, Machine};
 use croft_host::{
     Client, ClientError, Directories, DirectoriesError, InstanceName, Instances, StartError,
     StoreError,
@@ -137,6 +138,13 @@ fn open() -> Result<Instances, Fault> {
     let directories = Directories::find()?;
     directories.create()?;
     Ok(Instances::new(directories))
+}
+
+/// The machine that an instance is.
+fn machine_of<'a>(config: &'a Config, name: &InstanceName) -> Result<&'a Machine, Fault> {
+    config
+        .machine()
+        .ok_or_else(|| Fault::usage(format!("{name} is a container; this is for machines")))
 }
 
 /// Connects to the monitor of an instance, which must be there.

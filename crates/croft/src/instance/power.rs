@@ -195,7 +195,21 @@ pub fn because(status: &Status) -> String {
             Outcome::DebugExit { status } => format!(" (it exited with {status})"),
             Outcome::Requested => String::new(),
             Outcome::Saved => " (it was saved)".to_owned(),
-            Outcome::Invalid { message } | Outcome::Failed { message } => format!(" ({message})"),
+            Outcome::Exited { status } => format!(" (it exited with {status})"),
+            Outcome::Killed {
+                signal,
+                out_of_memory,
+            } => {
+                let why = if *out_of_memory {
+                    ", out of memory"
+                } else {
+                    ""
+                };
+                format!(" (it was killed by signal {signal}{why})")
+            }
+            Outcome::Invalid { message }
+            | Outcome::NotExecuted { message, .. }
+            | Outcome::Failed { message } => format!(" ({message})"),
         },
     }
 }

@@ -27,6 +27,7 @@ const OWN: u32 = 0;
 pub fn resize(instances: &Instances, options: &ResizeOptions) -> Result<Exit, Fault> {
     let (name, size) = (&options.name.name, options.size);
     let config = instances.config(name)?;
+    super::machine_of(&config, name)?;
     if config.image.is_none() {
         return Err(Fault::usage(format!(
             "{name} has no disk of its own; its disks are files that were named when it was created"
@@ -60,7 +61,8 @@ fn for_next_start(instances: &Instances, name: &InstanceName, size: u64) -> Resu
         )));
     }
     instances.change(name, |config| {
-        if let Some(own) = config.disks.first_mut() {
+        let machine = config.machine_mut();
+        if let Some(own) = machine.and_then(|machine| machine.disks.first_mut()) {
             own.options.at_least = Some(size);
         }
     })?;

@@ -1,9 +1,11 @@
 //! `croft show`.
 
 use croft_api::RestartPolicy;
+use croft_api::container::{ContainerRole, ContainerSpec, VolumeSource};
 use croft_api::disk::disk_name;
+use croft_host::store::Kind;
 
-use super::list::{Known, ago, json, known};
+use super::list::{Known, ago, cpus, json, known, limit};
 use super::nics;
 use super::power::because;
 use super::reach::add_addresses;
@@ -36,6 +38,13 @@ fn table(known: &Known) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |what: &str, text: String| rows.push([what.to_owned(), text]);
     row("name", known.name.clone());
+    if let Some(config) = &known.config {
+        let kind = match config.kind {
+            Kind::Machine(_) => "machine",
+            Kind::Container(_) => "container",
+        };
+        row("kind", kind.to_owned());
+    }
     if let Some(error) = &known.error {
         row("unreadable", error.clone());
     }
@@ -63,7 +72,11 @@ fn table(known: &Known) -> String {
             row("monitor", format!("process {}", monitor.pid));
         }
         if let Some(payload) = status.payload {
-            row("vmm", format!("process {}", payload.pid));
+            let what = match known.config.as_ref().map(|config| &config.kind) {
+                Some(Kind::Container(_)) => "init",
+                _ => "vmm",
+            };
+            row(what, format!("process {}", payload.pid));
         }
         if let Some(agent) = &status.agent {
             let ready = if agent.ready { "ready" } else { "not ready" };
@@ -80,8 +93,13 @@ fn table(known: &Known) -> String {
         if let Some(user) = &config.user {
             row("user", user.clone());
         }
-        row("memory", size::format(config.machine.memory));
-        row("processors", config.machine.cpus.to_string());
+        match &config.kind {
+            Kind::Machine(machine) => {
+                row("memory", size::format(machine.machine.memory));
+                row("processors", machine.machine.cpus.to_string());
+            }
+            Kind::Container(container) => describe(container, &mut row),
+        }
         let live = known.status.iter().flat_map(|status| &status.devices);
         for device in live {
             let mut text = device.what.clone();
@@ -100,9 +118,12 @@ fn table(known: &Known) -> String {
             // What it has is what its monitor says.
             status.phase.has_payload()
         });
-        let mut config = config.clone();
-        config.place_disks();
-        for disk in config.disks.iter().filter(|_| !runs) {
+        let mut machine = config.machine().cloned();
+        if let Some(machine) = &mut machine {
+            machine.place_disks();
+        }
+        let disks = machine.iter().flat_map(|machine| &machine.disks);
+        for disk in disks.filter(|_| !runs) {
             let read_only = if disk.options.read_only {
                 ", read-only"
             } else {
@@ -139,4 +160,52 @@ fn table(known: &Known) -> String {
         row("created", format!("{} ago", ago(config.created)));
     }
     columns(rows.into_iter())
+}
+
+/// What a container is.
+fn describe(container: &ContainerSpec, row: &mut impl FnMut(&str, String)) {
+    let role = match container.role {
+        ContainerRole::Application => "application",
+        ContainerRole::System => "system",
+    };
+    row("role", role.to_owned());
+    row(
+        "command",
+        container.command.join(" ").escape_debug().to_string(),
+    );
+    if let Some(ids) = container.ids {
+        let last = ids.first.saturating_add(ids.count.saturating_sub(1));
+        row("ids", format!("{} to {last} of the host", ids.first));
+    }
+    let limits = &container.limits;
+    row("memory", limit(limits.memory.map(size::format)));
+    row("processors", limit(limits.cpus.map(cpus)));
+    let rest = [
+        ("memory high", limits.memory_high.map(size::format)),
+        ("swap", limits.swap.map(size::format)),
+        (
+            "cpu weight",
+            limits.cpu_weight.map(|weight| weight.to_string()),
+        ),
+        ("cpu set", limits.cpuset.clone()),
+        ("processes", limits.pids.map(|pids| pids.to_string())),
+        (
+            "io weight",
+            limits.io_weight.map(|weight| weight.to_string()),
+        ),
+    ];
+    for (what, text) in rest {
+        if let Some(text) = text {
+            row(what, text);
+        }
+    }
+    for volume in &container.volumes {
+        let source = match &volume.source {
+            VolumeSource::Path(path) => path.display().to_string(),
+            VolumeSource::Named(name) => format!("volume {name}"),
+            VolumeSource::Own(_) => "a volume of its own".to_owned(),
+        };
+        let read_only = if volume.read_only { ", read-only" } else { "" };
+        row(&volume.destination, format!("{source}{read_only}"));
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use croft_api::disk::{RunDisk, RunLayer};
 use croft_api::monitor::RunShare;
 use croft_api::{CpuModel, EngineChoice, MachineSpec, RestartPolicy, SoftwareSpec};
-use croft_host::store::{Boot, CONFIG_VERSION, Disk, Layer, Share};
+use croft_host::store::{Boot, CONFIG_VERSION, Disk, Kind, Layer, Machine, Share};
 use croft_host::{Config, InstanceName, now};
 
 use super::Fault;
@@ -97,14 +97,16 @@ pub fn config(
     Ok(Config {
         version: CONFIG_VERSION,
         created: now(),
-        machine: MachineSpec {
-            vsock: Some(GUEST_CID),
-            ..machine_spec(machine, name.as_str())
-        },
-        boot,
-        disks: disks(&machine.disks)?,
+        kind: Kind::Machine(Box::new(Machine {
+            machine: MachineSpec {
+                vsock: Some(GUEST_CID),
+                ..machine_spec(machine, name.as_str())
+            },
+            boot,
+            disks: disks(&machine.disks)?,
+            shares: shares(&machine.shares)?,
+        })),
         nics: Vec::new(),
-        shares: shares(&machine.shares)?,
         image: None,
         user: None,
         restart: instance.restart.into(),

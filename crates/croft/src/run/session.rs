@@ -113,7 +113,10 @@ fn report(outcome: &Outcome) -> Exit {
             say::line("croft: the machine was saved");
             Exit::Saved
         }
-        Outcome::Invalid { message } => {
+        // What is in the foreground is a machine.
+        Outcome::Exited { status } => Exit::Command(*status),
+        Outcome::Killed { signal, .. } => Exit::Signal(*signal),
+        Outcome::Invalid { message } | Outcome::NotExecuted { message, .. } => {
             say::line(&format!("croft: {message}"));
             Exit::Usage
         }

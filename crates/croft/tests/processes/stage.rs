@@ -34,7 +34,7 @@ impl Stage {
         ] {
             assert!(
                 from.is_file(),
-                "{} is missing: build the whole workspace first",
+                "{} is missing: build the whole workspace and run scripts/build-static first",
                 from.display()
             );
             fs::copy(from, directory.path().join(to)).unwrap();

@@ -42,7 +42,10 @@
 //!   1, 2, 4 … seconds, at most [`BACKOFF_MAX`]; from the beginning again once
 //!   it has run for [`STEADY`].
 //! * A configuration that cannot be ([`Outcome::Invalid`]) is not tried again,
-//!   and neither is a machine that was saved.
+//!   and neither is a container whose program is not there
+//!   ([`Outcome::NotExecuted`]) or a machine that was saved.
+//! * A machine's button is a signal to a container's init, its plug that
+//!   init's killing; a container does not crash and is not reset.
 
 #[cfg(test)]
 mod tests;
@@ -374,8 +377,11 @@ impl Lifecycle {
             self.restarts = 0;
         }
         let failed = match outcome {
-            Outcome::TripleFault { .. } | Outcome::Failed { .. } => true,
-            Outcome::PowerOff
+            Outcome::TripleFault { .. } | Outcome::Killed { .. } | Outcome::Failed { .. } => true,
+            Outcome::Exited { status } if *status != 0 => true,
+            Outcome::Exited { .. }
+            | Outcome::NotExecuted { .. }
+            | Outcome::PowerOff
             | Outcome::Reset
             | Outcome::DebugExit { .. }
             | Outcome::Requested
@@ -384,7 +390,7 @@ impl Lifecycle {
         };
         match (self.next, outcome) {
             (Next::Stop, _) | (_, Outcome::Saved) => self.rest(Phase::Stopped),
-            (_, Outcome::Invalid { .. }) => self.rest(Phase::Failed),
+            (_, Outcome::Invalid { .. } | Outcome::NotExecuted { .. }) => self.rest(Phase::Failed),
             (Next::Start, _) => {
                 self.restarts = 0;
                 return self.spawn();

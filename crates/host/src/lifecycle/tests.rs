@@ -109,11 +109,21 @@ fn each_policy_has_its_way() {
     let crash = Outcome::TripleFault {
         report: String::new(),
     };
+    let absent = Outcome::NotExecuted {
+        status: 127,
+        message: "there is no such program".to_owned(),
+    };
     let invalid = Outcome::Invalid {
         message: String::new(),
     };
     for (policy, outcome, phase) in [
         (No, Outcome::PowerOff, Phase::Stopped),
+        (No, Outcome::Exited { status: 0 }, Phase::Stopped),
+        (No, Outcome::Exited { status: 1 }, Phase::Failed),
+        (OnFailure, Outcome::Exited { status: 0 }, Phase::Stopped),
+        (OnFailure, Outcome::Exited { status: 1 }, Phase::Waiting),
+        (Always, Outcome::Exited { status: 0 }, Phase::Waiting),
+        (Always, absent.clone(), Phase::Failed),
         (No, failed(), Phase::Failed),
         (No, crash.clone(), Phase::Failed),
         (OnFailure, Outcome::PowerOff, Phase::Stopped),

@@ -1,13 +1,11 @@
 //! What an instance is: `config.json` in its directory.
 
-use std::path::{Path, PathBuf};
-
-use croft_api::disk::{DISKS_MAX, DiskFormat, DiskOptions, RunDisk, RunLayer, disk_name, place};
-use croft_api::monitor::{KeepRequest, RunRequest, RunShare};
+use croft_api::monitor::{KeepPayload, KeepRequest, RunContainer};
 use croft_api::net::NicSpec;
-use croft_api::{MachineSpec, RestartPolicy};
+use croft_api::{ContainerSpec, RestartPolicy};
 use serde::{Deserialize, Serialize};
 
+use super::machine::Machine;
 use crate::directories::Directories;
 use crate::name::InstanceName;
 
@@ -17,26 +15,19 @@ pub const VERSION: u32 = 1;
 /// What an instance is, as somebody wants it. Relative paths are in the
 /// instance's directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Config {
     /// [`VERSION`].
     pub version: u32,
     /// When it was created, in milliseconds after 1970.
     pub created: u64,
-    /// The virtual hardware; its name is the instance's.
-    pub machine: MachineSpec,
-    /// What is started.
-    pub boot: Boot,
-    /// The disks, in the guest's order.
-    pub disks: Vec<Disk>,
+    /// What is run.
+    pub kind: Kind,
     /// The NICs, in the guest's order.
-    #[serde(default)]
     pub nics: Vec<NicSpec>,
-    /// Directories of the host's in the guest.
-    pub shares: Vec<Share>,
     /// The image that it was created from.
     pub image: Option<ImageUse>,
     /// The user that was made in it, besides those of the image.
-    #[serde(default)]
     pub user: Option<String>,
     /// What happens when it ends.
     pub restart: RestartPolicy,
@@ -46,54 +37,136 @@ pub struct Config {
     pub autostart: bool,
 }
 
-/// What is started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Boot {
-    /// This kernel.
-    Kernel {
-        /// Its file.
-        kernel: PathBuf,
-        /// The initial RAM disk's.
-        initrd: Option<PathBuf>,
-    },
-    /// What is on the first disk, read anew at each start and reset.
-    Disk,
+/// What an instance runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A machine.
+    Machine(Box<Machine>),
+    /// A container; its name is the instance's.
+    Container(Box<ContainerSpec>),
 }
 
-/// A disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Disk {
-    /// Its own file, and what is below it: its backing file, that one's, and
-    /// so on. Names in images count for nothing.
-    pub layers: Vec<Layer>,
-    /// Its place: that of `disk<place>`, counted from 0; the first that is
-    /// free without.
+/// [`Config`] as it is in its file: what a kind has is beside what all have,
+/// as it was when machines were the only kind.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    created: u64,
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    machine: Option<Machine>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub index: Option<u8>,
-    /// How it is served.
+    container: Option<Box<ContainerSpec>>,
     #[serde(default)]
-    pub options: DiskOptions,
+    nics: Vec<NicSpec>,
+    image: Option<ImageUse>,
+    #[serde(default)]
+    user: Option<String>,
+    restart: RestartPolicy,
+    ephemeral: bool,
+    autostart: bool,
 }
 
-/// A file of a disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layer {
-    /// Its path.
-    pub path: PathBuf,
-    /// What it is; guessed from its contents when not said.
-    pub format: Option<DiskFormat>,
+impl From<Config> for Stored {
+    fn from(config: Config) -> Self {
+        let (machine, container) = match config.kind {
+            Kind::Machine(machine) => (Some(*machine), None),
+            Kind::Container(container) => (None, Some(container)),
+        };
+        Stored {
+            version: config.version,
+            created: config.created,
+            machine,
+            container,
+            nics: config.nics,
+            image: config.image,
+            user: config.user,
+            restart: config.restart,
+            ephemeral: config.ephemeral,
+            autostart: config.autostart,
+        }
+    }
 }
 
-/// A directory of the host's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Share {
-    /// Its path.
-    pub path: PathBuf,
-    /// By which the guest mounts it.
-    pub tag: String,
-    /// Refuse every change.
-    pub read_only: bool,
+impl TryFrom<Stored> for Config {
+    type Error = &'static str;
+
+    fn try_from(stored: Stored) -> Result<Self, Self::Error> {
+        let kind = match (stored.machine, stored.container) {
+            (Some(machine), None) => Kind::Machine(Box::new(machine)),
+            (None, Some(container)) => Kind::Container(container),
+            (None, None) => return Err("it says of no machine and no container"),
+            (Some(_), Some(_)) => return Err("it says of a machine and a container"),
+        };
+        Ok(Config {
+            version: stored.version,
+            created: stored.created,
+            kind,
+            nics: stored.nics,
+            image: stored.image,
+            user: stored.user,
+            restart: stored.restart,
+            ephemeral: stored.ephemeral,
+            autostart: stored.autostart,
+        })
+    }
+}
+
+impl Config {
+    /// The machine, if it is one.
+    pub fn machine(&self) -> Option<&Machine> {
+        match &self.kind {
+            Kind::Machine(machine) => Some(machine),
+            Kind::Container(_) => None,
+        }
+    }
+
+    /// The machine, if it is one.
+    pub fn machine_mut(&mut self) -> Option<&mut Machine> {
+        match &mut self.kind {
+            Kind::Machine(machine) => Some(machine),
+            Kind::Container(_) => None,
+        }
+    }
+
+    /// The container, if it is one.
+    pub fn container(&self) -> Option<&ContainerSpec> {
+        match &self.kind {
+            Kind::Container(container) => Some(container),
+            Kind::Machine(_) => None,
+        }
+    }
+
+    /// The container, if it is one.
+    pub fn container_mut(&mut self) -> Option<&mut ContainerSpec> {
+        match &mut self.kind {
+            Kind::Container(container) => Some(container),
+            Kind::Machine(_) => None,
+        }
+    }
+
+    /// What its monitor is asked for.
+    pub fn keep_request(&self, directories: &Directories, name: &InstanceName) -> KeepRequest {
+        let directory = directories.instance(name);
+        let payload = match &self.kind {
+            Kind::Machine(machine) => {
+                let vsock = directories.vsock(name);
+                let run = machine.run_request(&self.nics, &directory, vsock);
+                KeepPayload::Machine(Box::new(run))
+            }
+            Kind::Container(container) => KeepPayload::Container(Box::new(RunContainer {
+                container: (**container).clone(),
+                nics: self.nics.clone(),
+            })),
+        };
+        KeepRequest {
+            payload,
+            socket: directories.socket(name).into(),
+            directory: directory.into(),
+            restart: self.restart,
+            ephemeral: self.ephemeral,
+            attached: 0,
+        }
+    }
 }
 
 /// An image in use: it is kept as long as an instance names it.
@@ -103,92 +176,4 @@ pub struct ImageUse {
     pub name: String,
     /// What it is, by its contents.
     pub id: String,
-}
-
-impl Config {
-    /// Gives every disk a place, which it keeps when others come and go.
-    pub fn place_disks(&mut self) {
-        place(self.disks.iter_mut().map(|disk| &mut disk.index));
-    }
-
-    /// The disk of this name.
-    pub fn disk(&self, name: &str) -> Option<&Disk> {
-        let mut disks = self.disks.iter();
-        disks.find(|disk| disk.index.is_some_and(|index| disk_name(index) == name))
-    }
-
-    /// Adds a disk, in the lowest place that is free unless it has one.
-    /// Returns its name; `None` if there are as many as there can be.
-    pub fn add_disk(&mut self, disk: Disk) -> Option<String> {
-        self.place_disks();
-        self.disks.push(disk);
-        self.place_disks();
-        let index = self.disks.last().and_then(|disk| disk.index);
-        let index = index.filter(|index| usize::from(*index) < DISKS_MAX);
-        if index.is_none() {
-            self.disks.pop();
-        }
-        index.map(disk_name)
-    }
-
-    /// Removes the disk of this name, while the others stay where they are.
-    pub fn remove_disk(&mut self, name: &str) -> Option<Disk> {
-        self.place_disks();
-        let named = |disk: &Disk| disk.index.is_some_and(|index| disk_name(index) == name);
-        let at = self.disks.iter().position(named)?;
-        Some(self.disks.remove(at))
-    }
-
-    /// What its monitor is asked for.
-    pub fn keep_request(&self, directories: &Directories, name: &InstanceName) -> KeepRequest {
-        let directory = directories.instance(name);
-        let path = |path: &Path| directory.join(path).into_os_string();
-        let (kernel, initrd) = match &self.boot {
-            Boot::Disk => (None, None),
-            Boot::Kernel { kernel, initrd } => (Some(kernel), initrd.as_ref()),
-        };
-        KeepRequest {
-            run: RunRequest {
-                machine: self.machine.clone(),
-                kernel: kernel.map(|kernel| path(kernel)),
-                initrd: initrd.map(|initrd| path(initrd)),
-                disks: self.run_disks(&directory),
-                nics: self.nics.clone(),
-                shares: self.run_shares(&directory),
-                log: None,
-                gdb: None,
-                control: None,
-                ports: Vec::new(),
-                vsock: self.machine.vsock.map(|_| directories.vsock(name).into()),
-                terminal: false,
-                no_jail: false,
-            },
-            socket: directories.socket(name).into(),
-            directory: directory.clone().into(),
-            restart: self.restart,
-            ephemeral: self.ephemeral,
-        }
-    }
-
-    fn run_shares(&self, directory: &Path) -> Vec<RunShare> {
-        let shares = self.shares.iter().map(|share| RunShare {
-            path: directory.join(&share.path).into(),
-            tag: share.tag.clone(),
-            read_only: share.read_only,
-        });
-        shares.collect()
-    }
-
-    fn run_disks(&self, directory: &Path) -> Vec<RunDisk> {
-        let layer = |layer: &Layer| RunLayer {
-            path: directory.join(&layer.path).into(),
-            format: layer.format,
-        };
-        let disks = self.disks.iter().map(|disk| RunDisk {
-            layers: disk.layers.iter().map(layer).collect(),
-            index: disk.index,
-            options: disk.options,
-        });
-        disks.collect()
-    }
 }

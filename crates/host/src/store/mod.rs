@@ -14,10 +14,12 @@
 //! more, and is removed when the next instance is begun or deleted.
 //!
 //! `config.json` is what somebody wants, and belongs to whoever has the
-//! instance's lock, which its monitor has while it runs; `state.json` is what its monitor last knew. The lock says
-//! whether that is still so.
+//! instance's lock, which its monitor has while it runs; `state.json` is what its
+//! monitor last knew. The lock says whether that is still so.
 
 mod config;
+mod ids;
+mod machine;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +33,9 @@ use croft_api::instance::STATE_VERSION;
 use croft_api::{Phase, Status};
 use thiserror::Error;
 
-pub use config::{Boot, Config, Disk, ImageUse, Layer, Share, VERSION as CONFIG_VERSION};
+pub use config::{Config, ImageUse, Kind, VERSION as CONFIG_VERSION};
+pub use ids::IdsError;
+pub use machine::{Boot, Disk, Layer, Machine, Share};
 
 use crate::directories::Directories;
 use crate::files;

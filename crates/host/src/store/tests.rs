@@ -1,4 +1,6 @@
+use croft_api::container::{ContainerSpec, IdRange};
 use croft_api::machine::{EngineChoice, MachineSpec, SoftwareSpec};
+use croft_api::monitor::KeepPayload;
 use croft_api::{Outcome, RestartPolicy};
 
 use super::*;
@@ -17,33 +19,35 @@ fn config() -> Config {
     Config {
         version: CONFIG_VERSION,
         created: 1_700_000_000_000,
-        machine: MachineSpec {
-            name: "web".to_owned(),
-            engine: EngineChoice::Auto,
-            software: SoftwareSpec::default(),
-            cpu: None,
-            memory: 1 << 29,
-            cpus: 1,
-            append: String::new(),
-            no_reboot: false,
-            test_devices: false,
-            ports: Vec::new(),
-            vsock: Some(3),
-        },
-        boot: Boot::Kernel {
-            kernel: "/boot/vmlinuz".into(),
-            initrd: None,
-        },
-        disks: vec![Disk {
-            layers: vec![Layer {
-                path: "disk.img".into(),
-                format: None,
+        kind: Kind::Machine(Box::new(Machine {
+            machine: MachineSpec {
+                name: "web".to_owned(),
+                engine: EngineChoice::Auto,
+                software: SoftwareSpec::default(),
+                cpu: None,
+                memory: 1 << 29,
+                cpus: 1,
+                append: String::new(),
+                no_reboot: false,
+                test_devices: false,
+                ports: Vec::new(),
+                vsock: Some(3),
+            },
+            boot: Boot::Kernel {
+                kernel: "/boot/vmlinuz".into(),
+                initrd: None,
+            },
+            disks: vec![Disk {
+                layers: vec![Layer {
+                    path: "disk.img".into(),
+                    format: None,
+                }],
+                index: None,
+                options: Default::default(),
             }],
-            index: None,
-            options: Default::default(),
-        }],
+            shares: Vec::new(),
+        })),
         nics: Vec::new(),
-        shares: Vec::new(),
         image: None,
         restart: RestartPolicy::OnFailure,
         ephemeral: false,
@@ -77,8 +81,11 @@ fn made_changed_and_deleted() {
     assert!(!all.config(&name("web")).unwrap().autostart);
     let keep = config().keep_request(all.directories(), &name("web"));
     let disk = all.directories().instance(&name("web")).join("disk.img");
-    assert_eq!(keep.run.disks[0].layers[0].path, disk);
-    assert_eq!(keep.run.kernel.unwrap(), "/boot/vmlinuz");
+    let KeepPayload::Machine(run) = keep.payload else {
+        panic!("it is a machine");
+    };
+    assert_eq!(run.disks[0].layers[0].path, disk);
+    assert_eq!(run.kernel.unwrap(), "/boot/vmlinuz");
     all.delete(&name("web")).unwrap();
     assert!(entries(&all).is_empty());
     assert!(matches!(all.delete(&name("web")), Err(StoreError::None(_))));
@@ -174,4 +181,62 @@ fn later_and_broken_configurations_are_refused() {
     assert!(all.config(&name("broken")).is_err());
     // It can still be deleted.
     all.delete(&name("broken")).unwrap();
+}
+
+fn container(ids: Option<IdRange>) -> Config {
+    Config {
+        kind: Kind::Container(Box::new(ContainerSpec {
+            name: "box".to_owned(),
+            command: vec!["true".to_owned()],
+            ids,
+            ..ContainerSpec::default()
+        })),
+        ..config()
+    }
+}
+
+#[test]
+fn either_kind_is_read_back_and_neither_or_both_are_refused() {
+    let machine = serde_json::to_value(config()).unwrap();
+    // As it always was in the file.
+    assert_eq!(machine["machine"]["name"], "web");
+    assert!(machine["boot"]["kernel"].is_object() && machine["disks"].is_array());
+    assert!(machine.get("container").is_none());
+    let mut without = machine.clone();
+    for key in ["nics", "user"] {
+        without.as_object_mut().unwrap().remove(key);
+    }
+    assert_eq!(serde_json::from_value::<Config>(without).unwrap(), config());
+    let kept = serde_json::to_value(container(None)).unwrap();
+    assert!(kept.get("machine").is_none());
+    assert_eq!(
+        serde_json::from_value::<Config>(kept.clone()).unwrap(),
+        container(None)
+    );
+    let mut both = machine.clone();
+    both["container"] = kept["container"].clone();
+    assert!(serde_json::from_value::<Config>(both).is_err());
+    let mut neither = kept.clone();
+    neither.as_object_mut().unwrap().remove("container");
+    assert!(serde_json::from_value::<Config>(neither).is_err());
+}
+
+#[test]
+fn ids_are_nobody_elses() {
+    let place = tempfile::tempdir().unwrap();
+    let all = instances(place.path());
+    let allocate = |text: &str| {
+        let new = all.begin(&name(text)).unwrap();
+        let range = new.allocate_ids().unwrap();
+        (new, range)
+    };
+    let (first, a) = allocate("a");
+    first.finish(&container(Some(a))).unwrap();
+    // One that is being made has its own; dropped, it gives them back.
+    let (second, b) = allocate("b");
+    assert!(!b.overlaps(a));
+    drop(second);
+    assert_eq!(allocate("c").1, b);
+    all.delete(&name("a")).unwrap();
+    assert_eq!(allocate("d").1, a);
 }

@@ -13,6 +13,7 @@
 
 mod durable;
 mod index;
+mod layers;
 pub mod layout;
 mod lock;
 mod staging;
@@ -22,6 +23,7 @@ mod tests;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use index::Index;
 use layout::Layout;
@@ -104,7 +106,13 @@ impl Store {
     /// removes what crashes left in it.
     pub fn open(root: &Path) -> Result<Store, Error> {
         let layout = Layout::new(root);
-        for directory in [layout.blobs(), layout.staging()] {
+        let directories = [
+            layout.blobs(),
+            layout.layers(),
+            layout.partial(),
+            layout.staging(),
+        ];
+        for directory in directories {
             durable::make_directory(&directory)?;
         }
         // An index of another version must not be swept by.
@@ -149,6 +157,34 @@ impl Store {
         Ok(images)
     }
 
+    /// Whether a blob is there already.
+    pub fn has_blob(&self, digest: &Digest, length: u64) -> bool {
+        fs::metadata(self.layout.blob(digest)).is_ok_and(|about| about.len() == length)
+    }
+
+    /// Where a blob is.
+    pub fn blob(&self, digest: &Digest) -> PathBuf {
+        self.layout.blob(digest)
+    }
+
+    /// Where a blob is that is on its way.
+    pub(crate) fn partial(&self, digest: &Digest) -> PathBuf {
+        self.layout.partial().join(digest.to_string())
+    }
+
+    /// The contents of a small blob, looked at whether they are still the same.
+    pub(crate) fn read_small(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        let path = self.layout.blob(digest);
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        if Digest::of(&bytes) == *digest {
+            return Ok(bytes);
+        }
+        Err(Error::Damaged {
+            image: digest.short(),
+            why: format!("'{}' was changed", path.display()),
+        })
+    }
+
     /// Begins a new image.
     pub fn stage(&self) -> Result<Staging, Error> {
         Staging::new(&self.layout)
@@ -165,6 +201,15 @@ impl Store {
         let _lock = Lock::exclusive(&self.layout.index_lock())?;
         let mut index = Index::read(&self.layout)?;
         let id = index.rename(from, to)?;
+        index.write(&self.layout)?;
+        load(&self.layout, id, index.names(&id).unwrap_or_default())
+    }
+
+    /// Gives an image one more name.
+    pub fn tag(&self, from: &str, to: &str) -> Result<Image, Error> {
+        let _lock = Lock::exclusive(&self.layout.index_lock())?;
+        let mut index = Index::read(&self.layout)?;
+        let id = index.tag(from, to)?;
         index.write(&self.layout)?;
         load(&self.layout, id, index.names(&id).unwrap_or_default())
     }
@@ -215,6 +260,7 @@ impl Store {
         }
         drop(lock);
         sweep::sweep(&self.layout)?;
+        sweep::partial(&self.layout, Duration::ZERO)?;
         Ok(unused)
     }
 
@@ -227,13 +273,7 @@ impl Store {
     ) -> Result<Verified, Error> {
         let image = self.resolve(reference)?;
         let mut bytes = 0u64;
-        let disk = image.manifest.disk.as_ref();
-        let rootfs = image.manifest.rootfs.as_ref();
-        let blobs = [
-            disk.map(|disk| ("disk", disk.blob, disk.length)),
-            rootfs.map(|rootfs| ("root file system", rootfs.blob, rootfs.length)),
-        ];
-        for (what, blob, length) in blobs.into_iter().flatten() {
+        for (what, blob, length) in image.manifest.blobs() {
             progress(length);
             let path = self.layout.blob(&blob);
             let damaged = |why: String| Error::Damaged {

@@ -6,12 +6,17 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use super::index::Index;
+use super::layers::chain;
 use super::layout::Layout;
 use super::load;
 use super::lock::Lock;
-use crate::{Digest, Error};
+use crate::Error;
+
+/// How long blobs on their way are kept.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +25,8 @@ pub struct Swept {
     pub staging: usize,
     /// Blobs.
     pub blobs: usize,
+    /// Unpacked layers.
+    pub layers: usize,
 }
 
 /// Sweeps, unless somebody is making something: then a later one will.
@@ -30,13 +37,18 @@ pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
     };
     // Against a deletion, or a new name, of which the index is being written
     // in the staging directory.
-    let _index_lock = Lock::exclusive(&layout.index_lock())?;
+    // Somebody who holds images may be about to unpack one, and must not
+    // be waited for.
+    let Some(_index_lock) = Lock::try_exclusive(&layout.index_lock())? else {
+        return Ok(swept);
+    };
     for name in names(&layout.staging())? {
         remove(&layout.staging().join(name))?;
         swept.staging = swept.staging.saturating_add(1);
     }
     let index = Index::read(layout)?;
     let mut needed = HashSet::new();
+    let mut layers = HashSet::new();
     for (id, names) in index.images() {
         needed.insert(id.to_string());
         // An image that cannot be read keeps everything: which blobs it has
@@ -44,9 +56,14 @@ pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
         let Ok(image) = load(layout, *id, names) else {
             return Ok(swept);
         };
-        let disk = image.manifest.disk.as_ref().map(|disk| disk.blob);
-        let rootfs = image.manifest.rootfs.as_ref().map(|rootfs| rootfs.blob);
-        needed.extend([disk, rootfs].iter().flatten().map(Digest::to_string));
+        needed.extend(
+            image
+                .manifest
+                .blobs()
+                .iter()
+                .map(|(_, blob, _)| blob.to_string()),
+        );
+        layers.extend(chain(&image.manifest).iter().map(|(id, _)| id.to_string()));
     }
     for name in names(&layout.blobs())? {
         if !name.to_str().is_some_and(|name| needed.contains(name)) {
@@ -54,7 +71,32 @@ pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
             swept.blobs = swept.blobs.saturating_add(1);
         }
     }
+    for name in names(&layout.layers())? {
+        // The id, and what tells owners apart.
+        let id = name.to_str().and_then(|name| name.split('.').next());
+        if !id.is_some_and(|id| layers.contains(id)) {
+            remove(&layout.layers().join(name))?;
+            swept.layers = swept.layers.saturating_add(1);
+        }
+    }
+    partial(layout, KEPT)?;
     Ok(swept)
+}
+
+/// Removes blobs on their way that nobody has gone on with for so long.
+pub fn partial(layout: &Layout, kept: Duration) -> Result<(), Error> {
+    for name in names(&layout.partial())? {
+        let path = layout.partial().join(name);
+        let changed = fs::metadata(&path).and_then(|about| about.modified());
+        let age = changed.map(|changed| changed.elapsed().unwrap_or_default());
+        // Whoever works at it has it locked.
+        if age.is_ok_and(|age| age >= kept)
+            && let Some(_lock) = Lock::try_exclusive(&path)?
+        {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn names(directory: &Path) -> Result<Vec<OsString>, Error> {

@@ -61,7 +61,7 @@ impl Keeper {
         if nic.name.is_empty() || nic.name.len() > NAME_MAX || nic.name.starts_with("disk") {
             return Err(format!("'{}' is no name of a NIC", nic.name.escape_debug()));
         }
-        let machine = self.request.run.machine.clone();
+        let machine = self.run.machine.clone();
         let running = self.executing()?;
         if running.devices.has(&nic.name) {
             return Err(format!("there is a {} already", nic.name));
@@ -99,14 +99,14 @@ impl Keeper {
         if live_only {
             return Ok(());
         }
-        set(&mut self.request.run.nics, name, change);
+        set(&mut self.run.nics, name, change);
         self.change_config(|config| set(&mut config.nics, name, change))
     }
 
     /// A place for a disk, where the machine is not to choose by itself: it
     /// does not know which places come to be used again at the next start.
     fn free_place(&self) -> Option<u8> {
-        let kept = self.request.run.disks.iter().filter_map(|disk| disk.index);
+        let kept = self.run.disks.iter().filter_map(|disk| disk.index);
         let kept: Vec<u8> = kept.collect();
         let there = |index: u8| {
             let running = self.running.as_ref();
@@ -152,9 +152,11 @@ impl Keeper {
                 if live_only {
                     Ok(())
                 } else {
-                    self.request.run.disks.push(disk.clone());
+                    self.run.disks.push(disk.clone());
                     self.change_config(|config| {
-                        config.add_disk(kept_disk(&disk));
+                        if let Some(machine) = config.machine_mut() {
+                            machine.add_disk(kept_disk(&disk));
+                        }
                     })
                 }
             }
@@ -164,7 +166,7 @@ impl Keeper {
                 if live_only {
                     Ok(())
                 } else {
-                    self.request.run.nics.push((*nic).clone());
+                    self.run.nics.push((*nic).clone());
                     self.change_config(|config| config.nics.push(*nic))
                 }
             }
@@ -228,11 +230,13 @@ impl Keeper {
         let kept = if live_only {
             Ok(())
         } else {
-            let disks = &mut self.request.run.disks;
+            let disks = &mut self.run.disks;
             disks.retain(|disk| !is_named(disk, &device));
-            self.request.run.nics.retain(|nic| nic.name != device);
+            self.run.nics.retain(|nic| nic.name != device);
             self.change_config(|config| {
-                config.remove_disk(&device);
+                if let Some(machine) = config.machine_mut() {
+                    machine.remove_disk(&device);
+                }
                 config.nics.retain(|nic| nic.name != device);
             })
         };

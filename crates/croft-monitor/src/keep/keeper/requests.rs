@@ -87,6 +87,13 @@ impl Keeper {
                 SERIAL => Err("a serial console knows no size".to_owned()),
                 other => Err(no_console(other)),
             },
+            Request::AttachStreams { .. }
+            | Request::Exec(_)
+            | Request::ExecSignal { .. }
+            | Request::Signal { .. }
+            | Request::Stats
+            | Request::Processes
+            | Request::SetLimits(_) => Err("it is a machine; this is for containers".to_owned()),
         };
         match answer {
             Ok((event, descriptors)) => self.clients.answer(client, &event, descriptors),

@@ -1,0 +1,53 @@
+//! Containers: processes with a root, ids and a view of the host of their own.
+//!
+//! What a container is, is said in one form, the OCI runtime-spec's
+//! (`config.md`, `config-linux.md`), whoever asks: the monitor makes a
+//! [`Spec`] of an instance, `croft-oci` reads a bundle's.
+//!
+//! ```text
+//! caller (one thread)                     init (the clone)
+//!   │ create                                │
+//!   ├─ plan: check the spec, open whatever  │
+//!   │    of the host is needed              │
+//!   ├─ clone3, all namespaces ─────────────►│
+//!   ├─ id maps, limits above the host's ───►│
+//!   │◄─────────────────────────── prepared ─┤ in its namespaces
+//!   ├─ hooks: prestart, createRuntime ─────►│
+//!   │                                       ├─ root, mounts, devices, hooks:
+//!   │◄──────────────── created (terminal) ──┤    createContainer
+//!   │ Created                               │ waits at its gate
+//!   ├─ start ──────────────────────────────►│
+//!   │                                       ├─ hooks: startContainer; rights,
+//!   │◄──── end of file, or what is wrong ───┤    filters, exec
+//!   ├─ hooks: poststart                     │ the container's program
+//! ```
+//!
+//! * [`create`] makes a container that has not started, [`exec`] adds a
+//!   program to one that runs.
+//! * Waiting, signals and the terminal's size are the caller's, by the
+//!   descriptors that it gets.
+//! * Whatever is wrong before the program is there is an [`Error`], with the
+//!   exit code that it means.
+
+#![allow(unsafe_code)]
+
+mod channel;
+mod create;
+mod error;
+mod exec;
+mod groups;
+pub mod hooks;
+mod ids;
+mod init;
+mod launch;
+mod namespaces;
+pub mod oci;
+mod plan;
+mod root;
+mod sys;
+
+pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
+pub use error::{Error, Step};
+pub use exec::{Exec, Joined, exec};
+pub use groups::{Groups, View};
+pub use oci_spec::runtime::Spec;
