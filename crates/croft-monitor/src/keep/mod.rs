@@ -14,13 +14,11 @@
 //! the payload goes with it, and the lock: whoever looks next sees from the
 //! lock that what `state.json` says is no longer so.
 
-mod agent;
 mod clients;
 mod console;
-mod devices;
 mod keeper;
 mod log;
-mod running;
+mod machine;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,6 +32,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::clients::Clients;
 use self::keeper::Keeper;
+use self::machine::Machine;
 
 /// How long a payload may take to be gone whose monitor was killed.
 const ORPHAN: Duration = Duration::from_secs(10);
@@ -50,7 +49,8 @@ pub fn serve(
     });
     match prepared {
         Ok((place, run)) => {
-            Keeper::new(run, place, sender, receiver).run();
+            let machine = Machine::new(run, &place);
+            Keeper::new(machine, place, sender, receiver).run();
             Ok(())
         }
         Err(message) => {
