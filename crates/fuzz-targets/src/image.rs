@@ -107,7 +107,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         EntryType::XHeader,
         "p",
         "",
-        b"9 path=g\n30 SCHILY.xattr.user.x=ab\ncd\n",
+        b"9 path=g\n29 SCHILY.xattr.user.x=ab\ncd\n",
     );
     entry(EntryType::Regular, "h", "", b"");
     let archive = builder.into_inner().expect("an archive");

@@ -153,6 +153,7 @@ pub fn describe(tree: &Tree) -> Manifest {
         cloud_init: tree.has("usr/bin/cloud-init"),
         disk: None,
         rootfs: None,
+        application: None,
     }
 }
 
@@ -170,6 +171,7 @@ pub fn describe_disk(disk: Disk) -> Manifest {
         cloud_init: true,
         disk: Some(disk),
         rootfs: None,
+        application: None,
     }
 }
 

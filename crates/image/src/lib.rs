@@ -14,13 +14,16 @@
 //! None of it makes this crate panic, or write outside of the store.
 
 pub mod build;
+pub mod container;
 pub mod digest;
 mod error;
 pub mod export;
 pub mod filesystem;
 mod forms;
 pub mod import;
+pub mod layer;
 pub mod manifest;
+pub mod media;
 pub mod name;
 mod program;
 pub mod progress;
@@ -28,6 +31,7 @@ pub mod seed;
 pub mod store;
 pub mod tree;
 
+pub use container::ContainerImage;
 pub use digest::Digest;
 pub use error::Error;
 pub use manifest::{DiskFormat, Manifest};

@@ -41,9 +41,36 @@ pub struct Manifest {
     /// The machine form: a whole disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,
-    /// The container form: a root file system.
+    /// The form for system containers: a root file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rootfs: Option<Rootfs>,
+    /// The form for application containers: layers and their configuration, as
+    /// the OCI's image-spec has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<Application>,
+}
+
+impl Manifest {
+    /// The blobs that the image has, with what each is and its length in
+    /// bytes.
+    pub fn blobs(&self) -> Vec<(&'static str, Digest, u64)> {
+        let mut blobs = Vec::new();
+        if let Some(disk) = &self.disk {
+            blobs.push(("disk", disk.blob, disk.length));
+        }
+        if let Some(rootfs) = &self.rootfs {
+            blobs.push(("root file system", rootfs.blob, rootfs.length));
+        }
+        if let Some(application) = &self.application {
+            let manifest = &application.manifest;
+            blobs.push(("OCI manifest", manifest.blob, manifest.length));
+            let config = &application.config;
+            blobs.push(("configuration", config.blob, config.length));
+            let layers = application.layers.iter();
+            blobs.extend(layers.map(|layer| ("layer", layer.blob, layer.length)));
+        }
+        blobs
+    }
 }
 
 /// A disk image among the blobs.
@@ -89,4 +116,42 @@ pub struct Rootfs {
     pub length: u64,
     /// Length in bytes of the archive when unpacked.
     pub unpacked: u64,
+}
+
+/// An image of the OCI's, or of Docker's, which is almost the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Application {
+    /// Its manifest as it came: its digest is what registries know it by.
+    pub manifest: Blob,
+    /// Its configuration.
+    pub config: Blob,
+    /// Its layers, the lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// A blob that others have made and named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blob {
+    /// The blob.
+    pub blob: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// What it says that it is.
+    pub media_type: String,
+}
+
+/// A layer: an archive of what it changes of those below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// The blob.
+    pub blob: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// What it says that it is.
+    pub media_type: String,
+    /// The digest of the archive when it is not compressed.
+    pub diff: Digest,
 }

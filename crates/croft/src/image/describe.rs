@@ -98,20 +98,26 @@ fn system(manifest: &Manifest) -> String {
 }
 
 fn forms(manifest: &Manifest) -> String {
-    match (&manifest.disk, &manifest.rootfs) {
-        (Some(_), Some(_)) => "machine, container",
-        (Some(_), None) => "machine",
-        (None, Some(_)) => "container",
-        (None, None) => "-",
+    let forms = [
+        ("machine", manifest.disk.is_some()),
+        ("container", manifest.rootfs.is_some()),
+        ("application", manifest.application.is_some()),
+    ];
+    let forms: Vec<&str> = forms
+        .into_iter()
+        .filter_map(|(form, there)| there.then_some(form))
+        .collect();
+    if forms.is_empty() {
+        "-".to_owned()
+    } else {
+        forms.join(", ")
     }
-    .to_owned()
 }
 
 /// Bytes of its blobs. A disk with holes takes less.
 fn stored(manifest: &Manifest) -> u64 {
-    let disk = manifest.disk.as_ref().map_or(0, |disk| disk.length);
-    let rootfs = manifest.rootfs.as_ref().map_or(0, |rootfs| rootfs.length);
-    disk.saturating_add(rootfs)
+    let blobs = manifest.blobs().into_iter();
+    blobs.fold(0, |sum, (_, _, length)| sum.saturating_add(length))
 }
 
 fn size(bytes: u64) -> String {

@@ -9,7 +9,7 @@ pub mod probe;
 pub mod qcow2;
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use probe::{Compression, Format};
@@ -94,6 +94,7 @@ fn archive(
     let mut tree = Tree::create(&staging.path("tree"))?;
     let total = file.metadata().map_or(0, |about| about.len());
     progress.phase("unpacking");
+    let file = BufReader::with_capacity(1 << 16, file);
     let reader = decoder(file, compression).map_err(Error::io("read", path))?;
     // How far the archive's end is cannot be told of a compressed one.
     let total = if compression == Compression::None {
@@ -118,8 +119,11 @@ fn has_kernel(tree: &Tree) -> bool {
     tree.names("boot").iter().any(named) || tree.has("vmlinuz")
 }
 
-fn decoder(file: File, compression: Compression) -> io::Result<Box<dyn Read>> {
-    let file = BufReader::with_capacity(1 << 16, file);
+/// Reads an archive, decompressed.
+pub(crate) fn decoder<'a>(
+    file: impl BufRead + 'a,
+    compression: Compression,
+) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match compression {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
@@ -136,5 +140,6 @@ fn decoder(file: File, compression: Compression) -> io::Result<Box<dyn Read>> {
 
 /// Writes an archive's contents, decompressed, somewhere.
 pub(crate) fn decompress_zstd(from: File, to: &mut dyn Write) -> io::Result<u64> {
+    let from = BufReader::with_capacity(1 << 16, from);
     io::copy(&mut decoder(from, Compression::Zstd)?, to)
 }

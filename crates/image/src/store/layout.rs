@@ -3,6 +3,7 @@
 //! ```text
 //! images/
 //!   blobs/HEX       contents by their SHA-256; manifests are blobs too
+//!   layers/ID/      layers unpacked: tree/, and about.json
 //!   index.json      ids of the images, with their names
 //!   staging/        what is being made; nothing in it outlives its maker
 //!   lock            shared: someone makes something; exclusive: sweeping
@@ -40,6 +41,11 @@ impl Layout {
     /// A blob.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
         self.blobs().join(digest.to_string())
+    }
+
+    /// The directory of the layers that are unpacked.
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
     }
 
     /// The index.

@@ -13,6 +13,7 @@
 
 mod durable;
 mod index;
+mod layers;
 pub mod layout;
 mod lock;
 mod staging;
@@ -104,7 +105,7 @@ impl Store {
     /// removes what crashes left in it.
     pub fn open(root: &Path) -> Result<Store, Error> {
         let layout = Layout::new(root);
-        for directory in [layout.blobs(), layout.staging()] {
+        for directory in [layout.blobs(), layout.layers(), layout.staging()] {
             durable::make_directory(&directory)?;
         }
         // An index of another version must not be swept by.
@@ -227,13 +228,7 @@ impl Store {
     ) -> Result<Verified, Error> {
         let image = self.resolve(reference)?;
         let mut bytes = 0u64;
-        let disk = image.manifest.disk.as_ref();
-        let rootfs = image.manifest.rootfs.as_ref();
-        let blobs = [
-            disk.map(|disk| ("disk", disk.blob, disk.length)),
-            rootfs.map(|rootfs| ("root file system", rootfs.blob, rootfs.length)),
-        ];
-        for (what, blob, length) in blobs.into_iter().flatten() {
+        for (what, blob, length) in image.manifest.blobs() {
             progress(length);
             let path = self.layout.blob(&blob);
             let damaged = |why: String| Error::Damaged {

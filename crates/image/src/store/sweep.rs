@@ -8,10 +8,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::index::Index;
+use super::layers::chain;
 use super::layout::Layout;
 use super::load;
 use super::lock::Lock;
-use crate::{Digest, Error};
+use crate::Error;
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Swept {
     pub staging: usize,
     /// Blobs.
     pub blobs: usize,
+    /// Unpacked layers.
+    pub layers: usize,
 }
 
 /// Sweeps, unless somebody is making something: then a later one will.
@@ -30,13 +33,18 @@ pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
     };
     // Against a deletion, or a new name, of which the index is being written
     // in the staging directory.
-    let _index_lock = Lock::exclusive(&layout.index_lock())?;
+    // Somebody who holds images may be about to unpack one, and must not
+    // be waited for.
+    let Some(_index_lock) = Lock::try_exclusive(&layout.index_lock())? else {
+        return Ok(swept);
+    };
     for name in names(&layout.staging())? {
         remove(&layout.staging().join(name))?;
         swept.staging = swept.staging.saturating_add(1);
     }
     let index = Index::read(layout)?;
     let mut needed = HashSet::new();
+    let mut layers = HashSet::new();
     for (id, names) in index.images() {
         needed.insert(id.to_string());
         // An image that cannot be read keeps everything: which blobs it has
@@ -44,14 +52,27 @@ pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
         let Ok(image) = load(layout, *id, names) else {
             return Ok(swept);
         };
-        let disk = image.manifest.disk.as_ref().map(|disk| disk.blob);
-        let rootfs = image.manifest.rootfs.as_ref().map(|rootfs| rootfs.blob);
-        needed.extend([disk, rootfs].iter().flatten().map(Digest::to_string));
+        needed.extend(
+            image
+                .manifest
+                .blobs()
+                .iter()
+                .map(|(_, blob, _)| blob.to_string()),
+        );
+        layers.extend(chain(&image.manifest).iter().map(|(id, _)| id.to_string()));
     }
     for name in names(&layout.blobs())? {
         if !name.to_str().is_some_and(|name| needed.contains(name)) {
             remove(&layout.blobs().join(name))?;
             swept.blobs = swept.blobs.saturating_add(1);
+        }
+    }
+    for name in names(&layout.layers())? {
+        // The id, and what tells owners apart.
+        let id = name.to_str().and_then(|name| name.split('.').next());
+        if !id.is_some_and(|id| layers.contains(id)) {
+            remove(&layout.layers().join(name))?;
+            swept.layers = swept.layers.saturating_add(1);
         }
     }
     Ok(swept)

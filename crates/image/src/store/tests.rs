@@ -34,6 +34,7 @@ fn add(store: &Store, name: &str, contents: &[u8]) -> Image {
             virtual_size: length,
         }),
         rootfs: None,
+        application: None,
     };
     staging.commit(&manifest, name).unwrap().image
 }

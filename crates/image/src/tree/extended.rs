@@ -27,10 +27,44 @@ pub struct Extended {
     pub uid: Option<u64>,
     /// Its group.
     pub gid: Option<u64>,
+    /// When its contents were changed: seconds since 1970 and nanoseconds.
+    pub mtime: Option<(i64, u32)>,
     /// Its extended attributes.
     pub attributes: BTreeMap<String, Vec<u8>>,
-    /// Whether it is a sparse file in one of pax's ways.
-    pub sparse: bool,
+    /// If it is a sparse file in one of pax's ways, what that says.
+    pub sparse: Option<Sparse>,
+}
+
+/// What pax headers say of a sparse file (GNU tar's manual, "Storing Sparse
+/// Files").
+#[derive(Debug, Default)]
+pub struct Sparse {
+    /// Version of the format; from 1 on the map is before the data.
+    pub major: u64,
+    /// The file's path.
+    pub name: Option<PathBuf>,
+    /// Its length in bytes with its holes.
+    pub size: Option<u64>,
+    /// Where there is data, and how much: in turn.
+    pub map: Vec<u64>,
+}
+
+impl Sparse {
+    fn set(&mut self, key: &str, value: &[u8]) -> Result<(), String> {
+        let wrong = || "a sparse file's map is not made of numbers".to_owned();
+        match key {
+            "major" => self.major = number(value).ok_or_else(wrong)?,
+            "name" => self.name = Some(path(value)),
+            "size" | "realsize" => self.size = Some(number(value).ok_or_else(wrong)?),
+            "offset" | "numbytes" => self.map.push(number(value).ok_or_else(wrong)?),
+            "map" => {
+                let numbers = value.split(|byte| *byte == b',').map(number);
+                self.map = numbers.collect::<Option<_>>().ok_or_else(wrong)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 impl Extended {
@@ -47,9 +81,11 @@ impl Extended {
                 "size" => self.size = number(value),
                 "uid" => self.uid = number(value),
                 "gid" => self.gid = number(value),
-                _ if key.starts_with("GNU.sparse.") => self.sparse = true,
+                "mtime" => self.mtime = time(value),
                 _ => {
-                    if let Some(name) = key.strip_prefix(ATTRIBUTE)
+                    if let Some(field) = key.strip_prefix("GNU.sparse.") {
+                        self.sparse.get_or_insert_default().set(field, value)?;
+                    } else if let Some(name) = key.strip_prefix(ATTRIBUTE)
                         && kept(name)
                     {
                         self.attributes.insert(name.to_owned(), value.to_owned());
@@ -89,6 +125,22 @@ fn record(bytes: &[u8]) -> Option<(&str, &[u8], &[u8])> {
     Some((str::from_utf8(key).ok()?, value.get(1..)?, after))
 }
 
+/// A time in decimal, as `1700000000.25`.
+fn time(value: &[u8]) -> Option<(i64, u32)> {
+    let text = str::from_utf8(value).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds = whole.parse().ok()?;
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
+    let nanoseconds: u32 = digits.parse().ok()?;
+    // Of a time before 1970 the fraction goes the other way; it is left out.
+    let before = whole.starts_with('-');
+    Some((seconds, if before { 0 } else { nanoseconds }))
+}
+
 fn number(digits: &[u8]) -> Option<u64> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
@@ -99,7 +151,8 @@ fn kept(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     name.len() <= 255
         && name.chars().all(plain)
-        && (name == "security.capability" || name.starts_with("user."))
+        && (name == "security.capability"
+            || (name.starts_with("user.") && !name.starts_with("user.overlay.")))
 }
 
 fn bounded(reader: impl Read) -> Result<Vec<u8>, String> {

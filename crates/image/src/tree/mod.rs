@@ -11,13 +11,13 @@
 //! has somebody's set-id bit.
 
 mod edit;
-mod extended;
+pub(crate) mod extended;
 mod ledger;
 mod pack;
 #[cfg(test)]
 mod tests;
 mod unpack;
-mod walk;
+pub(crate) mod walk;
 
 pub use ledger::{Attributes, Kind, Ledger};
 pub use unpack::Limits;

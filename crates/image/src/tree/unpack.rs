@@ -183,7 +183,7 @@ impl Unpacker<'_> {
         self.tree.newest = self.tree.newest.max(attributes.mtime);
         attributes.extended = extended.attributes;
         let kind = header.entry_type();
-        if extended.sparse || kind == EntryType::GNUSparse {
+        if extended.sparse.is_some() || kind == EntryType::GNUSparse {
             return Err(refused("sparse; make the archive without --sparse"));
         }
         let size = header

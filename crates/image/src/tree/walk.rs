@@ -46,6 +46,34 @@ pub fn clean(path: &Path) -> Result<PathBuf, &'static str> {
     Ok(clean)
 }
 
+/// The path of a layer's member, relative to the root and with plain parts
+/// only; or what is wrong with it. What is a name to Linux is one here too, and
+/// a slash at the beginning means nothing, as tar has it.
+pub fn plain(path: &Path) -> Result<PathBuf, &'static str> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.len() > LONGEST {
+        return Err("its path is longer than 4000 bytes");
+    }
+    if bytes.contains(&0) {
+        return Err("its path has a zero byte");
+    }
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(part) if part.len() > LONGEST_NAME => {
+                return Err("its name is longer than 255 bytes");
+            }
+            Component::Normal(part) => plain.push(part),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+            Component::ParentDir => return Err("its path has '..'"),
+        }
+    }
+    if plain.components().count() > DEPTH {
+        return Err("it is more than 128 directories deep");
+    }
+    Ok(plain)
+}
+
 /// Opens directories below a root, the last one at hand.
 #[derive(Debug)]
 pub struct Walker {
