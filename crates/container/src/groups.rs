@@ -2,7 +2,15 @@
 //! descriptors: who makes them and sets their limits is `croft-isolate`.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use croft_isolate::cgroups::{Group, Hierarchies, Hierarchy, Version};
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::{Error, Step};
+
+/// Where hierarchies are mounted, here and in containers.
+const MOUNTS: &str = "/sys/fs/cgroup";
 
 /// Groups to be in. Without any a container stays in its maker's.
 #[derive(Debug, Default)]
@@ -27,4 +35,70 @@ pub struct View {
     pub options: Option<String>,
     /// The container's own group in it, on the host.
     pub path: PathBuf,
+}
+
+impl Groups {
+    /// The way into a group that was made, or opened.
+    pub fn of(hierarchies: &Hierarchies, group: &Group) -> Result<Self, Error> {
+        let mut groups = Groups::default();
+        for path in group.paths() {
+            let beneath = |one: &&Hierarchy| path.starts_with(&one.mount);
+            let Some(hierarchy) = hierarchies.iter().find(beneath) else {
+                continue;
+            };
+            match hierarchy.version {
+                Version::Two => {
+                    groups.unified = Some(descriptor(path, OFlags::PATH | OFlags::DIRECTORY)?);
+                }
+                Version::One => {
+                    let tasks = descriptor(&path.join("tasks"), OFlags::WRONLY)?;
+                    groups.tasks.push(tasks);
+                }
+            }
+            groups.views.push(View::of(hierarchy, path));
+        }
+        Ok(groups)
+    }
+}
+
+impl View {
+    fn of(hierarchy: &Hierarchy, path: &Path) -> Self {
+        let name = hierarchy
+            .mount
+            .strip_prefix(MOUNTS)
+            .unwrap_or(Path::new(""));
+        let options = match hierarchy.version {
+            Version::Two => None,
+            Version::One => Some(options(hierarchy)),
+        };
+        View {
+            name: name.to_string_lossy().into_owned(),
+            options,
+            path: path.to_path_buf(),
+        }
+    }
+}
+
+/// Options that mount a hierarchy of version 1.
+fn options(hierarchy: &Hierarchy) -> String {
+    let words: Vec<&str> = hierarchy
+        .controllers
+        .words()
+        .map(|word| match word {
+            "io" => "blkio",
+            "name=systemd" => "none,name=systemd",
+            word => word,
+        })
+        .collect();
+    words.join(",")
+}
+
+fn descriptor(path: &Path, flags: OFlags) -> Result<OwnedFd, Error> {
+    open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
+        let error = std::io::Error::from(error);
+        Error::new(
+            Step::Groups,
+            format!("cannot open {}: {error}", path.display()),
+        )
+    })
 }

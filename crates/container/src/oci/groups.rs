@@ -1,0 +1,64 @@
+//! A container's control group: where it is, and the way into it.
+
+use std::path::{Path, PathBuf};
+
+use croft_isolate::cgroups::{Controllers, Group, Hierarchies, LeftOut};
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use super::error::Error;
+use super::log::Log;
+use super::store::Record;
+
+/// Group of all containers that do not say where theirs is to be.
+const PARENT: &str = "croft-oci";
+
+/// Path of the group of a container of that name.
+pub fn path(id: &str, spec: &Spec) -> PathBuf {
+    let own = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().as_ref());
+    match own {
+        Some(path) if !path.as_os_str().is_empty() => path.clone(),
+        _ => Path::new(PARENT).join(id),
+    }
+}
+
+/// Makes the group.
+pub fn create(path: &Path, log: &Log) -> Result<(Hierarchies, Group), Error> {
+    let hierarchies = Hierarchies::find()?;
+    let group = Group::create(&hierarchies, path, Controllers::all())?;
+    for left_out in group.left_out() {
+        log.debug(|| format!("control group {}: not {left_out}", path.display()));
+    }
+    Ok((hierarchies, group))
+}
+
+/// Sets limits.
+///
+/// # Errors
+///
+/// Also for a limit that cannot be had here. For a user without privilege that
+/// is the usual case where nothing was delegated: it is a warning then.
+pub fn apply(group: &Group, resources: &LinuxResources, log: &Log) -> Result<(), Error> {
+    let left_out = group.apply(resources)?;
+    if left_out.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = left_out.iter().map(LeftOut::to_string).collect();
+    let list = list.join(", ");
+    if rustix::process::geteuid().is_root() {
+        return Err(Error::Limits(list));
+    }
+    log.warn(&format!("without limits: {list}"));
+    Ok(())
+}
+
+/// The group of a container that is there; `None` if it has none.
+pub fn open(record: &Record) -> Result<Option<Group>, Error> {
+    let Some(path) = &record.groups else {
+        return Ok(None);
+    };
+    let group = Group::open(&Hierarchies::find()?, path)?;
+    Ok((!group.is_nowhere()).then_some(group))
+}
