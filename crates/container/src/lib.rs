@@ -37,9 +37,11 @@ mod exec;
 mod groups;
 pub mod hooks;
 pub mod oci;
+mod signal;
 
 pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
 pub use oci_spec::runtime::Spec;
+pub use signal::{SIGNAL_MAX, signal};

@@ -96,6 +96,9 @@ enum Source<S> {
     Payload(S),
 }
 
+/// What can be read or written.
+type Ready<S> = Vec<(Source<S>, PollFlags)>;
+
 /// An instance, and everything that belongs to it.
 pub struct Keeper<P> {
     pub(super) life: Lifecycle,
@@ -285,7 +288,7 @@ impl<P: Payload> Keeper<P> {
         Ok(())
     }
 
-    fn wait(&self) -> Result<Vec<(Source<P::Source>, PollFlags)>, Errno> {
+    fn wait(&self) -> Result<Ready<P::Source>, Errno> {
         let mut interests: Vec<Interest<'_, Source<P::Source>>> =
             vec![(Source::Signals, self.signals.as_fd(), PollFlags::IN)];
         if let Some((sender, receiver)) = &self.starter {

@@ -127,7 +127,18 @@ mod tests {
         records.append(Stream::Out, b"one\ntwo");
         records.append(Stream::Err, b"three\n\n");
         let text = fs::read_to_string(place.path().join("console.log")).unwrap();
-        let rest: Vec<&str> = text.lines().map(|line| line.split_once(' ').unwrap().1).collect();
-        assert_eq!(rest, ["stdout F one", "stdout P two", "stderr F three", "stderr F "]);
+        let rest: Vec<&str> = text
+            .lines()
+            .map(|line| line.split_once(' ').unwrap().1)
+            .collect();
+        assert_eq!(
+            rest,
+            [
+                "stdout F one",
+                "stdout P two",
+                "stderr F three",
+                "stderr F "
+            ]
+        );
     }
 }

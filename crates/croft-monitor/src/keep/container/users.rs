@@ -234,7 +234,11 @@ mod tests {
             (":4", 0, 4, vec![], "/root"),
         ] {
             let user = users().find(text).unwrap();
-            assert_eq!((user.uid, user.gid, user.home.as_str()), (uid, gid, home), "{text}");
+            assert_eq!(
+                (user.uid, user.gid, user.home.as_str()),
+                (uid, gid, home),
+                "{text}"
+            );
             assert_eq!(user.groups, groups, "{text}");
         }
         for bad in ["nobody", "odd", "web:none", "-1", "99999999999"] {

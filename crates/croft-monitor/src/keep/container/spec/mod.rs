@@ -16,12 +16,12 @@ use croft_api::ContainerSpec;
 use croft_api::container::{ContainerRole, IdRange, Seccomp};
 use croft_isolate::seccomp;
 use oci_spec::runtime::{
-    Arch, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
-    LinuxSeccomp, Root, Spec,
+    Arch, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxIdMappingBuilder,
+    LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Root, Spec,
 };
 
-pub use self::process::{capabilities, process};
-pub use self::resources::{Disk, resources};
+pub use self::process::{capabilities, process, rights};
+pub use self::resources::{Disk, limits, resources};
 use super::users::User;
 
 /// Version of the description (runtime-spec, `config.md`, "Specification
@@ -120,12 +120,12 @@ fn linux(given: &Given<'_>) -> Result<Linux, String> {
     let container = given.container;
     let system = container.role == ContainerRole::System;
     let mut linux = Linux::default();
-    let mappings = container.ids.map(|ids| vec![mapping(ids)]);
+    let mappings = container.ids.map(mapping).transpose()?.map(|one| vec![one]);
     linux.set_uid_mappings(mappings.clone());
     linux.set_gid_mappings(mappings);
     linux.set_namespaces(Some(namespaces(container)));
     linux.set_cgroups_path(Some(given.group.to_owned()));
-    linux.set_resources(Some(resources(container, given)));
+    linux.set_resources(Some(resources(container, given)?));
     linux.set_devices(Some(given.devices.iter().map(device).collect()));
     linux.set_sysctl(Some(sysctls(container)));
     let texts = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
@@ -146,7 +146,10 @@ fn linux(given: &Given<'_>) -> Result<Linux, String> {
         Seccomp::Profile(_) => given.profile.clone(),
         Seccomp::Default => {
             let capabilities: Vec<_> = capabilities(container)?.into_iter().collect();
-            Some(seccomp::default_profile(&capabilities, Arch::ScmpArchX86_64))
+            Some(seccomp::default_profile(
+                &capabilities,
+                Arch::ScmpArchX86_64,
+            ))
         }
     });
     // What is mounted in it stays in it, what the host unmounts goes there too.
@@ -154,12 +157,12 @@ fn linux(given: &Given<'_>) -> Result<Linux, String> {
     Ok(linux)
 }
 
-fn mapping(ids: IdRange) -> LinuxIdMapping {
-    let mut mapping = LinuxIdMapping::default();
-    mapping.set_container_id(0);
-    mapping.set_host_id(ids.first);
-    mapping.set_size(ids.count);
-    mapping
+fn mapping(ids: IdRange) -> Result<LinuxIdMapping, String> {
+    let mapping = LinuxIdMappingBuilder::default()
+        .container_id(0_u32)
+        .host_id(ids.first)
+        .size(ids.count);
+    mapping.build().map_err(|error| error.to_string())
 }
 
 fn namespaces(container: &ContainerSpec) -> Vec<LinuxNamespace> {

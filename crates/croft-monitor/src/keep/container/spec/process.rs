@@ -7,7 +7,8 @@ use croft_api::ContainerSpec;
 use croft_api::container::ContainerRole;
 use croft_isolate::capabilities::DEFAULT;
 use oci_spec::runtime::{
-    Capability, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process, User as OciUser,
+    Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process,
+    User as OciUser,
 };
 
 use super::super::users::User;
@@ -98,7 +99,7 @@ pub fn process(container: &ContainerSpec, user: &User) -> Result<Process, String
 }
 
 /// As whom a program runs.
-pub fn oci_user(user: &User) -> OciUser {
+fn oci_user(user: &User) -> OciUser {
     let mut oci = OciUser::default();
     oci.set_uid(user.uid);
     oci.set_gid(user.gid);
@@ -122,7 +123,7 @@ pub fn rights(all: &HashSet<Capability>, user: &User) -> LinuxCapabilities {
 }
 
 /// The container's variables, and those that programs expect.
-pub fn environment(container: &ContainerSpec, user: &User) -> Vec<String> {
+fn environment(container: &ContainerSpec, user: &User) -> Vec<String> {
     let mut env = container.env.clone();
     let mut default = |name: &str, value: &str| {
         let is = |variable: &String| {
@@ -157,9 +158,9 @@ fn rlimit((name, (soft, hard)): (&String, &(u64, u64))) -> Result<PosixRlimit, S
     if soft > hard {
         return Err(format!("the soft limit of {name} is above the hard one"));
     }
-    let mut rlimit = PosixRlimit::default();
-    rlimit.set_typ(typ);
-    rlimit.set_soft(*soft);
-    rlimit.set_hard(*hard);
-    Ok(rlimit)
+    let rlimit = PosixRlimitBuilder::default()
+        .typ(typ)
+        .soft(*soft)
+        .hard(*hard);
+    rlimit.build().map_err(|error| error.to_string())
 }

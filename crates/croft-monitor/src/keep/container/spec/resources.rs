@@ -6,7 +6,7 @@ use croft_api::ContainerSpec;
 use croft_api::container::{CPU, ContainerLimits};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxPids,
-    LinuxResources, LinuxThrottleDevice,
+    LinuxResources, LinuxThrottleDeviceBuilder,
 };
 
 use super::{Given, HostDevice, kind};
@@ -37,21 +37,27 @@ pub struct Disk {
 }
 
 /// What a container may use, and which devices.
-pub fn resources(container: &ContainerSpec, given: &Given<'_>) -> LinuxResources {
-    let mut resources = limits(&container.limits, given.disks, given.unified_memory);
+pub fn resources(container: &ContainerSpec, given: &Given<'_>) -> Result<LinuxResources, String> {
+    let mut resources = limits(&container.limits, given.disks, given.unified_memory)?;
     resources.set_devices(Some(devices(given.devices)));
-    resources
+    Ok(resources)
 }
 
 /// What a container may use. `disks` are those of `limits`, in their order.
-pub fn limits(limits: &ContainerLimits, disks: &[Disk], unified_memory: bool) -> LinuxResources {
+pub fn limits(
+    limits: &ContainerLimits,
+    disks: &[Disk],
+    unified_memory: bool,
+) -> Result<LinuxResources, String> {
     let mut resources = LinuxResources::default();
     resources.set_cpu(Some(cpu(limits)));
     let mut memory = LinuxMemory::default();
     // Of the OCI a limit of -1 is none.
     memory.set_limit(Some(limits.memory.map_or(-1, signed)));
     if let Some(swap) = limits.swap {
-        let both = limits.memory.map(|memory| signed(memory.saturating_add(swap)));
+        let both = limits
+            .memory
+            .map(|memory| signed(memory.saturating_add(swap)));
         memory.set_swap(Some(both.unwrap_or(-1)));
     } else if limits.memory.is_none() {
         memory.set_swap(Some(-1));
@@ -70,9 +76,9 @@ pub fn limits(limits: &ContainerLimits, disks: &[Disk], unified_memory: bool) ->
     pids.set_limit(limits.pids.map_or(-1, signed));
     resources.set_pids(Some(pids));
     if limits.io_weight.is_some() || !limits.io.is_empty() {
-        resources.set_block_io(Some(io(limits, disks)));
+        resources.set_block_io(Some(io(limits, disks)?));
     }
-    resources
+    Ok(resources)
 }
 
 fn signed(value: u64) -> i64 {
@@ -101,7 +107,7 @@ fn shares(weight: u16) -> u64 {
     2 + (exact - 2).div_ceil(9_999)
 }
 
-fn io(limits: &ContainerLimits, disks: &[Disk]) -> LinuxBlockIo {
+fn io(limits: &ContainerLimits, disks: &[Disk]) -> Result<LinuxBlockIo, String> {
     let mut io = LinuxBlockIo::default();
     // A weight of version 1 is 10 to 1000.
     let weight = limits.io_weight.map(|weight| {
@@ -111,19 +117,19 @@ fn io(limits: &ContainerLimits, disks: &[Disk]) -> LinuxBlockIo {
     io.set_weight(weight);
     let each = |rate: fn(&croft_api::container::IoLimit) -> Option<u64>| {
         let with = limits.io.iter().zip(disks).filter_map(|(limit, disk)| {
-            let mut device = LinuxThrottleDevice::default();
-            device.set_major(disk.major.into());
-            device.set_minor(disk.minor.into());
-            device.set_rate(rate(limit)?);
-            Some(device)
+            let device = LinuxThrottleDeviceBuilder::default()
+                .major(disk.major)
+                .minor(disk.minor)
+                .rate(rate(limit)?);
+            Some(device.build().map_err(|error| error.to_string()))
         });
-        Some(with.collect())
+        with.collect::<Result<Vec<_>, String>>().map(Some)
     };
-    io.set_throttle_read_bps_device(each(|limit| limit.read_bytes));
-    io.set_throttle_write_bps_device(each(|limit| limit.write_bytes));
-    io.set_throttle_read_iops_device(each(|limit| limit.reads));
-    io.set_throttle_write_iops_device(each(|limit| limit.writes));
-    io
+    io.set_throttle_read_bps_device(each(|limit| limit.read_bytes)?);
+    io.set_throttle_write_bps_device(each(|limit| limit.write_bytes)?);
+    io.set_throttle_read_iops_device(each(|limit| limit.reads)?);
+    io.set_throttle_write_iops_device(each(|limit| limit.writes)?);
+    Ok(io)
 }
 
 /// No device but those that all have, and those that it was given. Any may be

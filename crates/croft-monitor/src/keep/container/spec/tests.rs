@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use croft_api::container::{ContainerLimits, IoLimit, Volume, VolumeSource};
 use oci_spec::runtime::Capability;
@@ -58,15 +58,30 @@ fn an_application_gets_what_its_image_says_and_no_more() {
     assert_eq!(process.cwd(), Path::new("/"));
     assert_eq!(process.terminal(), Some(false));
     let rights = process.capabilities().as_ref().unwrap();
-    assert!(!rights.bounding().as_ref().unwrap().contains(&Capability::SysAdmin));
+    assert!(
+        !rights
+            .bounding()
+            .as_ref()
+            .unwrap()
+            .contains(&Capability::SysAdmin)
+    );
     assert_eq!(rights.bounding(), rights.effective());
     let linux = spec.linux().as_ref().unwrap();
     let mapping = linux.uid_mappings().as_ref().unwrap();
-    assert_eq!((mapping[0].container_id(), mapping[0].host_id()), (0, 500_000));
+    assert_eq!(
+        (mapping[0].container_id(), mapping[0].host_id()),
+        (0, 500_000)
+    );
     assert_eq!(linux.namespaces().as_ref().unwrap().len(), 8);
     assert!(mount_of(&spec, "/sys/fs/cgroup").contains(&"ro".to_owned()));
     assert!(mount_of(&spec, "/etc/hosts").contains(&"rw".to_owned()));
-    let rules = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
+    let rules = linux
+        .resources()
+        .as_ref()
+        .unwrap()
+        .devices()
+        .as_ref()
+        .unwrap();
     assert!(!rules[0].allow());
     assert_eq!(rules.last().unwrap().minor(), Some(229));
     assert!(linux.seccomp().is_some());
@@ -74,7 +89,13 @@ fn an_application_gets_what_its_image_says_and_no_more() {
         let paths = linux.masked_paths().as_ref().unwrap();
         assert!(paths.iter().any(|path| path == masked));
     }
-    assert!(linux.readonly_paths().as_ref().unwrap().contains(&"/proc/sys".to_owned()));
+    assert!(
+        linux
+            .readonly_paths()
+            .as_ref()
+            .unwrap()
+            .contains(&"/proc/sys".to_owned())
+    );
 }
 
 #[test]
@@ -91,7 +112,13 @@ fn a_user_has_no_rights_but_what_set_id_programs_give() {
     assert!(rights.effective().as_ref().unwrap().is_empty());
     assert!(!rights.bounding().as_ref().unwrap().is_empty());
     assert_eq!(process.user().uid(), 1000);
-    assert!(process.env().as_ref().unwrap().contains(&"HOME=/home/a".to_owned()));
+    assert!(
+        process
+            .env()
+            .as_ref()
+            .unwrap()
+            .contains(&"HOME=/home/a".to_owned())
+    );
 }
 
 #[test]
@@ -166,14 +193,20 @@ fn limits_are_the_ocis() {
             ..IoLimit::default()
         }],
     };
-    let disks = [Disk { major: 8, minor: 16 }];
-    let made = resources::limits(&all, &disks, true);
+    let disks = [Disk {
+        major: 8,
+        minor: 16,
+    }];
+    let made = resources::limits(&all, &disks, true).unwrap();
     let cpu = made.cpu().as_ref().unwrap();
     assert_eq!((cpu.quota(), cpu.period()), (Some(150_000), Some(100_000)));
     let memory = made.memory().as_ref().unwrap();
     assert_eq!(memory.limit(), Some(64 << 20));
     assert_eq!(memory.swap(), Some(64 << 20));
-    assert_eq!(made.unified().as_ref().unwrap()["memory.high"], (48 << 20).to_string());
+    assert_eq!(
+        made.unified().as_ref().unwrap()["memory.high"],
+        (48 << 20).to_string()
+    );
     assert_eq!(made.pids().as_ref().unwrap().limit(), 100);
     let io = made.block_io().as_ref().unwrap();
     assert_eq!(io.weight(), Some(1000));
@@ -181,7 +214,7 @@ fn limits_are_the_ocis() {
     assert_eq!((throttle[0].minor(), throttle[0].rate()), (16, 1 << 20));
     assert!(io.throttle_write_bps_device().as_ref().unwrap().is_empty());
     // What is taken away has no limit any more.
-    let none = resources::limits(&ContainerLimits::default(), &[], false);
+    let none = resources::limits(&ContainerLimits::default(), &[], false).unwrap();
     assert_eq!(none.memory().as_ref().unwrap().limit(), Some(-1));
     assert_eq!(none.cpu().as_ref().unwrap().quota(), Some(-1));
     assert_eq!(none.pids().as_ref().unwrap().limit(), -1);
@@ -189,7 +222,7 @@ fn limits_are_the_ocis() {
         memory_high: Some(1 << 20),
         ..ContainerLimits::default()
     };
-    let old = resources::limits(&high, &[], false);
+    let old = resources::limits(&high, &[], false).unwrap();
     assert_eq!(old.memory().as_ref().unwrap().reservation(), Some(1 << 20));
 }
 
@@ -200,7 +233,7 @@ fn weights_come_back() {
             cpu_weight: Some(weight),
             ..ContainerLimits::default()
         };
-        let made = resources::limits(&limits, &[], true);
+        let made = resources::limits(&limits, &[], true).unwrap();
         let shares = made.cpu().as_ref().unwrap().shares().unwrap();
         assert_eq!(1 + (shares - 2) * 9_999 / 262_142, u64::from(weight));
     }
