@@ -27,6 +27,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod apparmor;
 pub mod capabilities;
 pub mod cgroup;
 pub mod cgroups;
