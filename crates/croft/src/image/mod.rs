@@ -3,7 +3,7 @@
 //! The store and all that is done to it are the crate `croft-image`'s; this is
 //! what people see of it.
 
-mod bar;
+pub mod bar;
 mod describe;
 mod users;
 
