@@ -27,6 +27,8 @@ pub enum Place {
     Kvm,
     /// In a network namespace of its own.
     Namespace,
+    /// In a mount namespace with control groups of one version.
+    Mounts,
 }
 
 /// How results are shown.

@@ -7,6 +7,7 @@
 
 mod boot;
 mod case;
+mod containers;
 mod files;
 mod fio;
 mod idle;
@@ -33,7 +34,8 @@ struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Only this case: boot, lines, systemd, fio, idle, server, memory, many,
-    /// net-user, net-bridge, kvm, server-kvm, or a word of its title; the page stays as it is
+    /// net-user, net-bridge, container-run, container-exec,
+    /// container-many, kvm, server-kvm, or a word of its title; the page stays as it is
     #[arg(long)]
     only: Option<String>,
     /// Only lines with this in their names, in the case of that name
@@ -115,6 +117,7 @@ fn cases<'a>(files: &'a Files, line: &'a str) -> Vec<Case<'a>> {
     cases.push(idle::case(files));
     cases.extend(server::cases(files));
     cases.extend(net::cases(files));
+    cases.extend(containers::cases());
     cases.push(kvm::case(files));
     cases.push(server::on_kvm(files));
     cases

@@ -21,6 +21,7 @@ pub fn run(case: &Case<'_>, runs: u32) -> (Vec<Results>, &'static str) {
              QEMU, so the seconds are not those of hardware.",
         ),
         Place::Namespace => (elsewhere(case, "namespace", runs), ""),
+        Place::Mounts => (elsewhere(case, "cgroups", runs), ""),
     }
 }
 

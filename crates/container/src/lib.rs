@@ -31,13 +31,21 @@
 
 #![allow(unsafe_code)]
 
+mod channel;
 mod create;
 mod error;
 mod exec;
 mod groups;
 pub mod hooks;
+mod ids;
+mod init;
+mod launch;
+mod namespaces;
 pub mod oci;
+mod plan;
+mod root;
 mod signal;
+mod sys;
 
 pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
 pub use error::{Error, Step};

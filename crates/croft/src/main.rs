@@ -7,6 +7,7 @@ mod exit;
 mod image;
 mod instance;
 mod network;
+mod oci;
 mod run;
 mod save;
 mod say;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         Command::Image(command) => image::run(command).into(),
         Command::Network(command) => network::run(command).into(),
         Command::Doctor(options) => doctor::run(&options).into(),
+        Command::Oci { words } => oci::run(&words).into(),
         Command::Completion { shell } => completion(&shell.to_string()).into(),
         Command::Version => {
             print(concat!("croft ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()).into()

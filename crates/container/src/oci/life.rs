@@ -239,7 +239,7 @@ fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), Error
         && let Some(all) = spec.hooks()
         && let Some(hooks) = all.poststop()
     {
-        run_all(log, hooks, &state(record, Status::Stopped, None));
+        run_all(log, hooks, &state(record, &spec, Status::Stopped, None));
     }
     Ok(())
 }
@@ -249,7 +249,7 @@ fn poststart(log: &Log, record: &Record, spec: &Spec) {
         && let Some(hooks) = all.poststart()
     {
         let pid = record.init.and_then(|init| Pid::from_raw(init.pid));
-        run_all(log, hooks, &state(record, Status::Running, pid));
+        run_all(log, hooks, &state(record, spec, Status::Running, pid));
     }
 }
 
@@ -262,12 +262,19 @@ fn run_all(log: &Log, hooks: &[Hook], state: &hooks::State<'_>) {
     }
 }
 
-fn state(record: &Record, status: Status, pid: Option<Pid>) -> hooks::State<'_> {
+fn state<'a>(
+    record: &'a Record,
+    spec: &'a Spec,
+    status: Status,
+    pid: Option<Pid>,
+) -> hooks::State<'a> {
     hooks::State {
+        version: spec.version(),
         id: &record.id,
         status: status.word(),
         pid,
         bundle: &record.bundle,
+        annotations: record.annotations.as_ref(),
     }
 }
 

@@ -232,6 +232,8 @@ impl<P: Payload> Keeper<P> {
     fn tell_starter(&mut self, phase: Phase) {
         let event = match (phase, &self.status.engine) {
             (Phase::Starting | Phase::Stopping, _) => return,
+            // It has not ended for good.
+            (Phase::Waiting, _) if self.own.keeps_starter() => return,
             (phase, Some((engine, reason))) if phase.has_payload() => Starting::Started {
                 engine: engine.clone(),
                 reason: reason.clone(),

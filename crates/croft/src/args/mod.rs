@@ -21,6 +21,8 @@ pub mod save;
 pub mod ssh;
 pub mod values;
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -137,6 +139,13 @@ pub enum Command {
     /// Say what of this host Croft can use, what is missing, and what to do
     #[command(after_help = doctor::HELP)]
     Doctor(doctor::DoctorOptions),
+    /// Run containers that OCI bundles describe: the command line of an OCI runtime, croft-oci
+    #[command(disable_help_flag = true)]
+    Oci {
+        /// What croft-oci is to do; 'croft oci --help' tells
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
     /// Print a completion script for a shell
     #[command(
         after_help = "Example:\n  croft completion bash > ~/.local/share/bash-completion/completions/croft"
@@ -158,5 +167,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn words_of_the_oci_runtime_are_its_own() {
+        let words = [
+            "croft", "oci", "--root", "/r", "kill", "--all", "box", "--help",
+        ];
+        let Command::Oci { words: passed } = Args::parse_from(words).command else {
+            panic!("another command");
+        };
+        assert_eq!(passed, words[2..]);
     }
 }

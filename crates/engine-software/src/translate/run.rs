@@ -451,7 +451,9 @@ impl Cpu {
         }
         // SAFETY: nothing was ever put there since all code was thrown away.
         unsafe { translator.memory.write(translator.next, &emitted.bytes) };
+        let before = translator.next;
         translator.next += emitted.bytes.len().next_multiple_of(16);
+        translator.memory.filled(before, translator.next);
         translator.exits.push(emitted.exits);
         translator.starts.push(base);
         let left = translator.old_exits.len().saturating_sub(4);

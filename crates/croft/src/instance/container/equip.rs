@@ -14,6 +14,7 @@ use croft_image::{ContainerImage, Error, Role, Store};
 use crate::args::container::{ContainerOptions, LimitOptions, ProgramOptions};
 use crate::args::container_values::{parse_env, parse_signal};
 use crate::image::bar::Bar;
+use crate::image::pull_by_name;
 use crate::instance::Fault;
 use crate::say;
 
@@ -42,6 +43,13 @@ impl Image {
                     "croft: there is no image {reference} yet; building it"
                 ));
                 crate::image::build_by_name(&store, reference)?;
+                store.resolve(reference)?
+            }
+            Err(Error::NotFound { .. }) => {
+                say::line(&format!(
+                    "croft: there is no image {reference} here; asking its registry"
+                ));
+                pull_by_name(&store, instances.directories(), reference)?;
                 store.resolve(reference)?
             }
             found => found?,

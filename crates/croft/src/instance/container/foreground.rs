@@ -9,7 +9,7 @@
 //! With a terminal there is one socket, and its keys are the program's, except
 //! Ctrl-], which leaves.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use croft_api::control::Request;
