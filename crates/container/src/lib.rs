@@ -44,6 +44,7 @@ mod namespaces;
 pub mod oci;
 mod plan;
 mod root;
+mod signal;
 mod sys;
 
 pub use create::{
@@ -53,3 +54,4 @@ pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
 pub use oci_spec::runtime::Spec;
+pub use signal::{SIGNAL_MAX, signal};
