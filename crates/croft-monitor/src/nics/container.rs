@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use croft_api::container::ContainerRole;
-use croft_api::net::{NicKind, NicLimits, NicSpec, Publish};
+use croft_api::net::{NicChange, NicKind, NicLimits, NicSpec, Publish};
 use croft_host::{Directories, InstanceName};
 use croft_network::user::{self, ContainerEnd, Host, Passt, Program};
 use croft_network::{Addressing, Inner, Names, Networks, bring_up_loopback};
@@ -36,6 +36,8 @@ const NO_CHANGE: &str = "the user network has no limits and no cable to pull for
 pub struct Nics {
     namespaces: Namespaces,
     attached: Option<(Networks, InstanceName)>,
+    /// As they are now.
+    specs: Vec<NicSpec>,
     users: Vec<UserCable>,
     /// What each has to do with names.
     pub names: Vec<Names>,
@@ -76,6 +78,7 @@ impl Nics {
         let mut made = Nics {
             namespaces,
             attached: None,
+            specs: nics.to_vec(),
             users: Vec::new(),
             names: Vec::new(),
         };
@@ -156,15 +159,24 @@ impl Nics {
         Ok(())
     }
 
-    /// Makes what a NIC may do and whether its cable is plugged in as `nic`
-    /// says, while the container runs.
-    pub fn change(&self, nic: &NicSpec) -> Result<(), String> {
-        match (&nic.kind, &self.attached) {
+    /// Changes what the NIC of this name may do and whether its cable is
+    /// plugged in, while the container runs.
+    pub fn change(&mut self, name: &str, change: NicChange) -> Result<(), String> {
+        let mut specs = self.specs.iter_mut();
+        let Some(spec) = specs.find(|nic| nic.name == name) else {
+            let name = name.escape_debug();
+            return Err(format!("there is no NIC '{name}'; 'croft show' lists them"));
+        };
+        let mut changed = spec.clone();
+        change.apply(&mut changed);
+        match (&changed.kind, &self.attached) {
             (NicKind::Network(_) | NicKind::Bridge(_), Some((networks, instance))) => networks
-                .change_container(instance, nic)
-                .map_err(|error| error.to_string()),
-            _ => Err(format!("{}: {NO_CHANGE}", nic.name)),
+                .change_container(instance, &changed)
+                .map_err(|error| error.to_string())?,
+            _ => return Err(format!("{name}: {NO_CHANGE}")),
         }
+        *spec = changed;
+        Ok(())
     }
 
     /// What is worth reading, with the process that is heard then.
