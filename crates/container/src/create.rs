@@ -154,7 +154,7 @@ pub fn create(create: Create<'_>) -> Result<Created, Error> {
     if let Some(process) = plan.process {
         raise(process, child.pid, plan.maps.is_some())?;
     }
-    if plan.opens_outside() {
+    if plan.opens_outside {
         let ids = match &plan.maps {
             Some(_) => Some(ids::of_process(child.pid)?),
             None => None,
