@@ -46,7 +46,9 @@ mod plan;
 mod root;
 mod sys;
 
-pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
+pub use create::{
+    Cover, Create, Created, Gate, OverlayRoot, Root, Stdio, create, create_with, start_through,
+};
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};

@@ -11,7 +11,7 @@ use crate::namespaces::{IPC, MOUNT, NETWORK, Namespaces, TIME, USER, UTS};
 use crate::root::devices::Node;
 use crate::root::mounts::Planned;
 use crate::root::options::propagation;
-use crate::{Create, Error, Groups, Root, Step};
+use crate::{Cover, Create, Error, Groups, Root, Step};
 
 /// Most mounts and devices of the host's in one container: each is a
 /// descriptor while it is made, and handed over in one message.
@@ -55,6 +55,8 @@ pub struct Plan<'a> {
     /// Clocks, and how far they are ahead.
     pub offsets: Vec<(&'static str, i64, u32)>,
     pub filter: Option<Program>,
+    /// What covers files of the container.
+    pub covers: &'a [Cover<'a>],
     pub pivot: bool,
     pub keyring: bool,
     pub die_with_parent: bool,
@@ -120,6 +122,7 @@ impl<'a> Plan<'a> {
             settings: settings(spec)?,
             offsets: offsets(spec)?,
             filter: filter.at(Step::Filter, || "the filter of system calls")?,
+            covers: &[],
             pivot: create.pivot,
             keyring: create.keyring,
             die_with_parent: create.die_with_parent,
