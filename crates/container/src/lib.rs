@@ -31,15 +31,26 @@
 
 #![allow(unsafe_code)]
 
+mod channel;
 mod create;
 mod error;
 mod exec;
 mod groups;
 pub mod hooks;
+mod ids;
+mod init;
+mod launch;
+mod namespaces;
 pub mod oci;
+mod plan;
+mod root;
+mod sys;
 
-pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
+pub use create::{
+    Cover, Create, Created, Gate, OverlayRoot, Root, Stdio, create, create_with, start_through,
+};
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
 pub use oci_spec::runtime::Spec;
+pub use root::devices::allowed as allowed_devices;

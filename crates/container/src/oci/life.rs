@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::slice;
 
-use oci_spec::runtime::{Hook, Spec};
+use oci_spec::runtime::{Hook, LinuxResources, Spec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -239,7 +239,7 @@ fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), Error
         && let Some(all) = spec.hooks()
         && let Some(hooks) = all.poststop()
     {
-        run_all(log, hooks, &state(record, Status::Stopped, None));
+        run_all(log, hooks, &state(record, &spec, Status::Stopped, None));
     }
     Ok(())
 }
@@ -249,7 +249,7 @@ fn poststart(log: &Log, record: &Record, spec: &Spec) {
         && let Some(hooks) = all.poststart()
     {
         let pid = record.init.and_then(|init| Pid::from_raw(init.pid));
-        run_all(log, hooks, &state(record, Status::Running, pid));
+        run_all(log, hooks, &state(record, spec, Status::Running, pid));
     }
 }
 
@@ -262,12 +262,19 @@ fn run_all(log: &Log, hooks: &[Hook], state: &hooks::State<'_>) {
     }
 }
 
-fn state(record: &Record, status: Status, pid: Option<Pid>) -> hooks::State<'_> {
+fn state<'a>(
+    record: &'a Record,
+    spec: &'a Spec,
+    status: Status,
+    pid: Option<Pid>,
+) -> hooks::State<'a> {
     hooks::State {
+        version: spec.version(),
         id: &record.id,
         status: status.word(),
         pid,
         bundle: &record.bundle,
+        annotations: record.annotations.as_ref(),
     }
 }
 
@@ -363,7 +370,7 @@ fn make_in(
     let (hierarchies, group) = groups::create(&path, &context.log)?;
     let linux = bundle.spec.linux().as_ref();
     if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
-        groups::apply(&group, resources, &context.log)?;
+        groups::apply(&group, &with_devices(resources), &context.log)?;
     }
     let gate = match keeper {
         Keeper::Nobody => Gate::Socket(listen_at(&entry.socket())?),
@@ -403,6 +410,15 @@ fn make_in(
             Err(error)
         }
     }
+}
+
+/// The devices that every container has are its own whatever its rules say.
+fn with_devices(resources: &LinuxResources) -> LinuxResources {
+    let mut resources = resources.clone();
+    if let Some(rules) = resources.devices_mut() {
+        rules.extend(crate::allowed_devices());
+    }
+    resources
 }
 
 /// A terminal needs somebody who takes its other end, and the other way round.
