@@ -143,7 +143,9 @@ mod tests {
 
     #[test]
     fn words_of_the_oci_runtime_are_its_own() {
-        let words = ["croft", "oci", "--root", "/r", "kill", "--all", "box", "--help"];
+        let words = [
+            "croft", "oci", "--root", "/r", "kill", "--all", "box", "--help",
+        ];
         let Command::Oci { words: passed } = Args::parse_from(words).command else {
             panic!("another command");
         };
