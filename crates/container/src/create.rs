@@ -1,12 +1,28 @@
 //! Making a container.
 
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use rustix::process::Pid;
 
-use crate::{Error, Groups, Step};
+use crate::channel::Message;
+use crate::error::At;
+use crate::hooks::State;
+use crate::init::{Init, settings};
+use crate::launch::{Child, Launch};
+use crate::namespaces::{CGROUP, PID, TIME, USER};
+use crate::plan::Plan;
+use crate::root::Trees;
+use crate::{Error, Groups, Step, hooks, ids, sys};
+
+/// What a container that waits is told by whoever starts it, and says first.
+pub(crate) const BEGUN: u8 = b'G';
+/// Longest complaint of a container that was started by another process.
+const COMPLAINT: usize = 4096;
 
 /// What a container is made from.
 #[derive(Debug)]
@@ -19,8 +35,8 @@ pub struct Create<'a> {
     pub bundle: &'a Path,
     /// Its root file system.
     pub root: Root<'a>,
-    /// Its control groups.
-    pub groups: Groups,
+    /// Its control groups; without any it stays in its maker's.
+    pub groups: Option<Groups<'a>>,
     /// Its standard streams, unless `process.terminal` is set.
     pub stdio: Stdio,
     /// What it waits for before its program runs.
@@ -84,22 +100,20 @@ pub enum Gate {
 /// its gate is a socket, else it ends.
 #[derive(Debug)]
 pub struct Created {
-    pid: Pid,
-    pidfd: OwnedFd,
+    child: Child,
     console: Option<OwnedFd>,
-    channel: OwnedFd,
 }
 
 impl Created {
     /// Its init, as the host sees it. The caller's child: it is to be waited
     /// for.
     pub fn pid(&self) -> Pid {
-        self.pid
+        self.child.pid
     }
 
     /// The same, safe from ids that are used again.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.child.pidfd.as_fd()
     }
 
     /// The terminal's other end, if it has one.
@@ -107,22 +121,140 @@ impl Created {
         self.console.take()
     }
 
-    /// Lets it run its program, and returns when that is there.
+    /// Lets it run its program, and returns when that is there. On an error
+    /// it has ended, and is reaped.
+    ///
+    /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
     pub fn start(&mut self) -> Result<(), Error> {
-        let _ = &self.channel;
-        Err(Error::new(Step::Init, "this build cannot start containers"))
+        self.child.go(&[])?;
+        self.child.await_program()
     }
 }
 
-/// Makes a container.
+/// Makes a container. The calling process must have a single thread.
 pub fn create(create: Create<'_>) -> Result<Created, Error> {
-    let message = format!("{}: this build cannot make containers", create.id);
-    Err(Error::new(Step::Spec, message))
+    let plan = Plan::new(&create)?;
+    let listens = matches!(create.gate, Gate::Socket(_));
+    let init = Init {
+        plan: &plan,
+        stdio: create.stdio,
+        gate: create.gate,
+    };
+    let launch = Launch {
+        new: plan.namespaces.new & !(CGROUP | TIME),
+        user: plan.namespaces.joins(USER).map(AsFd::as_fd),
+        pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
+        entry: plan.entry.as_ref(),
+    };
+    let mut child = launch.start(|channel| init.run(channel))?;
+    if let Some(maps) = &plan.maps {
+        maps.give(child.pid)?;
+    }
+    if let Some(process) = plan.process {
+        raise(process, child.pid, plan.maps.is_some())?;
+    }
+    if plan.opens_outside() {
+        let ids = match &plan.maps {
+            Some(_) => Some(ids::of_process(child.pid)?),
+            None => None,
+        };
+        let trees = Trees::open(&plan, ids.as_ref().map(AsFd::as_fd), true)?;
+        child.go(&trees.handles())?;
+    } else if plan.maps.is_some() {
+        child.go(&[])?;
+    }
+    loop {
+        match child.next()? {
+            (Message::Prepared, _) => {
+                run_runtime_hooks(&plan, child.pid)?;
+                child.go(&[])?;
+            }
+            (Message::Created, mut handles) => {
+                if listens {
+                    child.release();
+                }
+                return Ok(Created {
+                    child,
+                    console: handles.pop(),
+                });
+            }
+            _ => return Err(Error::new(Step::Init, "the container's init is confused")),
+        }
+    }
+}
+
+/// What only its maker may do to it: to be killed later than others when
+/// memory is short, limits above those of its maker.
+pub(crate) fn raise(process: &Process, pid: Pid, mapped: bool) -> Result<(), Error> {
+    if let Some(adjustment) = process.oom_score_adj() {
+        let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+        fs::write(&path, adjustment.to_string()).at(Step::Settings, || {
+            format!("the oom_score_adj {adjustment}: {path}")
+        })?;
+    }
+    if !mapped {
+        return Ok(());
+    }
+    for limit in process.rlimits().iter().flatten() {
+        let (_, resource) = settings::resource(limit);
+        let what = || format!("the limit {}", limit.typ());
+        let (soft, hard) = sys::limit(resource).at(Step::Settings, what)?;
+        if limit.hard() > hard {
+            sys::set_limit(Some(pid), resource, soft, limit.hard()).at(Step::Settings, what)?;
+        }
+    }
+    Ok(())
+}
+
+fn run_runtime_hooks(plan: &Plan<'_>, pid: Pid) -> Result<(), Error> {
+    let Some(all) = plan.hooks else {
+        return Ok(());
+    };
+    let state = State {
+        version: plan.spec.version(),
+        id: plan.id,
+        status: "creating",
+        pid: Some(pid.as_raw_nonzero().get()),
+        bundle: plan.bundle,
+        annotations: plan.spec.annotations().as_ref(),
+    };
+    // Old descriptions have them still.
+    #[allow(deprecated)]
+    let first = all.prestart();
+    for list in [first, all.create_runtime()].into_iter().flatten() {
+        hooks::run(list, state)?;
+    }
+    Ok(())
 }
 
 /// Starts the container that waits behind this connection
 /// ([`Gate::Socket`]), and returns when its program is there.
+///
+/// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
 pub fn start_through(connection: OwnedFd) -> Result<(), Error> {
-    drop(connection);
-    Err(Error::new(Step::Init, "this build cannot start containers"))
+    let what = || "the container that waits";
+    rustix::net::send(&connection, &[BEGUN], SendFlags::NOSIGNAL).at(Step::Init, what)?;
+    let mut bytes = vec![0; COMPLAINT];
+    let mut length = 0;
+    while let Some(space) = bytes.get_mut(length..).filter(|space| !space.is_empty()) {
+        match rustix::io::read(&connection, space) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).at(Step::Init, what),
+        }
+    }
+    let said = bytes.get(..length).unwrap_or_default();
+    match said.split_first() {
+        // First that it has begun; then only what is wrong, if anything.
+        Some((&BEGUN, [])) => Ok(()),
+        Some((&BEGUN, [step, text @ ..])) => {
+            let text = String::from_utf8_lossy(text);
+            Err(Error::new(Step::from_byte(*step), text))
+        }
+        _ => Err(Error::new(
+            Step::Init,
+            "the container ended before it started",
+        )),
+    }
 }

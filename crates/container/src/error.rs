@@ -70,7 +70,7 @@ impl Step {
 }
 
 /// Why a container, or a program in one, did not come to be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     /// What was being done.
     pub step: Step,
@@ -96,9 +96,23 @@ impl Error {
     }
 }
 
+impl std::error::Error for Error {}
+
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.message)
+    }
+}
+
+/// Gives failures of the system their step and what they are about.
+pub(crate) trait At<T> {
+    /// With the step and what was being done.
+    fn at<W: fmt::Display>(self, step: Step, what: impl FnOnce() -> W) -> Result<T, Error>;
+}
+
+impl<T, E: fmt::Display> At<T> for Result<T, E> {
+    fn at<W: fmt::Display>(self, step: Step, what: impl FnOnce() -> W) -> Result<T, Error> {
+        self.map_err(|error| Error::new(step, format!("{}: {error}", what())))
     }
 }
 

@@ -1,25 +1,41 @@
 //! A program in a container that runs.
 
+use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use croft_isolate::seccomp;
 use oci_spec::runtime::{Process, Spec};
 use rustix::process::Pid;
 
-use crate::{Error, Groups, Stdio, Step};
+use crate::channel::{Message, send};
+use crate::create::raise;
+use crate::error::At;
+use crate::hooks::State;
+use crate::init::program::{Program, own_root};
+use crate::init::settings::{self, Proc};
+use crate::init::terminal::Terminal;
+use crate::init::{Last, begin, connect, go_on, own_ids, streams};
+use crate::launch::{Child, Launch};
+use crate::namespaces::{Namespaces, PID, USER};
+use crate::root::resolve::InRoot;
+use crate::{Error, Groups, Stdio, Step, sys};
 
 /// What a program in a container is made from.
 #[derive(Debug)]
 pub struct Exec<'a> {
+    /// The container's name.
+    pub id: &'a str,
     /// The container's init.
     pub target: BorrowedFd<'a>,
-    /// The same, as the host numbers it.
-    pub target_pid: Pid,
     /// What the container is: namespaces, filters.
     pub spec: &'a Spec,
+    /// Its bundle.
+    pub bundle: &'a Path,
     /// The program.
     pub process: &'a Process,
-    /// The container's control groups.
-    pub groups: Groups,
+    /// The groups that it is put into.
+    pub groups: Option<Groups<'a>>,
     /// Its standard streams, unless `process.terminal` is set.
     pub stdio: Stdio,
     /// Descriptors 3 and up that the program keeps, at their numbers.
@@ -31,20 +47,19 @@ pub struct Exec<'a> {
 /// A program that runs in a container.
 #[derive(Debug)]
 pub struct Joined {
-    pid: Pid,
-    pidfd: OwnedFd,
+    child: Child,
     console: Option<OwnedFd>,
 }
 
 impl Joined {
     /// It, as the host sees it. The caller's child: it is to be waited for.
     pub fn pid(&self) -> Pid {
-        self.pid
+        self.child.pid
     }
 
     /// The same, safe from ids that are used again.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.child.pidfd.as_fd()
     }
 
     /// The terminal's other end, if it has one.
@@ -53,8 +68,134 @@ impl Joined {
     }
 }
 
-/// Runs a program in a container, and returns when it is there.
+/// Runs a program in a container, and returns when it is there. The calling
+/// process must have a single thread.
 pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
-    let message = format!("{:?}: this build cannot run programs", exec.target_pid);
-    Err(Error::new(Step::Init, message))
+    let linux = exec.spec.linux().as_ref();
+    let list = linux.and_then(|linux| linux.namespaces().as_deref());
+    let kinds = Namespaces::kinds(list.unwrap_or_default());
+    let filter = linux.and_then(|linux| linux.seccomp().as_ref());
+    let filter = filter.map(seccomp::compile).transpose();
+    let entry = exec.groups.map(|groups| groups.group.entry()).transpose();
+    let entry = entry.at(Step::Groups, || "the container's groups")?;
+    let user = kinds & USER != 0;
+    // Root has rights in all namespaces of others, and needs no go-between.
+    let between = user && !rustix::process::geteuid().is_root();
+    let joining = Joining {
+        exec: &exec,
+        kinds: if between {
+            kinds & !(USER | PID)
+        } else {
+            kinds & !PID
+        },
+        user,
+        filter: filter.at(Step::Filter, || "the filter of system calls")?,
+        entry: entry.as_ref(),
+    };
+    let launch = Launch {
+        new: 0,
+        user: between.then_some(exec.target),
+        pid: (kinds & PID != 0).then_some(exec.target),
+        entry: entry.as_ref(),
+    };
+    if let Some(list) = exec.process.exec_cpu_affinity().as_ref()
+        && let Some(first) = list.initial()
+    {
+        settings::affinity(first)?;
+    }
+    let mut child = launch.start(|channel| joining.run(channel))?;
+    raise(exec.process, child.pid, user)?;
+    child.go(&[])?;
+    let mut console = None;
+    if exec.process.terminal() == Some(true) {
+        match child.next()? {
+            (Message::Created, mut handles) => console = handles.pop(),
+            _ => return Err(Error::new(Step::Init, "the program is confused")),
+        }
+    }
+    child.await_program()?;
+    Ok(Joined { child, console })
+}
+
+/// The clone's part.
+struct Joining<'a> {
+    exec: &'a Exec<'a>,
+    /// Namespaces that it joins itself.
+    kinds: u64,
+    /// The container has a user namespace.
+    user: bool,
+    filter: Option<seccomp::Program>,
+    entry: Option<&'a croft_isolate::cgroups::Entry>,
+}
+
+impl Joining<'_> {
+    fn run(self, channel: &OwnedFd) -> Error {
+        match self.steps(channel) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    fn steps(self, channel: &OwnedFd) -> Result<Infallible, Error> {
+        let exec = self.exec;
+        begin(exec.die_with_parent)?;
+        let proc = Proc::open()?;
+        if let Some(entry) = self.entry {
+            entry
+                .enter()
+                .at(Step::Groups, || "entering the control groups")?;
+        }
+        let listener = self.filter.as_ref().and_then(seccomp::Program::listener);
+        let state = State {
+            version: exec.spec.version(),
+            id: exec.id,
+            status: "running",
+            pid: listener.and_then(|_| proc.own_id()),
+            bundle: exec.bundle,
+            annotations: exec.spec.annotations().as_ref(),
+        };
+        let listener = listener.map(connect).transpose()?;
+        go_on(channel)?;
+        if self.kinds != 0 {
+            sys::setns(exec.target, self.kinds).at(
+                Step::Namespaces,
+                || "joining the container's namespaces: does it still run?",
+            )?;
+        }
+        let keep_groups = self.user && own_ids()?;
+        let root = own_root().at(Step::Init, || "the container's root")?;
+        let root = InRoot(root.as_fd());
+        let process = exec.process;
+        let program = Program::new(process, root)?;
+        let mut peer = None;
+        if process.terminal() == Some(true) {
+            let terminal = Terminal::open(root, process, false)?;
+            let master = [terminal.master.as_fd()];
+            send(channel, &Message::Created, &master).at(Step::Init, || "the program's maker")?;
+            peer = Some(terminal.peer);
+        }
+        streams(peer.as_ref(), &exec.stdio)?;
+        let linux = exec.spec.linux().as_ref();
+        if let Some(given) = linux.and_then(|linux| linux.personality().as_ref()) {
+            settings::personality(given)?;
+        }
+        if let Some(list) = process.exec_cpu_affinity().as_ref()
+            && let Some(last) = list.cpu_affinity_final()
+        {
+            settings::affinity(last)?;
+        }
+        program.go()?;
+        let last = Last {
+            process,
+            program: &program,
+            proc: &proc,
+            filter: self.filter.as_ref(),
+            listener: listener.as_ref(),
+            state,
+            keep_groups,
+            preserve_fds: exec.preserve_fds,
+            die_with_parent: exec.die_with_parent,
+        };
+        last.go()
+    }
 }

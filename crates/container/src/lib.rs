@@ -31,15 +31,23 @@
 
 #![allow(unsafe_code)]
 
+mod channel;
 mod create;
 mod error;
 mod exec;
 mod groups;
 pub mod hooks;
+mod ids;
+mod init;
+mod launch;
+mod namespaces;
 pub mod oci;
+mod plan;
+mod root;
+mod sys;
 
 pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
-pub use groups::{Groups, View};
+pub use groups::Groups;
 pub use oci_spec::runtime::Spec;

@@ -1,14 +1,12 @@
 //! From `create` to `delete`.
 
 use std::path::Path;
-use std::slice;
 
 use oci_spec::runtime::{Hook, Spec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
-use rustix::process::Pid;
 
 use croft_isolate::cgroups::Group;
 
@@ -239,7 +237,7 @@ fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), Error
         && let Some(all) = spec.hooks()
         && let Some(hooks) = all.poststop()
     {
-        run_all(log, hooks, &state(record, Status::Stopped, None));
+        run_all(log, hooks, &state(record, &spec, Status::Stopped));
     }
     Ok(())
 }
@@ -248,26 +246,28 @@ fn poststart(log: &Log, record: &Record, spec: &Spec) {
     if let Some(all) = spec.hooks()
         && let Some(hooks) = all.poststart()
     {
-        let pid = record.init.and_then(|init| Pid::from_raw(init.pid));
-        run_all(log, hooks, &state(record, Status::Running, pid));
+        run_all(log, hooks, &state(record, spec, Status::Running));
     }
 }
 
 /// Hooks whose failure changes nothing any more.
 fn run_all(log: &Log, hooks: &[Hook], state: &hooks::State<'_>) {
-    for hook in hooks {
-        if let Err(error) = hooks::run(slice::from_ref(hook), *state) {
-            log.warn(&error.to_string());
-        }
+    for error in hooks::run_all(hooks, *state) {
+        log.warn(&error.to_string());
     }
 }
 
-fn state(record: &Record, status: Status, pid: Option<Pid>) -> hooks::State<'_> {
+fn state<'a>(record: &'a Record, spec: &'a Spec, status: Status) -> hooks::State<'a> {
     hooks::State {
+        version: spec.version(),
         id: &record.id,
         status: status.word(),
-        pid,
+        pid: record
+            .init
+            .filter(|_| status.is_alive())
+            .map(|init| init.pid),
         bundle: &record.bundle,
+        annotations: record.annotations.as_ref(),
     }
 }
 
@@ -374,7 +374,10 @@ fn make_in(
         spec: &bundle.spec,
         bundle: &bundle.path,
         root: Root::Spec,
-        groups: Groups::of(&hierarchies, &group)?,
+        groups: (!group.is_nowhere()).then_some(Groups {
+            group: &group,
+            hierarchies: &hierarchies,
+        }),
         stdio: Stdio::Inherit,
         gate,
         preserve_fds,

@@ -1,0 +1,110 @@
+//! The container's program: answers questions about where it is.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+/// Answers each question with a line, `QUESTION: ANSWER`.
+pub fn answer(words: &[String]) -> ExitCode {
+    let mut code = 0;
+    for word in words {
+        let (question, about) = word.split_once('=').unwrap_or((word, ""));
+        let answer = match question {
+            "exit" => {
+                code = about.parse().expect("a code");
+                continue;
+            }
+            "sleep" => {
+                thread::sleep(Duration::from_secs_f64(about.parse().expect("seconds")));
+                continue;
+            }
+            "ids" => status(&["Uid", "Gid", "Groups"]),
+            "rights" => status(&[
+                "CapInh",
+                "CapPrm",
+                "CapEff",
+                "CapBnd",
+                "CapAmb",
+                "NoNewPrivs",
+                "Seccomp",
+            ]),
+            "pid" => std::process::id().to_string(),
+            "cwd" => env::current_dir().map_or_else(said, |path| path.display().to_string()),
+            "env" => env::var(about).unwrap_or_else(|error| error.to_string()),
+            "hostname" => text("/proc/sys/kernel/hostname"),
+            "read" => text(about),
+            "write" => fs::write(about, "x").map_or_else(said, |()| "done".into()),
+            "list" => list(about),
+            "mounted" => mounted(about),
+            "link" => fs::read_link(about).map_or_else(said, |path| path.display().to_string()),
+            "stat" => fs::symlink_metadata(about).map_or_else(said, |found| {
+                let (mode, uid, gid) = (found.mode(), found.uid(), found.gid());
+                format!("{mode:o} {uid}:{gid} {}", found.rdev())
+            }),
+            "umask" => status(&["Umask"]),
+            "fds" => list("/proc/self/fd"),
+            "uname" => {
+                let name = rustix::system::uname();
+                let [node, domain] = [name.nodename(), name.domainname()];
+                format!("{} {}", node.to_string_lossy(), domain.to_string_lossy())
+            }
+            "tty" => rustix::termios::ttyname(std::io::stdin(), Vec::new()).map_or_else(
+                |error| error.to_string(),
+                |name| name.to_string_lossy().into(),
+            ),
+            "size" => rustix::termios::tcgetwinsize(std::io::stdin()).map_or_else(
+                |error| error.to_string(),
+                |size| format!("{}x{}", size.ws_row, size.ws_col),
+            ),
+            "symlink" => symlink(about, "/made-link").map_or_else(said, |()| "done".into()),
+            _ => "what?".to_owned(),
+        };
+        println!("{word}: {}", answer.replace('\n', " ").trim());
+    }
+    ExitCode::from(code)
+}
+
+fn said(error: std::io::Error) -> String {
+    error.to_string()
+}
+
+fn text(path: &str) -> String {
+    fs::read(path).map_or_else(said, |bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn list(path: &str) -> String {
+    let names = fs::read_dir(path).map(|entries| {
+        let mut names: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names.join(" ")
+    });
+    names.unwrap_or_else(said)
+}
+
+fn status(fields: &[&str]) -> String {
+    let text = text("/proc/self/status");
+    let line = |field: &&str| {
+        let found = text
+            .lines()
+            .find_map(|line| line.strip_prefix(*field)?.strip_prefix(':'));
+        let words: Vec<&str> = found.unwrap_or_default().split_whitespace().collect();
+        format!("{field} {}", words.join(" "))
+    };
+    fields.iter().map(line).collect::<Vec<_>>().join("; ")
+}
+
+/// Options of the uppermost mount at a place.
+fn mounted(place: &str) -> String {
+    let text = text("/proc/self/mountinfo");
+    let found = text.lines().rev().find_map(|line| {
+        let mut words = line.split(' ').skip(4);
+        (words.next()? == place).then(|| words.collect::<Vec<_>>().join(" "))
+    });
+    found.unwrap_or_else(|| "not".to_owned())
+}

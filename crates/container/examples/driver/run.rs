@@ -1,0 +1,129 @@
+//! The maker: one thread, as the library asks for.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use croft_container::{
+    Create, Error, Exec, Gate, Groups, OverlayRoot, Root, Spec, Stdio, create, exec,
+};
+use croft_isolate::cgroups::{Controllers, Group, Hierarchies};
+use oci_spec::runtime::Process;
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+#[derive(Default)]
+struct Wanted {
+    bundle: PathBuf,
+    overlay: Option<PathBuf>,
+    group: Option<String>,
+    execs: Vec<PathBuf>,
+}
+
+fn parse(words: &[String]) -> Wanted {
+    let mut wanted = Wanted::default();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--overlay" => wanted.overlay = words.next().map(PathBuf::from),
+            "--group" => wanted.group = words.next().cloned(),
+            "--exec" => wanted.execs.extend(words.next().map(PathBuf::from)),
+            _ => wanted.bundle = PathBuf::from(word),
+        }
+    }
+    wanted
+}
+
+pub fn run(words: &[String]) -> ExitCode {
+    let wanted = parse(words);
+    let hierarchies = Hierarchies::find().expect("the hierarchies");
+    let group = wanted.group.as_ref().map(|name| {
+        let path = Path::new("croft-test").join(name);
+        Group::create(&hierarchies, &path, Controllers::all()).expect("a group")
+    });
+    let groups = group.as_ref().map(|group| Groups {
+        group,
+        hierarchies: &hierarchies,
+    });
+    let code = match whole(&wanted, groups) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("driver: {:?}: {error}", error.step);
+            error.exit_code()
+        }
+    };
+    if let Some(group) = group {
+        group.kill().expect("an end of the group");
+        group.delete().expect("no group");
+    }
+    ExitCode::from(code)
+}
+
+fn whole(wanted: &Wanted, groups: Option<Groups<'_>>) -> Result<u8, Error> {
+    let text = fs::read(wanted.bundle.join("config.json")).expect("a description");
+    let spec: Spec = serde_json::from_slice(&text).expect("a right description");
+    let overlay = wanted.overlay.as_ref().map(|directory| OverlayRoot {
+        lowers: (0..)
+            .map(|number| directory.join(format!("lower{number}")))
+            .take_while(|path| path.is_dir())
+            .collect(),
+        upper: directory.join("upper"),
+        work: directory.join("work"),
+    });
+    let mut created = create(Create {
+        id: "test",
+        spec: &spec,
+        bundle: &wanted.bundle,
+        root: overlay.as_ref().map_or(Root::Spec, Root::Overlay),
+        groups,
+        stdio: Stdio::Inherit,
+        gate: Gate::Caller,
+        preserve_fds: 0,
+        pivot: true,
+        keyring: true,
+        die_with_parent: true,
+    })?;
+    let console = created.take_console();
+    created.start()?;
+    for path in &wanted.execs {
+        let text = fs::read(path).expect("a process");
+        let process: Process = serde_json::from_slice(&text).expect("a right process");
+        let joined = exec(Exec {
+            id: "test",
+            target: created.pidfd(),
+            spec: &spec,
+            bundle: &wanted.bundle,
+            process: &process,
+            groups,
+            stdio: Stdio::Inherit,
+            preserve_fds: 0,
+            die_with_parent: true,
+        });
+        match joined {
+            Ok(joined) => println!("exec: {}", code(joined.pid())),
+            Err(error) => println!("exec: {} {:?}: {error}", error.exit_code(), error.step),
+        }
+    }
+    if let Some(console) = console {
+        show(console);
+    }
+    Ok(code(created.pid()))
+}
+
+/// What the container's terminal shows, until its last user is gone.
+fn show(console: OwnedFd) {
+    // The terminal without users is an error of this kind.
+    let _ = io::copy(&mut fs::File::from(console), &mut io::stdout());
+}
+
+fn code(pid: Pid) -> u8 {
+    let (_, status) = waitpid(Some(pid), WaitOptions::empty())
+        .expect("a child")
+        .expect("its end");
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => code as u8,
+        (_, Some(signal)) => 128 + signal as u8,
+        _ => 255,
+    }
+}

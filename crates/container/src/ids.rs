@@ -1,0 +1,181 @@
+//! Ids of a user namespace.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+
+use oci_spec::runtime::LinuxIdMapping;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
+
+use crate::error::At;
+use crate::{Error, Step, sys};
+
+/// Most lines of a map (user_namespaces(7)).
+const LINES: usize = 340;
+
+/// The maps of a namespace: lines of first inside, first outside, how many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Maps {
+    pub users: Vec<LinuxIdMapping>,
+    pub groups: Vec<LinuxIdMapping>,
+}
+
+impl Maps {
+    /// Checks them: overlaps and what is empty are refused by the kernel, with
+    /// less to say about it.
+    pub fn new(users: &[LinuxIdMapping], groups: &[LinuxIdMapping]) -> Result<Self, Error> {
+        for (what, map) in [("uidMappings", users), ("gidMappings", groups)] {
+            let end = |first: u32, size: u32| first.checked_add(size).is_none();
+            let wrong = |line: &LinuxIdMapping| {
+                line.size() == 0
+                    || end(line.container_id(), line.size())
+                    || end(line.host_id(), line.size())
+            };
+            if map.is_empty() || map.len() > LINES || map.iter().any(wrong) {
+                let text = format!("{what} has no line, too many, or one that is no range of ids");
+                return Err(Error::new(Step::Spec, text));
+            }
+        }
+        Ok(Maps {
+            users: users.to_vec(),
+            groups: groups.to_vec(),
+        })
+    }
+
+    /// Gives them to a process that is in a new namespace.
+    ///
+    /// Whoever may not do so (user_namespaces(7)) has them given by
+    /// `newuidmap` and `newgidmap`, as `/etc/subuid` and `/etc/subgid` allow,
+    /// or has but the own id.
+    pub fn give(&self, pid: Pid) -> Result<(), Error> {
+        let id = pid.as_raw_nonzero();
+        let own = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let is_root = own.0 == 0;
+        let only = |map: &[LinuxIdMapping], own: u32| matches!(map, [line] if line.size() == 1 && line.host_id() == own);
+        if is_root || only(&self.users, own.0) {
+            let path = format!("/proc/{id}/uid_map");
+            fs::write(&path, lines(&self.users)).at(Step::Ids, || &path)?;
+        } else {
+            helper("newuidmap", pid, &self.users)?;
+        }
+        if is_root {
+            let path = format!("/proc/{id}/gid_map");
+            return fs::write(&path, lines(&self.groups)).at(Step::Ids, || &path);
+        }
+        if only(&self.groups, own.1) {
+            let path = format!("/proc/{id}/setgroups");
+            fs::write(&path, "deny").at(Step::Ids, || &path)?;
+            let path = format!("/proc/{id}/gid_map");
+            return fs::write(&path, lines(&self.groups)).at(Step::Ids, || &path);
+        }
+        helper("newgidmap", pid, &self.groups)
+    }
+
+    /// A user namespace that has them and nobody in it, to map the ids of
+    /// mounts by.
+    pub fn namespace(&self) -> Result<OwnedFd, Error> {
+        let made = sys::clone3(libc::CLONE_NEWUSER as u64, None);
+        let made = made.at(Step::Ids, || "a user namespace for a mount")?;
+        let Some((pid, pidfd)) = made else {
+            loop {
+                // It is killed.
+                let hour = rustix::thread::Timespec {
+                    tv_sec: 3600,
+                    tv_nsec: 0,
+                };
+                let _ = rustix::thread::nanosleep(&hour);
+            }
+        };
+        let namespace = self.give(pid).and_then(|()| of_process(pid));
+        // It cannot be gone: only we reap it.
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+        namespace
+    }
+}
+
+/// The user namespace of a process.
+pub fn of_process(pid: Pid) -> Result<OwnedFd, Error> {
+    let path = format!("/proc/{}/ns/user", pid.as_raw_nonzero());
+    openat(
+        CWD,
+        path.as_str(),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .at(Step::Ids, || &path)
+}
+
+fn lines(map: &[LinuxIdMapping]) -> String {
+    let mut text = String::new();
+    for line in map {
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "{} {} {}",
+            line.container_id(),
+            line.host_id(),
+            line.size()
+        );
+    }
+    text
+}
+
+/// Runs one of shadow's programs.
+fn helper(program: &str, pid: Pid, map: &[LinuxIdMapping]) -> Result<(), Error> {
+    let output = Command::new(program)
+        .arg(pid.as_raw_nonzero().to_string())
+        .args(
+            map.iter()
+                .flat_map(|line| [line.container_id(), line.host_id(), line.size()])
+                .map(|number| number.to_string()),
+        )
+        .stdin(Stdio::null())
+        .output()
+        .at(Step::Ids, || {
+            format!("{program} cannot be run: install uidmap, or map a single id")
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let text = format!("{program} refuses the ids: {}", said.trim());
+    Err(Error::new(Step::Ids, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::LinuxIdMappingBuilder;
+
+    use super::*;
+
+    fn line(inside: u32, outside: u32, size: u32) -> LinuxIdMapping {
+        LinuxIdMappingBuilder::default()
+            .container_id(inside)
+            .host_id(outside)
+            .size(size)
+            .build()
+            .unwrap()
+    }
+
+    #[test]
+    fn maps_are_lines() {
+        let map = [line(0, 1000, 1), line(1, 100_000, 65_535)];
+        assert_eq!(lines(&map), "0 1000 1\n1 100000 65535\n");
+    }
+
+    #[test]
+    fn ranges_that_are_none_are_refused() {
+        let fine = [line(0, 1000, 1)];
+        assert!(Maps::new(&fine, &fine).is_ok());
+        for wrong in [vec![], vec![line(0, 0, 0)], vec![line(0, u32::MAX, 2)]] {
+            assert!(Maps::new(&wrong, &fine).is_err());
+            assert!(Maps::new(&fine, &wrong).is_err());
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Devices and links in `/dev` (runtime-spec, `config-linux.md`, Default
+//! Devices, Default Filesystems; `runtime-linux.md`, Dev symbolic links).
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
+    unlinkat,
+};
+use rustix::io::Errno;
+
+use super::mounts::{attach, clone_tree};
+use super::resolve::{InRoot, Kind};
+use crate::error::At;
+use crate::{Error, Step};
+
+/// Every container has these, all of the major number 1 but the terminal.
+const DEFAULT: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+const LINKS: [(&str, &str); 5] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// A device, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub path: PathBuf,
+    kind: FileType,
+    mode: u32,
+    number: u64,
+    owner: (u32, u32),
+}
+
+/// Those that every container has.
+pub fn defaults() -> impl Iterator<Item = Node> {
+    DEFAULT.iter().map(|(path, major, minor)| Node {
+        path: path.into(),
+        kind: FileType::CharacterDevice,
+        mode: 0o666,
+        number: makedev(*major, *minor),
+        owner: (0, 0),
+    })
+}
+
+impl Node {
+    /// Of a description.
+    pub fn new(device: &LinuxDevice) -> Result<Self, Error> {
+        let wrong = |text: &str| {
+            let place = device.path().display();
+            Error::new(Step::Spec, format!("the device {place}: {text}"))
+        };
+        let kind = match device.typ() {
+            LinuxDeviceType::B => FileType::BlockDevice,
+            LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
+            LinuxDeviceType::P => FileType::Fifo,
+            LinuxDeviceType::A => return Err(wrong("its type is none of b, c, u and p")),
+        };
+        if !device.path().is_absolute() {
+            return Err(wrong("its path does not begin with a slash"));
+        }
+        let part = |number: i64| u32::try_from(number).map_err(|_| wrong("its number is none"));
+        let number = match kind {
+            FileType::Fifo => 0,
+            _ => makedev(part(device.major())?, part(device.minor())?),
+        };
+        Ok(Node {
+            path: device.path().clone(),
+            kind,
+            mode: device.file_mode().unwrap_or(0o666) & 0o7777,
+            number,
+            owner: (device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
+        })
+    }
+
+    /// The host's device of the same path, to be bound where devices cannot be
+    /// made: in a user namespace.
+    pub fn open_host(&self) -> Result<OwnedFd, Error> {
+        let what = || format!("the host's {}", self.path.display());
+        clone_tree(&self.path, false).at(Step::Devices, what)
+    }
+
+    /// Binds it.
+    pub fn bind(&self, root: InRoot<'_>, device: &OwnedFd) -> Result<(), Error> {
+        let what = || format!("the device {}", self.path.display());
+        let place = root
+            .ensure(&self.path, Kind::File)
+            .at(Step::Devices, what)?;
+        attach(device, place).at(Step::Devices, what)
+    }
+
+    /// Makes it. One of the same kind and number may be there.
+    pub fn make(&self, root: InRoot<'_>) -> Result<(), Error> {
+        let made = root
+            .parent(&self.path)
+            .and_then(|(parent, name)| self.make_in(&parent, name));
+        made.at(Step::Devices, || {
+            format!("the device {}", self.path.display())
+        })
+    }
+
+    /// The same, in its directory.
+    fn make_in(&self, parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+        // Whoever makes containers has no mask.
+        let mode = Mode::from_raw_mode(self.mode);
+        match mknodat(parent, name, self.kind, mode, self.number) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let there = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                if FileType::from_raw_mode(there.st_mode) != self.kind
+                    || (self.kind != FileType::Fifo && there.st_rdev != self.number)
+                {
+                    return Err(Errno::EXIST);
+                }
+                chmodat(parent, name, mode, AtFlags::empty())?;
+            }
+            Err(error) => return Err(error),
+        }
+        if self.owner == (0, 0) {
+            return Ok(());
+        }
+        let (uid, gid) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
+        chownat(
+            parent,
+            name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+    }
+}
+
+/// Makes the devices and links that every container has in its `/dev`.
+/// `bound` are the host's devices where none can be made.
+pub fn fill(root: InRoot<'_>, bound: Option<&[OwnedFd]>) -> Result<(), Error> {
+    let what = || "the container's /dev";
+    let dev = root.ensure(Path::new("/dev"), Kind::Directory);
+    let dev = dev.at(Step::Devices, what)?;
+    match bound {
+        Some(bound) => {
+            for (node, device) in defaults().zip(bound) {
+                node.bind(root, device)?;
+            }
+        }
+        None => {
+            for node in defaults() {
+                let name = node.path.file_name().unwrap_or_default();
+                node.make_in(&dev, name).at(Step::Devices, || {
+                    format!("the device {}", node.path.display())
+                })?;
+            }
+        }
+    }
+    for (path, target) in LINKS {
+        link(&dev, path, target).at(Step::Devices, || format!("the link {path}"))?;
+    }
+    if Path::new("/proc/kcore").exists() {
+        link(&dev, "/dev/core", "/proc/kcore").at(Step::Devices, || "the link /dev/core")?;
+    }
+    Ok(())
+}
+
+/// Makes a link in `/dev`; a directory or other file that is there stays, but
+/// not in the place of the terminals' maker.
+fn link(dev: &OwnedFd, path: &str, target: &str) -> Result<(), Errno> {
+    let name = path.trim_start_matches("/dev/");
+    match symlinkat(target, dev, name) {
+        Err(Errno::EXIST) if name == "ptmx" => {
+            match unlinkat(dev, name, AtFlags::empty()) {
+                // Something is mounted there, on purpose.
+                Err(Errno::BUSY) => return Ok(()),
+                result => result?,
+            }
+            symlinkat(target, dev, name)
+        }
+        Err(Errno::EXIST) => Ok(()),
+        result => result,
+    }
+}
+
+/// The host's null device, to cover files with. It is checked to be that.
+pub fn null() -> Result<OwnedFd, Error> {
+    let what = || "the host's /dev/null";
+    let tree = clone_tree(Path::new("/dev/null"), false).at(Step::Mounts, what)?;
+    let found = rustix::fs::fstat(&tree).at(Step::Mounts, what)?;
+    if found.st_rdev != makedev(1, 3) {
+        let text = format!("{} is no null device", what());
+        return Err(Error::new(Step::Mounts, text));
+    }
+    Ok(tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::LinuxDeviceBuilder;
+
+    use super::*;
+
+    fn device(kind: LinuxDeviceType, path: &str, minor: i64) -> LinuxDevice {
+        LinuxDeviceBuilder::default()
+            .path(path)
+            .typ(kind)
+            .major(10)
+            .minor(minor)
+            .file_mode(0o100640_u32)
+            .uid(3_u32)
+            .build()
+            .unwrap()
+    }
+
+    #[test]
+    fn descriptions_are_understood() {
+        let node = Node::new(&device(LinuxDeviceType::U, "/dev/fuse", 229)).unwrap();
+        assert_eq!(node.kind, FileType::CharacterDevice);
+        assert_eq!((node.mode, node.owner), (0o640, (3, 0)));
+        assert_eq!(node.number, makedev(10, 229));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for (kind, path, minor) in [
+            (LinuxDeviceType::A, "/dev/x", 1),
+            (LinuxDeviceType::C, "dev/x", 1),
+            (LinuxDeviceType::C, "/dev/x", -1),
+        ] {
+            assert!(Node::new(&device(kind, path, minor)).is_err());
+        }
+    }
+}
