@@ -44,6 +44,7 @@ mod namespaces;
 pub mod oci;
 mod plan;
 mod root;
+mod rules;
 mod sys;
 
 pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
@@ -51,3 +52,4 @@ pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::Groups;
 pub use oci_spec::runtime::Spec;
+pub use rules::default_devices;

@@ -363,7 +363,7 @@ fn make_in(
     let (hierarchies, group) = groups::create(&path, &context.log)?;
     let linux = bundle.spec.linux().as_ref();
     if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
-        groups::apply(&group, resources, &context.log)?;
+        groups::apply(&group, &groups::with_devices(resources), &context.log)?;
     }
     let gate = match keeper {
         Keeper::Nobody => Gate::Socket(listen_at(&entry.socket())?),
