@@ -155,11 +155,12 @@ fn a_paused_machine_finds_it_later() {
     assert_eq!(late.status.code(), Some(124), "{late:?}");
     assert!(instance.done(&["show"]).contains("asked to release"));
     instance.done(&["resume"]);
-    wait_for_block(&mut machine, "vda", true, 1);
+    // The first one may come and go between two looks at it.
     eventually(END, "the guest releases it", || {
         !instance.done(&["show"]).contains("asked to release")
     });
-    let command = "echo left-$(cat /sys/block/vd?/serial)";
+    let command = "while ! grep -q disk1 /sys/block/vd?/serial; do sleep 0.1; done; \
+                   echo left-$(cat /sys/block/vd?/serial)";
     type_in(&mut machine, command, "left-disk1");
     drop(machine);
     instance.done(&["stop", "--force"]);

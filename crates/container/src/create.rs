@@ -19,7 +19,8 @@ use crate::plan::Plan;
 use crate::root::Trees;
 use crate::{Error, Groups, Step, hooks, ids, sys};
 
-/// What a container that waits is told by whoever starts it, and says first.
+/// What whoever starts a container that waits says to it, and what it says
+/// first.
 pub(crate) const BEGUN: u8 = b'G';
 /// Longest complaint of a container that was started by another process.
 const COMPLAINT: usize = 4096;
@@ -35,8 +36,8 @@ pub struct Create<'a> {
     pub bundle: &'a Path,
     /// Its root file system.
     pub root: Root<'a>,
-    /// Its control groups; without any it stays in its maker's.
-    pub groups: Option<Groups<'a>>,
+    /// Its control groups.
+    pub groups: Groups,
     /// Its standard streams, unless `process.terminal` is set.
     pub stdio: Stdio,
     /// What it waits for before its program runs.
@@ -131,20 +132,37 @@ impl Created {
     }
 }
 
+/// A mount in no tree yet, and what it covers in the container once all else
+/// is mounted. What the container has not is not covered.
+#[derive(Clone, Copy, Debug)]
+pub struct Cover<'a> {
+    /// The mount, detached.
+    pub mount: BorrowedFd<'a>,
+    /// Where it belongs, seen from inside.
+    pub destination: &'a Path,
+}
+
 /// Makes a container. The calling process must have a single thread.
 pub fn create(create: Create<'_>) -> Result<Created, Error> {
-    let plan = Plan::new(&create)?;
+    create_with(create, &[])
+}
+
+/// Makes a container some of whose files are covered by others, such as those
+/// of `/proc` that show its own limits.
+pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, Error> {
+    let mut plan = Plan::new(&create)?;
+    plan.covers = covers;
     let listens = matches!(create.gate, Gate::Socket(_));
     let init = Init {
         plan: &plan,
-        stdio: create.stdio,
-        gate: create.gate,
+        stdio: &create.stdio,
+        gate: &create.gate,
     };
     let launch = Launch {
         new: plan.namespaces.new & !(CGROUP | TIME),
         user: plan.namespaces.joins(USER).map(AsFd::as_fd),
         pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
-        entry: plan.entry.as_ref(),
+        groups: plan.groups,
     };
     let mut child = launch.start(|channel| init.run(channel))?;
     if let Some(maps) = &plan.maps {
@@ -153,7 +171,7 @@ pub fn create(create: Create<'_>) -> Result<Created, Error> {
     if let Some(process) = plan.process {
         raise(process, child.pid, plan.maps.is_some())?;
     }
-    if plan.opens_outside() {
+    if plan.opens_outside {
         let ids = match &plan.maps {
             Some(_) => Some(ids::of_process(child.pid)?),
             None => None,
@@ -214,7 +232,7 @@ fn run_runtime_hooks(plan: &Plan<'_>, pid: Pid) -> Result<(), Error> {
         version: plan.spec.version(),
         id: plan.id,
         status: "creating",
-        pid: Some(pid.as_raw_nonzero().get()),
+        pid: Some(pid),
         bundle: plan.bundle,
         annotations: plan.spec.annotations().as_ref(),
     };

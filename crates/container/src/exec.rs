@@ -24,18 +24,16 @@ use crate::{Error, Groups, Stdio, Step, sys};
 /// What a program in a container is made from.
 #[derive(Debug)]
 pub struct Exec<'a> {
-    /// The container's name.
-    pub id: &'a str,
     /// The container's init.
     pub target: BorrowedFd<'a>,
+    /// The same, as the host numbers it.
+    pub target_pid: Pid,
     /// What the container is: namespaces, filters.
     pub spec: &'a Spec,
-    /// Its bundle.
-    pub bundle: &'a Path,
     /// The program.
     pub process: &'a Process,
     /// The groups that it is put into.
-    pub groups: Option<Groups<'a>>,
+    pub groups: Groups,
     /// Its standard streams, unless `process.terminal` is set.
     pub stdio: Stdio,
     /// Descriptors 3 and up that the program keeps, at their numbers.
@@ -76,8 +74,6 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
     let kinds = Namespaces::kinds(list.unwrap_or_default());
     let filter = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = filter.map(seccomp::compile).transpose();
-    let entry = exec.groups.map(|groups| groups.group.entry()).transpose();
-    let entry = entry.at(Step::Groups, || "the container's groups")?;
     let user = kinds & USER != 0;
     // Root has rights in all namespaces of others, and needs no go-between.
     let between = user && !rustix::process::geteuid().is_root();
@@ -90,13 +86,12 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
         },
         user,
         filter: filter.at(Step::Filter, || "the filter of system calls")?,
-        entry: entry.as_ref(),
     };
     let launch = Launch {
         new: 0,
         user: between.then_some(exec.target),
         pid: (kinds & PID != 0).then_some(exec.target),
-        entry: entry.as_ref(),
+        groups: &exec.groups,
     };
     if let Some(list) = exec.process.exec_cpu_affinity().as_ref()
         && let Some(first) = list.initial()
@@ -125,7 +120,6 @@ struct Joining<'a> {
     /// The container has a user namespace.
     user: bool,
     filter: Option<seccomp::Program>,
-    entry: Option<&'a croft_isolate::cgroups::Entry>,
 }
 
 impl Joining<'_> {
@@ -140,18 +134,16 @@ impl Joining<'_> {
         let exec = self.exec;
         begin(exec.die_with_parent)?;
         let proc = Proc::open()?;
-        if let Some(entry) = self.entry {
-            entry
-                .enter()
-                .at(Step::Groups, || "entering the control groups")?;
-        }
+        exec.groups
+            .enter()
+            .at(Step::Groups, || "entering the control groups")?;
         let listener = self.filter.as_ref().and_then(seccomp::Program::listener);
         let state = State {
             version: exec.spec.version(),
-            id: exec.id,
+            id: "",
             status: "running",
             pid: listener.and_then(|_| proc.own_id()),
-            bundle: exec.bundle,
+            bundle: Path::new(""),
             annotations: exec.spec.annotations().as_ref(),
         };
         let listener = listener.map(connect).transpose()?;

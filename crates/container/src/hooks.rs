@@ -27,7 +27,7 @@ pub struct State<'a> {
     /// `creating`, `created`, `running` or `stopped`.
     pub status: &'a str,
     /// Its init, while there is one.
-    pub pid: Option<i32>,
+    pub pid: Option<Pid>,
     /// Its bundle.
     pub bundle: &'a Path,
     /// What else its description says.
@@ -44,7 +44,7 @@ impl State<'_> {
             "bundle": self.bundle.to_string_lossy(),
         });
         if let Some(pid) = self.pid {
-            state["pid"] = pid.into();
+            state["pid"] = pid.as_raw_nonzero().get().into();
         }
         if let Some(annotations) = self.annotations
             && !annotations.is_empty()
@@ -186,7 +186,7 @@ mod tests {
             version: "1.2.0",
             id: "c",
             status: "creating",
-            pid: Some(7),
+            pid: Pid::from_raw(7),
             bundle,
             annotations: None,
         }

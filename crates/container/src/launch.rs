@@ -7,15 +7,16 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use croft_isolate::cgroups::Entry;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, pidfd_send_signal, waitid, waitpid,
+};
 
 use crate::channel::{self, Message, receive, send};
 use crate::error::At;
 use crate::namespaces::{PID, USER};
-use crate::{Error, Step, sys};
+use crate::{Error, Groups, Step, sys};
 
 /// A child that is not done yet. Killed and reaped when dropped.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub struct Child {
 }
 
 /// What it is cloned with.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Launch<'a> {
     /// New namespaces.
     pub new: u64,
@@ -36,7 +37,7 @@ pub struct Launch<'a> {
     /// of one process.
     pub user: Option<BorrowedFd<'a>>,
     pub pid: Option<BorrowedFd<'a>>,
-    pub entry: Option<&'a Entry>,
+    pub groups: &'a Groups,
 }
 
 impl Launch<'_> {
@@ -67,13 +68,12 @@ impl Launch<'_> {
         channel: &OwnedFd,
         body: impl FnOnce(&OwnedFd) -> Error,
     ) -> Result<(Pid, OwnedFd), Error> {
-        let group = self.entry.and_then(Entry::clone_into);
+        let group = self.groups.unified.as_ref().map(AsFd::as_fd);
         let made = match sys::clone3(self.new | flags, group) {
             // The group may refuse whom it would take by a write.
             Err(_) if group.is_some() => match sys::clone3(self.new | flags, None) {
                 Ok(None) => {
-                    let entered = self.entry.map_or(Ok(()), Entry::enter_unified);
-                    if let Err(error) = entered {
+                    if let Err(error) = self.groups.enter_unified() {
                         let text = format!("entering the control group: {error}");
                         refuse(channel, Error::new(Step::Groups, text));
                     }
@@ -249,8 +249,8 @@ impl Child {
         self.done = true;
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        match waitpid(Some(self.pid), WaitOptions::empty()) {
-            Ok(Some((_, status))) => match (status.exit_status(), status.terminating_signal()) {
+        match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("exit code {code}"),
                 (_, Some(signal)) => format!("signal {signal}"),
                 _ => "stopped".to_owned(),

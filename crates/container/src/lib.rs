@@ -44,12 +44,13 @@ mod namespaces;
 pub mod oci;
 mod plan;
 mod root;
-mod rules;
 mod sys;
 
-pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
+pub use create::{
+    Cover, Create, Created, Gate, OverlayRoot, Root, Stdio, create, create_with, start_through,
+};
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
-pub use groups::Groups;
+pub use groups::{Groups, View};
 pub use oci_spec::runtime::Spec;
-pub use rules::default_devices;
+pub use root::devices::allowed as allowed_devices;

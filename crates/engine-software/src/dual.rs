@@ -8,13 +8,43 @@ use std::ptr;
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
+/// Bytes of a huge page of x86-64 (SDM volume 3, section 4.5).
+const HUGE: usize = 2 << 20;
 
-/// One memory file, mapped once to write and once to execute.
+/// One memory file, mapped once to write and once to execute, both where huge
+/// pages can begin.
 #[derive(Debug)]
 pub struct DualMapping {
     writable: usize,
     executable: usize,
     size: usize,
+}
+
+/// An address that is reserved for `size` bytes, where a huge page can begin.
+fn reserve(size: usize) -> io::Result<usize> {
+    // SAFETY: a new mapping without access where the kernel likes.
+    let at = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            size + HUGE,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let at = at as usize;
+    let start = at.next_multiple_of(HUGE);
+    for (from, to) in [(at, start), (start + size, at + size + HUGE)] {
+        if from < to {
+            // SAFETY: what was just mapped, and is nobody's.
+            unsafe { libc::munmap(from as *mut libc::c_void, to - from) };
+        }
+    }
+    Ok(start)
 }
 
 impl DualMapping {
@@ -39,19 +69,23 @@ impl DualMapping {
         };
         file.set_len(size as u64)?;
         let map = |protection| {
-            // SAFETY: a new mapping of our own file where the kernel likes.
+            let place = reserve(size)?;
+            // SAFETY: a mapping of our own file over what was reserved for it.
             let at = unsafe {
                 libc::mmap(
-                    ptr::null_mut(),
+                    place as *mut libc::c_void,
                     size,
                     protection,
-                    libc::MAP_SHARED,
+                    libc::MAP_SHARED | libc::MAP_FIXED,
                     file.as_raw_fd(),
                     0,
                 )
             };
             if at == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
+                let error = io::Error::last_os_error();
+                // SAFETY: what was reserved, and is nobody's.
+                unsafe { libc::munmap(place as *mut libc::c_void, size) };
+                return Err(error);
             }
             Ok(at as usize)
         };
@@ -84,6 +118,20 @@ impl DualMapping {
         let at = (self.writable + offset) as *mut u8;
         // SAFETY: inside the writable mapping.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), at, len) };
+    }
+
+    /// The bytes from `from` to `to` have become full, of whatever there was
+    /// room for. Each part that makes a huge page is made one: code that is
+    /// spread over many pages waits for their translations more than for
+    /// anything else. A host that cannot leaves small pages, which serve too.
+    pub fn filled(&self, from: usize, to: usize) {
+        let end = to.min(self.size) / HUGE * HUGE;
+        let start = from / HUGE * HUGE;
+        if start < end {
+            let at = (self.executable + start) as *mut libc::c_void;
+            // SAFETY: inside the mapping; what it contains stays as it is.
+            unsafe { libc::madvise(at, end - start, libc::MADV_COLLAPSE) };
+        }
     }
 
     /// Gives the memory of whole pages from byte `offset` on back to the
@@ -129,5 +177,34 @@ mod tests {
         unsafe { memory.discard(PAGE + 1) };
         assert_eq!([0, PAGE, 2 * PAGE - 1].map(byte), [7; 3]);
         assert_eq!([2 * PAGE, 4 * PAGE - 1].map(byte), [0; 2]);
+    }
+
+    #[test]
+    fn what_is_filled_stays_as_it_is_and_can_be_discarded() {
+        let memory = DualMapping::new(3 * HUGE - PAGE).unwrap();
+        let byte = |offset| {
+            // SAFETY: inside the mapping, which is readable.
+            unsafe { (memory.executable(offset) as *const u8).read_volatile() }
+        };
+        let mut next = 0;
+        while next < 2 * HUGE + 5 * PAGE {
+            let code = [(next / 1000) as u8; 1000];
+            // SAFETY: nothing is executed here.
+            unsafe { memory.write(next, &code) };
+            memory.filled(next, next + code.len());
+            next += code.len();
+        }
+        let all = (0..next).step_by(999);
+        assert!(all.clone().all(|n| byte(n) == (n / 1000) as u8));
+        // SAFETY: as above.
+        unsafe { memory.discard(HUGE / 2) };
+        for n in all {
+            let left = if n < HUGE / 2 { (n / 1000) as u8 } else { 0 };
+            assert_eq!(byte(n), left, "{n}");
+        }
+        // Both mappings are there still.
+        // SAFETY: as above.
+        unsafe { memory.write(HUGE, &[9; 10]) };
+        assert_eq!(byte(HUGE), 9);
     }
 }

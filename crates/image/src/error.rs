@@ -100,6 +100,14 @@ pub enum Error {
         /// What went wrong and what to do.
         why: String,
     },
+    /// A registry did not give what was asked of it.
+    #[error("{what}: {why}")]
+    Registry {
+        /// What was not done.
+        what: String,
+        /// Why not and what to do.
+        why: String,
+    },
     /// Something that was asked for cannot be had.
     #[error("{0}")]
     Unfit(String),

@@ -8,8 +8,8 @@ use std::str::FromStr;
 use crate::forms::copy_sparse;
 use crate::import::decompress_zstd;
 use crate::progress::Progress;
-use crate::store::Image;
-use crate::{DiskFormat, Error, program};
+use crate::store::{Image, Store};
+use crate::{DiskFormat, Error, oci, program};
 
 /// What an image can be exported as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum Form {
     Tar,
     /// The same, compressed by zstd.
     TarZstd,
+    /// Layers and configuration, as an archive of the OCI's layout.
+    Oci,
 }
 
 impl FromStr for Form {
@@ -33,7 +35,8 @@ impl FromStr for Form {
             "qcow2" => Ok(Form::Qcow2),
             "tar" => Ok(Form::Tar),
             "tar.zst" => Ok(Form::TarZstd),
-            _ => Err("give raw, qcow2, tar or tar.zst".to_owned()),
+            "oci" => Ok(Form::Oci),
+            _ => Err("give raw, qcow2, tar, tar.zst or oci".to_owned()),
         }
     }
 }
@@ -46,6 +49,7 @@ impl Form {
             (".qcow2", Form::Qcow2),
             (".raw", Form::Raw),
             (".img", Form::Raw),
+            (".oci.tar", Form::Oci),
             (".tar", Form::Tar),
             (".tar.zst", Form::TarZstd),
         ]
@@ -57,6 +61,7 @@ impl Form {
 /// Writes an image to a file that is not there yet. It is there when it is
 /// complete.
 pub fn export(
+    store: &Store,
     image: &Image,
     target: &Path,
     form: Form,
@@ -80,6 +85,11 @@ pub fn export(
     match form {
         Form::Raw | Form::Qcow2 => disk(image, temporary.path(), form, progress)?,
         Form::Tar | Form::TarZstd => rootfs(image, temporary.path(), form, progress)?,
+        Form::Oci => {
+            let path = temporary.path();
+            let file = File::create(path).map_err(Error::io("make", path))?;
+            oci::export(store, image, BufWriter::new(file), target, progress)?;
+        }
     }
     let file = File::open(temporary.path()).map_err(Error::io("open", temporary.path()))?;
     file.sync_all().map_err(Error::io("write", target))?;
@@ -153,7 +163,11 @@ fn rootfs(
         return Err(Error::Lacks {
             image: image.title(),
             what: "root file system in an archive",
-            remedy: "export it as raw or qcow2",
+            remedy: if image.manifest.application.is_some() {
+                "export it as oci"
+            } else {
+                "export it as raw or qcow2"
+            },
         });
     };
     let mut from = File::open(path).map_err(Error::io("open", path))?;

@@ -129,7 +129,26 @@ pub fn describe(tree: &Tree) -> Manifest {
         .read("etc/os-release")
         .or_else(|| tree.read("usr/lib/os-release"))
         .unwrap_or_default();
-    let text = String::from_utf8_lossy(&text).into_owned();
+    let (os, os_version) = release(&text);
+    Manifest {
+        version: VERSION,
+        os,
+        os_version,
+        arch: "x86_64".to_owned(),
+        created: now(),
+        origin: String::new(),
+        recipe: None,
+        agent: tree.has("usr/lib/croft/croft-agent"),
+        cloud_init: tree.has("usr/bin/cloud-init"),
+        disk: None,
+        rootfs: None,
+        application: None,
+    }
+}
+
+/// `ID` and `VERSION_ID` of os-release(5).
+pub fn release(text: &[u8]) -> (String, String) {
+    let text = String::from_utf8_lossy(text).into_owned();
     let values: HashMap<&str, String> = text
         .lines()
         .filter_map(|line| line.split_once('='))
@@ -141,20 +160,10 @@ pub fn describe(tree: &Tree) -> Manifest {
         .collect();
     let value = |key: &str| values.get(key).cloned().unwrap_or_default();
     let os = Some(value("ID")).filter(|os| !os.is_empty());
-    Manifest {
-        version: VERSION,
-        os: os.unwrap_or_else(|| "unknown".to_owned()),
-        os_version: value("VERSION_ID"),
-        arch: "x86_64".to_owned(),
-        created: now(),
-        origin: String::new(),
-        recipe: None,
-        agent: tree.has("usr/lib/croft/croft-agent"),
-        cloud_init: tree.has("usr/bin/cloud-init"),
-        disk: None,
-        rootfs: None,
-        application: None,
-    }
+    (
+        os.unwrap_or_else(|| "unknown".to_owned()),
+        value("VERSION_ID"),
+    )
 }
 
 /// Of a disk, in which nobody has looked.

@@ -25,13 +25,15 @@ pub mod layer;
 pub mod manifest;
 pub mod media;
 pub mod name;
+pub mod oci;
 mod program;
 pub mod progress;
+pub mod registry;
 pub mod seed;
 pub mod store;
 pub mod tree;
 
-pub use container::ContainerImage;
+pub use container::{ContainerImage, Role};
 pub use digest::Digest;
 pub use error::Error;
 pub use manifest::{DiskFormat, Manifest};

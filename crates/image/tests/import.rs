@@ -60,8 +60,9 @@ impl Fixture {
             format,
             backing: backing.to_vec(),
             name: "web".to_owned(),
+            wanted: None,
         };
-        let committed = import::import(&self.store, &source, &mut Silent)?;
+        let committed = import::import(&self.store, &source, &mut Silent, &mut |_| ())?;
         self.store.verify("web", |_| ())?;
         Ok(committed.image)
     }
@@ -78,7 +79,7 @@ impl Fixture {
     fn contents(&self, image: &Image) -> Vec<u8> {
         let target = self.path("exported.raw");
         let _ = fs::remove_file(&target);
-        export::export(image, &target, Form::Raw, &mut Silent).unwrap();
+        export::export(&self.store, image, &target, Form::Raw, &mut Silent).unwrap();
         fs::read(target).unwrap()
     }
 }
@@ -99,9 +100,15 @@ fn a_raw_disk_goes_in_and_out() {
     let disk = image.manifest.disk.as_ref().unwrap();
     assert_eq!((disk.format, disk.virtual_size), (DiskFormat::Raw, 4 << 20));
     assert_eq!(fixture.contents(&image), fs::read(&raw).unwrap());
-    let again = export::export(&image, &raw, Form::Raw, &mut Silent);
+    let again = export::export(&fixture.store, &image, &raw, Form::Raw, &mut Silent);
     assert!(again.unwrap_err().to_string().contains("exists already"));
-    let tar = export::export(&image, &fixture.path("x.tar"), Form::Tar, &mut Silent);
+    let tar = export::export(
+        &fixture.store,
+        &image,
+        &fixture.path("x.tar"),
+        Form::Tar,
+        &mut Silent,
+    );
     assert!(
         tar.unwrap_err()
             .to_string()
@@ -241,7 +248,7 @@ fn archives_become_images_whatever_compresses_them() {
         assert!(manifest.disk.is_none() && image.machine_disk().is_err());
         let target = fixture.path("out.tar");
         let _ = fs::remove_file(&target);
-        export::export(&image, &target, Form::Tar, &mut Silent).unwrap();
+        export::export(&fixture.store, &image, &target, Form::Tar, &mut Silent).unwrap();
         let list = Command::new("tar")
             .arg("-tf")
             .arg(&target)

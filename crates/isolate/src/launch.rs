@@ -91,7 +91,7 @@ pub struct Child {
     exit: OwnedFd,
     status: Option<Ended>,
     /// Why it is not in its control group, if it should be.
-    pub unlimited: Option<io::Error>,
+    pub unlimited: Option<crate::cgroups::Error>,
 }
 
 /// How a payload ended.

@@ -42,10 +42,10 @@ pub fn run(words: &[String]) -> ExitCode {
         let path = Path::new("croft-test").join(name);
         Group::create(&hierarchies, &path, Controllers::all()).expect("a group")
     });
-    let groups = group.as_ref().map(|group| Groups {
-        group,
-        hierarchies: &hierarchies,
-    });
+    let groups = || match &group {
+        Some(group) => Groups::of(&hierarchies, group).expect("its descriptors"),
+        None => Groups::default(),
+    };
     let code = match whole(&wanted, groups) {
         Ok(code) => code,
         Err(error) => {
@@ -60,7 +60,7 @@ pub fn run(words: &[String]) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn whole(wanted: &Wanted, groups: Option<Groups<'_>>) -> Result<u8, Error> {
+fn whole(wanted: &Wanted, groups: impl Fn() -> Groups) -> Result<u8, Error> {
     let text = fs::read(wanted.bundle.join("config.json")).expect("a description");
     let spec: Spec = serde_json::from_slice(&text).expect("a right description");
     let overlay = wanted.overlay.as_ref().map(|directory| OverlayRoot {
@@ -76,7 +76,7 @@ fn whole(wanted: &Wanted, groups: Option<Groups<'_>>) -> Result<u8, Error> {
         spec: &spec,
         bundle: &wanted.bundle,
         root: overlay.as_ref().map_or(Root::Spec, Root::Overlay),
-        groups,
+        groups: groups(),
         stdio: Stdio::Inherit,
         gate: Gate::Caller,
         preserve_fds: 0,
@@ -90,12 +90,11 @@ fn whole(wanted: &Wanted, groups: Option<Groups<'_>>) -> Result<u8, Error> {
         let text = fs::read(path).expect("a process");
         let process: Process = serde_json::from_slice(&text).expect("a right process");
         let joined = exec(Exec {
-            id: "test",
             target: created.pidfd(),
+            target_pid: created.pid(),
             spec: &spec,
-            bundle: &wanted.bundle,
             process: &process,
-            groups,
+            groups: groups(),
             stdio: Stdio::Inherit,
             preserve_fds: 0,
             die_with_parent: true,

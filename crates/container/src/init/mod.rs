@@ -47,8 +47,8 @@ const UMASK: u32 = 0o022;
 #[derive(Debug)]
 pub struct Init<'a> {
     pub plan: &'a Plan<'a>,
-    pub stdio: Stdio,
-    pub gate: Gate,
+    pub stdio: &'a Stdio,
+    pub gate: &'a Gate,
 }
 
 impl Init<'_> {
@@ -64,11 +64,9 @@ impl Init<'_> {
         let plan = self.plan;
         begin(plan.die_with_parent)?;
         let proc = Proc::open()?;
-        if let Some(entry) = &plan.entry {
-            entry
-                .enter()
-                .at(Step::Groups, || "entering the control groups")?;
-        }
+        plan.groups
+            .enter()
+            .at(Step::Groups, || "entering the control groups")?;
         let listener = plan.filter.as_ref().and_then(seccomp::Program::listener);
         let listener = listener.map(connect).transpose()?;
         plan.namespaces.join()?;
@@ -118,7 +116,7 @@ impl Init<'_> {
             let (Some(process), Some(program)) = (plan.process, &program) else {
                 return Err(Error::new(Step::Spec, "the description has no process"));
             };
-            streams(peer.as_ref(), &self.stdio)?;
+            streams(peer.as_ref(), self.stdio)?;
             let linux = plan.spec.linux().as_ref();
             if let Some(given) = linux.and_then(|linux| linux.memory_policy().as_ref()) {
                 settings::memory_policy(given)?;
@@ -162,7 +160,7 @@ impl Init<'_> {
 
     /// While the maker maps ids, and opens what the container may not.
     fn wait_for_maker(&self, channel: &OwnedFd) -> Result<Option<Trees>, Error> {
-        let outside = self.plan.opens_outside();
+        let outside = self.plan.opens_outside;
         if !outside && self.plan.maps.is_none() {
             return Ok(None);
         }
@@ -215,7 +213,7 @@ impl Init<'_> {
     /// Until the container is started. Who is told from now on is returned, if
     /// that is not the maker.
     fn wait_at_gate(&self, channel: &OwnedFd) -> Result<Option<OwnedFd>, Error> {
-        let Gate::Socket(listener) = &self.gate else {
+        let Gate::Socket(listener) = self.gate else {
             go_on(channel)?;
             return Ok(None);
         };
@@ -224,16 +222,13 @@ impl Init<'_> {
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 result => result.at(Step::Init, || "waiting to be started")?,
             };
-            // Who says nothing has only asked whether it waits.
-            let mut asked = [0];
-            let started = loop {
-                match rustix::io::read(&connection, &mut asked) {
-                    Err(Errno::INTR) => {}
-                    result => break result == Ok(1) && asked == [BEGUN],
-                }
-            };
-            // Who is gone by now has not started it.
-            if started && rustix::net::send(&connection, &[BEGUN], SendFlags::NOSIGNAL).is_ok() {
+            // Who says nothing only asks whether it waits, and who is gone by
+            // now has not started it.
+            let mut byte = [0; 1];
+            if !matches!(rustix::io::read(&connection, &mut byte), Ok(1)) {
+                continue;
+            }
+            if rustix::net::send(&connection, &[BEGUN], SendFlags::NOSIGNAL).is_ok() {
                 return Ok(Some(connection));
             }
         }

@@ -180,7 +180,7 @@ pub fn filter(
             let text = serde_json::json!({
                 "ociVersion": state.version,
                 "fds": ["seccompFd"],
-                "pid": state.pid,
+                "pid": state.pid.map(|pid| pid.as_raw_nonzero().get()),
                 "metadata": asked.metadata,
                 "state": state.to_json(),
             });

@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 };
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use crate::error::At;
 use crate::namespaces::{NETWORK, TIME, USER};
@@ -48,9 +49,9 @@ impl Proc {
     }
 
     /// This process, as the host numbers it.
-    pub fn own_id(&self) -> Option<i32> {
+    pub fn own_id(&self) -> Option<Pid> {
         let target = rustix::fs::readlinkat(&self.0, c"self", Vec::new()).ok()?;
-        target.to_str().ok()?.parse().ok()
+        Pid::from_raw(target.to_str().ok()?.parse().ok()?)
     }
 }
 

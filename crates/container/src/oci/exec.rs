@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use croft_isolate::cgroups::{Group, Hierarchies};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, Spec, User};
+use rustix::process::Pid;
 
 use super::Context;
 use super::args::Exec;
@@ -33,21 +34,16 @@ pub fn exec(context: &Context, options: &Exec) -> Result<u8, Error> {
         .open()
         .map_err(|error| Error::system("open the container's init", error))?
         .ok_or_else(gone)?;
+    let target_pid = Pid::from_raw(init.pid).ok_or_else(gone)?;
     let spec = entry.spec()?;
     let process = process(options, &spec)?;
     check_console(&process, options)?;
-    let hierarchies = Hierarchies::find()?;
-    let group = group(options, &record, &hierarchies)?;
     let mut joined = crate::exec(crate::Exec {
-        id: &options.id,
         target: target.as_fd(),
+        target_pid,
         spec: &spec,
-        bundle: &record.bundle,
         process: &process,
-        groups: group.as_ref().map(|group| Groups {
-            group,
-            hierarchies: &hierarchies,
-        }),
+        groups: enter(options, &record)?,
         stdio: Stdio::Inherit,
         preserve_fds,
         die_with_parent: false,
@@ -66,29 +62,23 @@ pub fn exec(context: &Context, options: &Exec) -> Result<u8, Error> {
 }
 
 /// The container's group, or one below it.
-fn group(
-    options: &Exec,
-    record: &Record,
-    hierarchies: &Hierarchies,
-) -> Result<Option<Group>, Error> {
+fn enter(options: &Exec, record: &Record) -> Result<Groups, Error> {
     let Some(path) = &record.groups else {
-        return Ok(None);
+        return Ok(Groups::default());
     };
+    let hierarchies = Hierarchies::find()?;
     let path = match &options.cgroup {
         Some(below) => path.join(below.trim_start_matches('/')),
         None => path.clone(),
     };
-    let group = Group::open(hierarchies, &path)?;
-    if !group.is_nowhere() {
-        return Ok(Some(group));
-    }
-    match &options.cgroup {
-        None => Ok(None),
-        Some(_) => Err(Error::Content {
+    let group = Group::open(&hierarchies, &path)?;
+    if group.is_nowhere() && options.cgroup.is_some() {
+        return Err(Error::Content {
             path,
             why: "there is no such control group".to_owned(),
-        }),
+        });
     }
+    Ok(Groups::of(&hierarchies, &group)?)
 }
 
 /// What is to run: a whole process from a file, or the container's own with

@@ -34,18 +34,6 @@ pub fn create(path: &Path, log: &Log) -> Result<(Hierarchies, Group), Error> {
     Ok((hierarchies, group))
 }
 
-/// A container's limits, with the devices that it has in any case behind those
-/// that it is denied.
-pub fn with_devices(resources: &LinuxResources) -> LinuxResources {
-    let mut resources = resources.clone();
-    if let Some(rules) = resources.devices_mut()
-        && !rules.is_empty()
-    {
-        rules.extend(crate::default_devices());
-    }
-    resources
-}
-
 /// Sets limits.
 ///
 /// # Errors

@@ -1,12 +1,14 @@
 //! From `create` to `delete`.
 
 use std::path::Path;
+use std::slice;
 
-use oci_spec::runtime::{Hook, Spec};
+use oci_spec::runtime::{Hook, LinuxResources, Spec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
+use rustix::process::Pid;
 
 use croft_isolate::cgroups::Group;
 
@@ -237,7 +239,7 @@ fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), Error
         && let Some(all) = spec.hooks()
         && let Some(hooks) = all.poststop()
     {
-        run_all(log, hooks, &state(record, &spec, Status::Stopped));
+        run_all(log, hooks, &state(record, &spec, Status::Stopped, None));
     }
     Ok(())
 }
@@ -246,26 +248,31 @@ fn poststart(log: &Log, record: &Record, spec: &Spec) {
     if let Some(all) = spec.hooks()
         && let Some(hooks) = all.poststart()
     {
-        run_all(log, hooks, &state(record, spec, Status::Running));
+        let pid = record.init.and_then(|init| Pid::from_raw(init.pid));
+        run_all(log, hooks, &state(record, spec, Status::Running, pid));
     }
 }
 
 /// Hooks whose failure changes nothing any more.
 fn run_all(log: &Log, hooks: &[Hook], state: &hooks::State<'_>) {
-    for error in hooks::run_all(hooks, *state) {
-        log.warn(&error.to_string());
+    for hook in hooks {
+        if let Err(error) = hooks::run(slice::from_ref(hook), *state) {
+            log.warn(&error.to_string());
+        }
     }
 }
 
-fn state<'a>(record: &'a Record, spec: &'a Spec, status: Status) -> hooks::State<'a> {
+fn state<'a>(
+    record: &'a Record,
+    spec: &'a Spec,
+    status: Status,
+    pid: Option<Pid>,
+) -> hooks::State<'a> {
     hooks::State {
         version: spec.version(),
         id: &record.id,
         status: status.word(),
-        pid: record
-            .init
-            .filter(|_| status.is_alive())
-            .map(|init| init.pid),
+        pid,
         bundle: &record.bundle,
         annotations: record.annotations.as_ref(),
     }
@@ -363,7 +370,7 @@ fn make_in(
     let (hierarchies, group) = groups::create(&path, &context.log)?;
     let linux = bundle.spec.linux().as_ref();
     if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
-        groups::apply(&group, &groups::with_devices(resources), &context.log)?;
+        groups::apply(&group, &with_devices(resources), &context.log)?;
     }
     let gate = match keeper {
         Keeper::Nobody => Gate::Socket(listen_at(&entry.socket())?),
@@ -374,10 +381,7 @@ fn make_in(
         spec: &bundle.spec,
         bundle: &bundle.path,
         root: Root::Spec,
-        groups: (!group.is_nowhere()).then_some(Groups {
-            group: &group,
-            hierarchies: &hierarchies,
-        }),
+        groups: Groups::of(&hierarchies, &group)?,
         stdio: Stdio::Inherit,
         gate,
         preserve_fds,
@@ -406,6 +410,15 @@ fn make_in(
             Err(error)
         }
     }
+}
+
+/// The devices that every container has are its own whatever its rules say.
+fn with_devices(resources: &LinuxResources) -> LinuxResources {
+    let mut resources = resources.clone();
+    if let Some(rules) = resources.devices_mut() {
+        rules.extend(crate::allowed_devices());
+    }
+    resources
 }
 
 /// A terminal needs somebody who takes its other end, and the other way round.

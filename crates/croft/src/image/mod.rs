@@ -5,6 +5,7 @@
 
 mod bar;
 mod describe;
+mod registry;
 mod users;
 
 use std::path::Path;
@@ -67,10 +68,17 @@ fn execute(command: ImageCommand) -> Result<Exit, Fault> {
     match command {
         ImageCommand::Build(options) => build(&store, options),
         ImageCommand::Import(options) => import(&store, options),
+        ImageCommand::Pull(options) => registry::pull(&store, &directories, &options),
+        ImageCommand::Login(options) => registry::log_in(&directories, &options),
+        ImageCommand::Logout { registry } => registry::log_out(&directories, &registry),
         ImageCommand::List(options) => describe::list(&store, options.output),
         ImageCommand::Show(options) => describe::show(&store, &options.image, options.output),
         ImageCommand::Rename { image, name } => {
             store.rename(&image, &name)?;
+            Ok(Exit::PowerOff)
+        }
+        ImageCommand::Tag { image, name } => {
+            store.tag(&image, &name)?;
             Ok(Exit::PowerOff)
         }
         ImageCommand::Delete { images } => delete(&store, &directories.instances(), &images),
@@ -123,10 +131,14 @@ fn build_recipe(store: &Store, recipe: &Recipe) -> Result<Committed, croft_image
         warnings.push(text.to_owned());
     });
     bar.finish();
+    warn(warnings);
+    built
+}
+
+fn warn(warnings: Vec<String>) {
     for warning in warnings {
         say::line(&format!("croft: warning: {warning}"));
     }
-    built
 }
 
 fn import(store: &Store, options: ImportOptions) -> Result<Exit, Fault> {
@@ -135,10 +147,15 @@ fn import(store: &Store, options: ImportOptions) -> Result<Exit, Fault> {
         format: options.format,
         backing: options.backing,
         name: options.name,
+        wanted: options.wanted,
     };
     let mut bar = Bar::new();
-    let imported = import::import(store, &source, &mut bar);
+    let mut warnings = Vec::new();
+    let imported = import::import(store, &source, &mut bar, &mut |text| {
+        warnings.push(text.to_owned());
+    });
     bar.finish();
+    warn(warnings);
     Ok(committed(&imported?))
 }
 
@@ -180,10 +197,10 @@ fn export(store: &Store, options: &ExportOptions) -> Result<Exit, Fault> {
     let form = options
         .format
         .or_else(|| Form::of(&options.file))
-        .ok_or_else(|| usage("say what to export as: --format raw, qcow2, tar or tar.zst"))?;
+        .ok_or_else(|| usage("say what to export as: --format raw, qcow2, tar, tar.zst or oci"))?;
     let image = store.resolve(&options.image)?;
     let mut bar = Bar::new();
-    let exported = export::export(&image, &options.file, form, &mut bar);
+    let exported = export::export(store, &image, &options.file, form, &mut bar);
     bar.finish();
     exported?;
     Ok(Exit::PowerOff)

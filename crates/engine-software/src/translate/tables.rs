@@ -29,15 +29,15 @@ use crate::tlb::AccessMode;
 /// Entries of `read` and `write`, a power of two.
 pub const PAGES: usize = 1024;
 /// Entries of `jumps`, a power of two.
-pub const JUMPS: usize = 4096;
+pub const JUMPS: usize = 16384;
 /// log2 of the size of an entry of `read` and `write`.
 pub const PAGE_SHIFT: u32 = 4;
 /// Entries of the journal.
 pub const JOURNAL: usize = 2048;
 /// Multiplier of the hash over `jumps`.
 pub const JUMP_HASH: u32 = 0x9E37_79B1;
-/// Shift of its product: the 12 top bits, times 32.
-pub const JUMP_SHIFT: u32 = 15;
+/// Shift of its product: the 14 top bits, times 32.
+pub const JUMP_SHIFT: u32 = 13;
 
 /// An entry of `read` or `write`.
 #[derive(Clone, Copy)]
@@ -88,11 +88,11 @@ pub struct Tables {
     pub modes: [Mode; 3],
     /// Some supervisor jump leads through a mapping that is not global.
     pub local_jumps: bool,
-    /// Pages with jumps, hashed.
-    pub jump_pages: [u64; JUMP_PAGES / 64],
+    /// Pages that jumps of each mode lead to, hashed.
+    pub jump_pages: [[u64; JUMP_PAGES / 64]; 3],
 }
 
-/// Bits that say which pages have jumps, a power of two.
+/// Bits that say which pages jumps of a mode lead to, a power of two.
 const JUMP_PAGES: usize = 1 << 15;
 
 /// A tag that no access to entry `index` matches: it belongs to another.
@@ -119,7 +119,10 @@ impl Mode {
 
     fn clear_jumps(&mut self) {
         for (n, entry) in self.jumps.iter_mut().enumerate() {
-            entry.tag = empty_jump(n);
+            // What was never used has no memory, and gets none.
+            if entry.tag != empty_jump(n) {
+                entry.tag = empty_jump(n);
+            }
         }
     }
 
@@ -180,7 +183,7 @@ impl Tables {
             mode.clear_jumps();
         }
         self.local_jumps = false;
-        self.jump_pages = [0; JUMP_PAGES / 64];
+        self.jump_pages = [[0; JUMP_PAGES / 64]; 3];
     }
 
     /// The address space has changed to number `space`.
@@ -230,12 +233,11 @@ impl Tables {
             }
         }
         let (word, bit) = page_bit(page);
-        if self.jump_pages[word] & bit != 0 {
-            // Those that are left are not made anew: a guest that maps and
-            // unmaps much would do little else.
-            let pages = &mut self.jump_pages;
-            *pages = [0; JUMP_PAGES / 64];
-            for mode in &mut self.modes {
+        for (mode, pages) in self.modes.iter_mut().zip(&mut self.jump_pages) {
+            if pages[word] & bit != 0 {
+                // Those that are left are not made anew: a guest that maps and
+                // unmaps much would do little else.
+                *pages = [0; JUMP_PAGES / 64];
                 mode.forget_jumps(page, |left| {
                     let (word, bit) = page_bit(left);
                     pages[word] |= bit;
@@ -269,7 +271,7 @@ impl Tables {
     pub fn add_jump(&mut self, mode: AccessMode, linear: u64, code: u64, global: bool) {
         self.local_jumps |= mode != AccessMode::User && !global;
         let (word, bit) = page_bit(linear);
-        self.jump_pages[word] |= bit;
+        self.jump_pages[mode as usize][word] |= bit;
         if let Some(tables) = self.modes.get_mut(mode as usize) {
             let n = jump_index(linear);
             let other = n ^ 1;

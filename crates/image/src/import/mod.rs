@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use probe::{Compression, Format};
 
+use crate::oci::manifest::Wanted;
+use crate::oci::{self, Place};
 use crate::progress::Progress;
 use crate::store::{Committed, Staging, Store};
 use crate::tree::{Limits, Tree};
@@ -30,6 +32,8 @@ pub struct Source {
     pub backing: Vec<PathBuf>,
     /// The name that the image gets.
     pub name: String,
+    /// Which image is meant of an archive or layout with several.
+    pub wanted: Option<String>,
 }
 
 /// Imports a file as an image.
@@ -37,6 +41,7 @@ pub fn import(
     store: &Store,
     source: &Source,
     progress: &mut dyn Progress,
+    warn: &mut dyn FnMut(&str),
 ) -> Result<Committed, Error> {
     crate::name::check(&source.name)?;
     let path = &source.path;
@@ -47,7 +52,12 @@ pub fn import(
     };
     let about = file.metadata().map_err(Error::io("look at", path))?;
     if about.is_dir() {
-        return Err(refused("it is a directory; make a tar archive of it"));
+        let place = Place::directory(path)?.ok_or_else(|| {
+            refused(
+                "it is a directory without oci-layout; of a root file system make a tar archive",
+            )
+        })?;
+        return application(store, store.stage()?, source, place, progress, warn);
     }
     let format = match source.format {
         Some(format) => format,
@@ -61,6 +71,18 @@ pub fn import(
             })?,
     };
     let staging = store.stage()?;
+    if let Format::Tar(compression) = format
+        && is_archive(path, compression)?
+    {
+        progress.phase("reading the archive");
+        let place = Place::archive(path, file, compression, &staging, &mut |done| {
+            progress.bytes(done, 0);
+        })?;
+        return application(store, staging, source, place, progress, warn);
+    }
+    if source.wanted.is_some() {
+        return Err(refused("there is only one image in it; leave out --ref"));
+    }
     let mut manifest = match format {
         Format::Tar(compression) => {
             if !source.backing.is_empty() {
@@ -77,10 +99,53 @@ pub fn import(
             progress,
         )?),
     };
+    manifest.origin = origin(path);
+    staging.commit(&manifest, &source.name)
+}
+
+fn origin(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
-    manifest.origin = format!("imported from {name}");
-    staging.commit(&manifest, &source.name)
+    format!("imported from {name}")
+}
+
+/// Imports an image of the OCI's, or one of `docker save`.
+fn application(
+    store: &Store,
+    staging: Staging,
+    source: &Source,
+    mut place: Place,
+    progress: &mut dyn Progress,
+    warn: &mut dyn FnMut(&str),
+) -> Result<Committed, Error> {
+    if !source.backing.is_empty() {
+        return Err(Error::Refused {
+            path: source.path.clone(),
+            why: "it is no qcow2 file; leave out --backing".to_owned(),
+        });
+    }
+    let wanted = Wanted {
+        name: source.wanted.as_deref(),
+    };
+    let application = oci::take(store, &staging, &mut place, &wanted, progress)?;
+    let origin = origin(&source.path);
+    oci::commit(
+        store,
+        staging,
+        application,
+        origin,
+        &source.name,
+        progress,
+        warn,
+    )
+}
+
+/// Whether an archive is one of an image.
+fn is_archive(path: &Path, compression: Compression) -> Result<bool, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = BufReader::with_capacity(1 << 16, file);
+    let reader = decoder(file, compression).map_err(Error::io("read", path))?;
+    Ok(oci::is_archive(reader))
 }
 
 /// Imports an archive: a disk comes of it if it has a kernel.

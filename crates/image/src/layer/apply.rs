@@ -76,7 +76,7 @@ pub fn apply(
     };
     work.directories
         .insert(PathBuf::new(), Directory::default());
-    while let Some(mut member) = reader.next()? {
+    while let Some(mut member) = reader.next_member()? {
         work.member(&mut member, &mut reader)
             .map_err(|fault| named(&member.path, fault))?;
     }

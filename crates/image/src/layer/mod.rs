@@ -32,6 +32,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use apply::Left;
+pub use reader::{Member, Reader};
 pub use stack::{Found, Stack};
 
 use crate::digest::Hasher;

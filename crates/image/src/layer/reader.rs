@@ -73,15 +73,14 @@ impl<R: Read> Reader<R> {
 
     /// The next member; none at the archive's end. What was not read of the
     /// last one is skipped.
-    pub fn next(&mut self) -> Result<Option<Member>, Fault> {
+    pub fn next_member(&mut self) -> Result<Option<Member>, Fault> {
         let mut extended = Extended::default();
         for _ in 0..HEADERS {
             let Some(header) = self.header()? else {
                 return Ok(None);
             };
-            let stated = header
-                .entry_size()
-                .map_err(|_| "a length in it is no number")?;
+            let stated = field(header.entry_size(), &header.as_old().size)
+                .ok_or("a length in it is no number")?;
             self.expect(stated)?;
             match header.entry_type() {
                 EntryType::XHeader => extended.pax(self.by_ref())?,
@@ -130,8 +129,9 @@ impl<R: Read> Reader<R> {
         };
         let text = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
         let link = header.link_name_bytes().filter(|link| !link.is_empty());
-        let number = |own: io::Result<u64>, extended: Option<u64>| {
-            let number = extended.or(own.ok());
+        let old = header.as_old();
+        let number = |own: io::Result<u64>, raw: &[u8], extended: Option<u64>| {
+            let number = extended.or(field(own, raw));
             number.and_then(|number| u32::try_from(number).ok())
         };
         let device = |own: io::Result<Option<u32>>| own.ok().flatten().unwrap_or(0);
@@ -146,9 +146,13 @@ impl<R: Read> Reader<R> {
                 .or(extended.path)
                 .unwrap_or_else(|| text(&header.path_bytes())),
             link: extended.link.or(link.map(|link| text(&link))),
-            mode: header.mode().map_err(|_| "a mode in it is no number")? & 0o7777,
-            uid: number(header.uid(), extended.uid).ok_or("an owner is no number of 32 bits")?,
-            gid: number(header.gid(), extended.gid).ok_or("a group is no number of 32 bits")?,
+            mode: number(header.mode().map(u64::from), &old.mode, None)
+                .ok_or("a mode in it is no number")?
+                & 0o7777,
+            uid: number(header.uid(), &old.uid, extended.uid)
+                .ok_or("an owner is no number of 32 bits")?,
+            gid: number(header.gid(), &old.gid, extended.gid)
+                .ok_or("a group is no number of 32 bits")?,
             mtime: extended.mtime.unwrap_or((mtime.unwrap_or(0), 0)),
             device: (device(header.device_major()), device(header.device_minor())),
             extended: extended.attributes,
@@ -274,6 +278,13 @@ impl<R: Read> Read for Reader<R> {
         self.left = self.left.saturating_sub(count as u64);
         Ok(count)
     }
+}
+
+/// A number of a header; one that was left blank is zero, as other programs
+/// have it.
+fn field(own: io::Result<u64>, raw: &[u8]) -> Option<u64> {
+    let blank = raw.iter().all(|byte| matches!(byte, 0 | b' '));
+    own.ok().or(blank.then_some(0))
 }
 
 fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>, Fault> {

@@ -85,10 +85,12 @@ impl Index {
 
     /// The image that has a name, or whose id is or begins with it.
     pub fn find(&self, reference: &str) -> Result<Digest, Error> {
-        let named = |(id, names): (&Digest, &Vec<String>)| {
-            names.iter().any(|name| name == reference).then_some(*id)
+        let named = |wanted: &str| {
+            let has = |names: &Vec<String>| names.iter().any(|name| name == wanted);
+            let mut images = self.images.iter();
+            images.find_map(|(id, names)| has(names).then_some(*id))
         };
-        if let Some(id) = self.images.iter().find_map(named) {
+        if let Some(id) = named(reference) {
             return Ok(id);
         }
         let mut fitting: Vec<&Digest> = Vec::new();
@@ -101,7 +103,10 @@ impl Index {
         }
         match fitting.as_slice() {
             [id] => Ok(**id),
-            [] => Err(self.not_found(reference)),
+            // What is a registry's, by what people call it.
+            [] => name::whole(reference)
+                .and_then(|whole| named(&whole))
+                .ok_or_else(|| self.not_found(reference)),
             many => Err(Error::Ambiguous {
                 reference: reference.to_owned(),
                 count: many.len(),
@@ -157,7 +162,30 @@ impl Index {
                 name: to.to_owned(),
             });
         }
-        self.take_name(from);
+        self.take_name(&self.called(from));
+        self.images.entry(id).or_default().push(to.to_owned());
+        Ok(id)
+    }
+
+    /// The name by which a reference calls an image: itself, or a registry's
+    /// whole name.
+    fn called(&self, reference: &str) -> String {
+        let has = |wanted: &str| self.images.values().flatten().any(|name| name == wanted);
+        match name::whole(reference) {
+            Some(whole) if !has(reference) && has(&whole) => whole,
+            _ => reference.to_owned(),
+        }
+    }
+
+    /// Gives the image that `from` refers to one more name.
+    pub fn tag(&mut self, from: &str, to: &str) -> Result<Digest, Error> {
+        name::check(to)?;
+        let id = self.find(from)?;
+        if self.images.values().flatten().any(|name| name == to) {
+            return Err(Error::Exists {
+                name: to.to_owned(),
+            });
+        }
         self.images.entry(id).or_default().push(to.to_owned());
         Ok(id)
     }
@@ -165,9 +193,10 @@ impl Index {
     /// Takes a name from an image that has others too; otherwise, and where
     /// `reference` is an id, removes the image. Whether it did.
     pub fn remove(&mut self, reference: &str, id: &Digest) -> bool {
+        let reference = self.called(reference);
         if let Some(names) = self.images.get_mut(id)
             && names.len() > 1
-            && let Some(place) = names.iter().position(|name| name == reference)
+            && let Some(place) = names.iter().position(|name| *name == reference)
         {
             names.remove(place);
             return false;

@@ -81,58 +81,80 @@ impl Store {
         warn: &mut dyn FnMut(&str),
     ) -> Result<ContainerImage, Error> {
         let (role, config) = self.use_of(image)?;
+        let title = image.title();
         let owners = Owners::here();
-        let mut lowers: Vec<PathBuf> = Vec::new();
-        let mut left = Left::default();
-        let mut staging = None;
-        let layers = chain(&image.manifest);
-        let count = layers.len();
-        for (number, (id, source)) in layers.iter().enumerate() {
-            let place = self.layout.layers().join(owners.named(id));
-            if !place.join(TREE).is_dir() {
-                let staging = match &staging {
-                    Some(staging) => staging,
-                    None => staging.insert(self.stage()?),
-                };
-                progress.phase(&format!(
-                    "unpacking layer {} of {count}",
-                    number.saturating_add(1)
-                ));
-                let work = Work {
-                    layout: &self.layout,
-                    staging,
-                    owners: &owners,
-                    image,
-                };
-                let what = work.unpack(source, &place, &lowers, progress)?;
-                left.devices = left.devices.saturating_add(what.devices);
-                left.attributes = left.attributes.saturating_add(what.attributes);
+        let lowers = match self.unpacked(&image.manifest, &owners) {
+            Some(lowers) => lowers,
+            None => {
+                let staging = self.stage()?;
+                let made = self.unpack(&staging, &image.manifest, &title, progress, warn)?;
+                made.0
             }
-            lowers.push(place.join(TREE));
-        }
-        if left != Left::default() {
-            warn(&format!(
-                "image {}: {} devices and {} extended attributes of its files were left out, \
-                 which only root can make",
-                image.title(),
-                left.devices,
-                left.attributes
-            ));
-        }
-        if staging.is_some() && owners == Owners::Flat {
-            warn(&format!(
-                "image {}: all its files belong to this user, who has no subordinate ids; as \
-                 root, once: apt-get install uidmap && usermod --add-subuids 100000-165535 \
-                 --add-subgids 100000-165535 USER",
-                image.title()
-            ));
-        }
+        };
         Ok(ContainerImage {
             role,
             lowers,
             owners,
             config,
         })
+    }
+
+    /// The trees of an image, if all are there.
+    fn unpacked(&self, manifest: &Manifest, owners: &Owners) -> Option<Vec<PathBuf>> {
+        let place = |id: &Digest| self.layout.layers().join(owners.named(id)).join(TREE);
+        let trees: Vec<PathBuf> = chain(manifest).iter().map(|(id, _)| place(id)).collect();
+        trees.iter().all(|tree| tree.is_dir()).then_some(trees)
+    }
+
+    /// Unpacks the layers of an image that are not there, and has the trees of
+    /// all, the lowest first. `title` is what messages call it.
+    pub(crate) fn unpack(
+        &self,
+        staging: &Staging,
+        manifest: &Manifest,
+        title: &str,
+        progress: &mut dyn Progress,
+        warn: &mut dyn FnMut(&str),
+    ) -> Result<(Vec<PathBuf>, Owners), Error> {
+        let owners = Owners::here();
+        let mut lowers: Vec<PathBuf> = Vec::new();
+        let mut left = Left::default();
+        let mut any = false;
+        let layers = chain(manifest);
+        let count = layers.len();
+        let work = Work {
+            layout: &self.layout,
+            staging,
+            owners: &owners,
+            title,
+        };
+        for (number, (id, source)) in layers.iter().enumerate() {
+            let place = self.layout.layers().join(owners.named(id));
+            if !place.join(TREE).is_dir() {
+                let number = number.saturating_add(1);
+                progress.phase(&format!("unpacking layer {number} of {count}"));
+                let what = work.unpack(source, &place, &lowers, progress)?;
+                left.devices = left.devices.saturating_add(what.devices);
+                left.attributes = left.attributes.saturating_add(what.attributes);
+                any = true;
+            }
+            lowers.push(place.join(TREE));
+        }
+        if left != Left::default() {
+            warn(&format!(
+                "image {title}: {} devices and {} extended attributes of its files were left \
+                 out, which only root can make",
+                left.devices, left.attributes
+            ));
+        }
+        if any && owners == Owners::Flat {
+            warn(&format!(
+                "image {title}: all its files belong to this user, who has no subordinate ids; \
+                 as root, once: apt-get install uidmap && usermod --add-subuids 100000-165535 \
+                 --add-subgids 100000-165535 USER"
+            ));
+        }
+        Ok((lowers, owners))
     }
 
     /// What is to be run in a container of an image, and how; nothing is
@@ -171,7 +193,7 @@ struct Work<'a> {
     layout: &'a Layout,
     staging: &'a Staging,
     owners: &'a Owners,
-    image: &'a Image,
+    title: &'a str,
 }
 
 impl Work<'_> {
@@ -200,7 +222,7 @@ impl Work<'_> {
             unpack_here(&blob, source, &tree, lowers, self.owners, &mut tell).map_err(|error| {
                 match error {
                     Error::Refused { why, .. } => Error::Damaged {
-                        image: self.image.title(),
+                        image: self.title.to_owned(),
                         why: format!("a layer of it ('{}') is refused: {why}", blob.display()),
                     },
                     other => other,

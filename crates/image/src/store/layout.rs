@@ -3,6 +3,7 @@
 //! ```text
 //! images/
 //!   blobs/HEX       contents by their SHA-256; manifests are blobs too
+//!   partial/HEX     blobs on their way from a registry; a week long
 //!   layers/ID/      layers unpacked: tree/, and about.json
 //!   index.json      ids of the images, with their names
 //!   staging/        what is being made; nothing in it outlives its maker
@@ -41,6 +42,11 @@ impl Layout {
     /// A blob.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
         self.blobs().join(digest.to_string())
+    }
+
+    /// The directory of the blobs that are on their way.
+    pub fn partial(&self) -> PathBuf {
+        self.root.join("partial")
     }
 
     /// The directory of the layers that are unpacked.

@@ -23,6 +23,7 @@ mod tests;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use index::Index;
 use layout::Layout;
@@ -105,7 +106,13 @@ impl Store {
     /// removes what crashes left in it.
     pub fn open(root: &Path) -> Result<Store, Error> {
         let layout = Layout::new(root);
-        for directory in [layout.blobs(), layout.layers(), layout.staging()] {
+        let directories = [
+            layout.blobs(),
+            layout.layers(),
+            layout.partial(),
+            layout.staging(),
+        ];
+        for directory in directories {
             durable::make_directory(&directory)?;
         }
         // An index of another version must not be swept by.
@@ -150,6 +157,34 @@ impl Store {
         Ok(images)
     }
 
+    /// Whether a blob is there already.
+    pub fn has_blob(&self, digest: &Digest, length: u64) -> bool {
+        fs::metadata(self.layout.blob(digest)).is_ok_and(|about| about.len() == length)
+    }
+
+    /// Where a blob is.
+    pub fn blob(&self, digest: &Digest) -> PathBuf {
+        self.layout.blob(digest)
+    }
+
+    /// Where a blob is that is on its way.
+    pub(crate) fn partial(&self, digest: &Digest) -> PathBuf {
+        self.layout.partial().join(digest.to_string())
+    }
+
+    /// The contents of a small blob, looked at whether they are still the same.
+    pub(crate) fn read_small(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        let path = self.layout.blob(digest);
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        if Digest::of(&bytes) == *digest {
+            return Ok(bytes);
+        }
+        Err(Error::Damaged {
+            image: digest.short(),
+            why: format!("'{}' was changed", path.display()),
+        })
+    }
+
     /// Begins a new image.
     pub fn stage(&self) -> Result<Staging, Error> {
         Staging::new(&self.layout)
@@ -166,6 +201,15 @@ impl Store {
         let _lock = Lock::exclusive(&self.layout.index_lock())?;
         let mut index = Index::read(&self.layout)?;
         let id = index.rename(from, to)?;
+        index.write(&self.layout)?;
+        load(&self.layout, id, index.names(&id).unwrap_or_default())
+    }
+
+    /// Gives an image one more name.
+    pub fn tag(&self, from: &str, to: &str) -> Result<Image, Error> {
+        let _lock = Lock::exclusive(&self.layout.index_lock())?;
+        let mut index = Index::read(&self.layout)?;
+        let id = index.tag(from, to)?;
         index.write(&self.layout)?;
         load(&self.layout, id, index.names(&id).unwrap_or_default())
     }
@@ -216,6 +260,7 @@ impl Store {
         }
         drop(lock);
         sweep::sweep(&self.layout)?;
+        sweep::partial(&self.layout, Duration::ZERO)?;
         Ok(unused)
     }
 

@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,11 @@ use super::index::Index;
 use super::layout::Layout;
 use super::lock::Lock;
 use super::{Image, load};
+use crate::digest::Hasher;
 use crate::{Digest, Error, Manifest, name};
+
+/// Bytes that are copied at a time.
+const CHUNK: usize = 1 << 18;
 
 /// A directory in which an image is made, and the blobs that it will have. As
 /// long as it is there nobody sweeps the store.
@@ -73,13 +78,69 @@ impl Staging {
     pub fn adopt(&self, path: &Path) -> Result<(Digest, u64), Error> {
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let (digest, length) = Digest::of_file(&mut file).map_err(Error::io("read", path))?;
+        self.place(path, &digest)?;
+        Ok((digest, length))
+    }
+
+    /// Makes bytes a blob.
+    pub fn write(&self, bytes: &[u8]) -> Result<Digest, Error> {
+        let path = self.path("small");
+        fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+        Ok(self.adopt(&path)?.0)
+    }
+
+    /// Makes what is read a blob, if it has this digest and length.
+    pub fn take(&self, from: &mut dyn Read, digest: &Digest, length: u64) -> Result<(), Error> {
+        let refused = |why: String| Error::Refused {
+            path: format!("sha256:{digest}").into(),
+            why,
+        };
+        let (path, found, count) = self.copy(&mut from.take(length.saturating_add(1)))?;
+        if count != length {
+            let more = if count > length { "more" } else { "fewer" };
+            return Err(refused(format!("it has {more} than {length} bytes")));
+        }
+        if found != *digest {
+            return Err(refused(format!("its contents have the digest {found}")));
+        }
+        self.place(&path, digest)
+    }
+
+    /// Makes what is read a blob: its digest and length.
+    pub fn take_any(&self, from: &mut dyn Read) -> Result<(Digest, u64), Error> {
+        let (path, digest, count) = self.copy(from)?;
+        self.place(&path, &digest)?;
+        Ok((digest, count))
+    }
+
+    fn copy(&self, from: &mut dyn Read) -> Result<(PathBuf, Digest, u64), Error> {
+        let path = self.path("blob");
+        let file = File::create(&path).map_err(Error::io("make", &path))?;
+        let mut to = Hasher::new(file);
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let count = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Error::io("read what becomes", &path)(error)),
+            };
+            to.write_all(buffer.get(..count).unwrap_or_default())
+                .map_err(Error::io("write", &path))?;
+        }
+        let (digest, count) = to.finish();
+        Ok((path, digest, count))
+    }
+
+    /// Makes a file a blob whose digest is known.
+    pub(crate) fn place(&self, path: &Path, digest: &Digest) -> Result<(), Error> {
         step();
+        let file = File::open(path).map_err(Error::io("open", path))?;
         // Nobody writes to a blob again, by accident at least.
         file.set_permissions(Permissions::from_mode(0o400))
             .and_then(|()| file.sync_all())
             .map_err(Error::io("write", path))?;
-        durable::rename(path, &self.layout.blob(&digest))?;
-        Ok((digest, length))
+        durable::rename(path, &self.layout.blob(digest))
     }
 
     /// Makes it an image with a name. Another image that has the name loses

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use super::index::Index;
 use super::layers::chain;
@@ -13,6 +14,9 @@ use super::layout::Layout;
 use super::load;
 use super::lock::Lock;
 use crate::Error;
+
+/// How long blobs on their way are kept.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,7 +79,24 @@ pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
             swept.layers = swept.layers.saturating_add(1);
         }
     }
+    partial(layout, KEPT)?;
     Ok(swept)
+}
+
+/// Removes blobs on their way that nobody has gone on with for so long.
+pub fn partial(layout: &Layout, kept: Duration) -> Result<(), Error> {
+    for name in names(&layout.partial())? {
+        let path = layout.partial().join(name);
+        let changed = fs::metadata(&path).and_then(|about| about.modified());
+        let age = changed.map(|changed| changed.elapsed().unwrap_or_default());
+        // Whoever works at it has it locked.
+        if age.is_ok_and(|age| age >= kept)
+            && let Some(_lock) = Lock::try_exclusive(&path)?
+        {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn names(directory: &Path) -> Result<Vec<OsString>, Error> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Controllers, Error};
 
@@ -52,28 +52,29 @@ impl Hierarchies {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             _ => read("/proc/self/cgroup")?,
         };
-        let mut found = Self::parse(&read("/proc/self/mountinfo")?, &groups);
-        for one in &mut found.all {
-            if one.version == Version::Two {
-                let listed = fs::read_to_string(one.mount.join("cgroup.controllers"));
-                one.controllers = Controllers::of_list(&listed.unwrap_or_default(), ' ');
-            }
-        }
-        Ok(found)
+        Ok(Self::parse(
+            &read("/proc/self/mountinfo")?,
+            &groups,
+            |root| fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default(),
+        ))
     }
 
     /// From `/proc/self/mountinfo` (proc_pid_mountinfo(5)) and
-    /// `/proc/self/cgroup` (cgroups(7)). Controllers of version 2 are in
-    /// neither.
-    pub fn parse(mounts: &str, groups: &str) -> Self {
+    /// `/proc/self/cgroup` (cgroups(7)). What version 2 has is in neither:
+    /// `listed` says what `cgroup.controllers` of its root has.
+    pub fn parse(mounts: &str, groups: &str, listed: impl Fn(&Path) -> String) -> Self {
         let mut found = Hierarchies::default();
         for line in mounts.lines() {
-            if let Some(hierarchy) = Self::parse_mount(line, groups) {
+            if let Some(mut hierarchy) = Self::parse_mount(line, groups) {
                 let known = |one: &Hierarchy| match hierarchy.version {
                     Version::Two => one.version == Version::Two,
                     Version::One => one.controllers.intersects(hierarchy.controllers),
                 };
                 if !found.all.iter().any(known) {
+                    if hierarchy.version == Version::Two {
+                        let listed = listed(&hierarchy.mount);
+                        hierarchy.controllers = Controllers::of_list(listed.trim_end(), ' ');
+                    }
                     found.all.push(hierarchy);
                 }
             }
@@ -222,7 +223,7 @@ bad line
     #[test]
     fn mixtures_are_told_apart() {
         let groups = "5:memory:/x\n4:cpu,cpuacct:/a\n1:name=systemd:/s\n0::/outer/user\n";
-        let found = Hierarchies::parse(MIXED, groups);
+        let found = Hierarchies::parse(MIXED, groups, |_| "io hugetlb\n".to_owned());
         let shape: Vec<_> = found
             .iter()
             .map(|one| (one.mount.to_str().unwrap(), one.own.as_str()))
@@ -241,6 +242,8 @@ bad line
         assert_eq!(cpu.version, Version::One);
         let devices = found.with(Controllers::DEVICES).unwrap();
         assert_eq!(devices.version, Version::Two);
+        let io = found.with(Controllers::IO).unwrap();
+        assert_eq!(io.mount.to_str(), Some("/sys/fs/cgroup/unified"));
         assert!(found.with(Controllers::PIDS).is_none());
     }
 

@@ -32,7 +32,9 @@ pub struct Group {
 
 impl Group {
     /// Makes a group, with a directory in every hierarchy that has one of the
-    /// controllers `wanted`, and in version 2.
+    /// controllers `wanted`. Version 2 has some without a controller: groups
+    /// that want one of those are in it even where version 1 has it too, for
+    /// its way to end all processes.
     ///
     /// `path` is beneath the hierarchy's root for root, beneath the highest
     /// group that was delegated for others, with or without a `/` in front.
@@ -55,18 +57,16 @@ impl Group {
         };
         let mut found = Controllers::empty();
         for hierarchy in hierarchies.iter() {
-            if hierarchy.version == Version::One && !hierarchy.controllers.intersects(wanted) {
+            let all = match hierarchy.version {
+                Version::One => hierarchy.controllers,
+                Version::Two => hierarchy.controllers | Controllers::ALWAYS_IN_2,
+            };
+            if !all.intersects(wanted) {
                 continue;
             }
-            found |= hierarchy.controllers;
+            found |= all;
             let Some(base) = Base::find(hierarchy) else {
-                let lost = match hierarchy.version {
-                    Version::One => hierarchy.controllers.intersection(wanted),
-                    Version::Two => {
-                        let all = hierarchy.controllers | Controllers::ALWAYS_IN_2;
-                        all.intersection(wanted)
-                    }
-                };
+                let lost = all.intersection(wanted);
                 let left_out = LeftOut::controllers(lost, "not delegated");
                 group.left_out.push(left_out);
                 continue;
@@ -79,9 +79,6 @@ impl Group {
                     return Err(error);
                 }
             }
-        }
-        if hierarchies.unified().is_some() {
-            found |= Controllers::ALWAYS_IN_2;
         }
         // No limit is set in it: nobody misses it.
         let missing = wanted.difference(found | Controllers::SYSTEMD);
@@ -140,6 +137,11 @@ impl Group {
     /// Directories of all hierarchies.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.places.iter().map(|place| place.dir.path())
+    }
+
+    /// The directory that says best which processes are in the group.
+    pub fn leader_path(&self) -> Option<&Path> {
+        self.leader().map(|place| place.dir.path())
     }
 
     /// The directory in version 2.
