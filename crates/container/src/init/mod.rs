@@ -353,6 +353,9 @@ impl Last<'_> {
         settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         rights::label(process, self.proc)?;
         let no_new = process.no_new_privileges() == Some(true);
+        // Before the filter: old ones do not know the call.
+        let first = self.preserve_fds.saturating_add(3);
+        sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
         // Without the promise only who has rights may have a filter put on.
         if !no_new {
             self.put_filter_on()?;
@@ -368,8 +371,6 @@ impl Last<'_> {
         }
         let path = self.program.find()?;
         sys::reset_signals();
-        let first = self.preserve_fds.saturating_add(3);
-        sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
         if no_new {
             self.put_filter_on()?;
         }
