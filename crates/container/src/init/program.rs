@@ -155,9 +155,7 @@ fn check(path: &Path) -> Result<(), Errno> {
     }
     match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
         // A filter of system calls that is older than this one (Linux 5.8).
-        Err(Errno::PERM | Errno::NOSYS) => {
-            accessat(CWD, path, Access::EXEC_OK, AtFlags::empty())
-        }
+        Err(Errno::PERM | Errno::NOSYS) => accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()),
         result => result,
     }
 }
