@@ -171,7 +171,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
     if let Some(process) = plan.process {
         raise(process, child.pid, plan.maps.is_some())?;
     }
-    if plan.opens_outside() {
+    if plan.opens_outside {
         let ids = match &plan.maps {
             Some(_) => Some(ids::of_process(child.pid)?),
             None => None,
@@ -239,7 +239,12 @@ fn run_runtime_hooks(plan: &Plan<'_>, pid: Pid) -> Result<(), Error> {
     // Old descriptions have them still.
     #[allow(deprecated)]
     let first = all.prestart();
-    for list in [first, all.create_runtime()].into_iter().flatten() {
+    if let Some(list) = first {
+        // To these, which were there before the others, it is made.
+        let status = "created";
+        hooks::run(list, State { status, ..state })?;
+    }
+    if let Some(list) = all.create_runtime() {
         hooks::run(list, state)?;
     }
     Ok(())

@@ -171,8 +171,7 @@ pub fn serve(namespace: &str, port: u16) {
     within(namespace, move || serve_here(port));
 }
 
-/// The same here.
-pub fn serve_here(port: u16) {
+fn serve_here(port: u16) {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
