@@ -54,8 +54,5 @@ pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
 pub use oci_spec::runtime::Spec;
-<<<<<<< HEAD
-pub use signal::{SIGNAL_MAX, signal};
-=======
 pub use root::devices::allowed as allowed_devices;
->>>>>>> main
+pub use signal::{SIGNAL_MAX, signal};
