@@ -58,6 +58,14 @@ impl Trees {
                 let path = &plan.root_path;
                 let what = || format!("the root {}", path.display());
                 let tree = clone_tree(path, true).at(Step::Mounts, what)?;
+                if all {
+                    // The maker's may be shared, which no root may be.
+                    let kind = match plan.propagation_of_binds() {
+                        libc::MS_SHARED => libc::MS_PRIVATE,
+                        kind => kind,
+                    };
+                    propagate(&tree, kind, true).at(Step::Mounts, what)?;
+                }
                 if !resolve::is_directory(&tree).at(Step::Mounts, what)? {
                     let text = format!("{} is no directory", what());
                     return Err(Error::new(Step::Mounts, text));
