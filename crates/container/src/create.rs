@@ -119,7 +119,10 @@ impl Created {
         self.child.pidfd.as_fd()
     }
 
-    /// The terminal's other end, if it has one.
+    /// The terminal's other end, if it has one. While nobody in the container
+    /// has the terminal open, reading is the error `EIO`: for an init, which
+    /// opens its console when it has something to say, that is no end, and
+    /// whoever lets go of this end then hangs the terminal up.
     pub fn take_console(&mut self) -> Option<OwnedFd> {
         self.console.take()
     }

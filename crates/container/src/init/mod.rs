@@ -369,7 +369,6 @@ impl Last<'_> {
         }
         let umask = process.user().umask().unwrap_or(UMASK);
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-        settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         rights::label(process, self.proc)?;
         let no_new = process.no_new_privileges() == Some(true);
         // Before the filter: old ones do not know the call.
@@ -377,6 +376,8 @@ impl Last<'_> {
         sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
         let springboard = self.springboard.map(springboard::make).transpose();
         let springboard = springboard.at(Step::Init, || "leaving the maker's program")?;
+        // From here on nothing is opened or written: they may forbid it.
+        settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         // Without the promise only who has rights may have a filter put on.
         if !no_new {
             self.put_filter_on()?;
