@@ -94,6 +94,12 @@ pub const TARGETS: [Target; 14] = [
         longest: 4096,
     },
     Target {
+        name: "layer",
+        run: crate::layer::run,
+        seeds: crate::layer::seeds,
+        longest: 4096,
+    },
+    Target {
         name: "share",
         run: crate::share::run,
         seeds: crate::share::seeds,
