@@ -6,6 +6,7 @@ use croft_isolate::seccomp::{self, Program};
 use oci_spec::runtime::{Hooks, Process, Spec};
 
 use crate::error::At;
+use crate::exec::reaches_maker;
 use crate::ids::Maps;
 use crate::namespaces::{IPC, MOUNT, NETWORK, Namespaces, TIME, USER, UTS};
 use crate::root::devices::Node;
@@ -65,6 +66,8 @@ pub struct Plan<'a> {
     /// may not reach it, or are needed to map those of a mount. A user who is
     /// not root may no more than the container.
     pub opens_outside: bool,
+    /// Whether the program must not begin from the maker's.
+    pub springboard: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -92,6 +95,7 @@ impl<'a> Plan<'a> {
             .collect::<Result<Vec<_>, _>>()?;
         let mapped = |one: &Planned| one.options.id_map.is_some();
         let plan = Plan {
+            springboard: reaches_maker(spec),
             opens_outside: rustix::process::geteuid().is_root()
                 && namespaces.new & MOUNT != 0
                 && (maps.is_some() || mounts.iter().any(mapped)),
@@ -150,13 +154,13 @@ impl<'a> Plan<'a> {
     fn check(&self) -> Result<(), Error> {
         let wrong = |text: String| Err(Error::new(Step::Spec, text));
         if self.namespaces.new & MOUNT == 0 {
-            let changes = !self.mounts.is_empty()
-                || !self.masked.is_empty()
-                || !self.read_only.is_empty()
-                || self.root_read_only
-                || matches!(self.root, Root::Overlay(_));
+            // Mounts of the description would be the host's: there are none then.
+            let changes = self.root_read_only || matches!(self.root, Root::Overlay(_));
             if changes && self.namespaces.joins(MOUNT).is_none() {
-                return wrong("mounts need a mount namespace of the container's own".into());
+                return wrong(
+                    "a root of layers, or a read-only one, needs a mount namespace of the container's own"
+                        .into(),
+                );
             }
         }
         if let Some(name) = self.propagation
