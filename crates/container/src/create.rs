@@ -132,9 +132,26 @@ impl Created {
     }
 }
 
+/// A mount in no tree yet, and what it covers in the container once all else
+/// is mounted. What the container has not is not covered.
+#[derive(Clone, Copy, Debug)]
+pub struct Cover<'a> {
+    /// The mount, detached.
+    pub mount: BorrowedFd<'a>,
+    /// Where it belongs, seen from inside.
+    pub destination: &'a Path,
+}
+
 /// Makes a container. The calling process must have a single thread.
 pub fn create(create: Create<'_>) -> Result<Created, Error> {
-    let plan = Plan::new(&create)?;
+    create_with(create, &[])
+}
+
+/// Makes a container some of whose files are covered by others, such as those
+/// of `/proc` that show its own limits.
+pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, Error> {
+    let mut plan = Plan::new(&create)?;
+    plan.covers = covers;
     let listens = matches!(create.gate, Gate::Socket(_));
     let init = Init {
         plan: &plan,
@@ -154,7 +171,7 @@ pub fn create(create: Create<'_>) -> Result<Created, Error> {
     if let Some(process) = plan.process {
         raise(process, child.pid, plan.maps.is_some())?;
     }
-    if plan.opens_outside() {
+    if plan.opens_outside {
         let ids = match &plan.maps {
             Some(_) => Some(ids::of_process(child.pid)?),
             None => None,

@@ -47,9 +47,12 @@ mod root;
 mod signal;
 mod sys;
 
-pub use create::{Create, Created, Gate, OverlayRoot, Root, Stdio, create, start_through};
+pub use create::{
+    Cover, Create, Created, Gate, OverlayRoot, Root, Stdio, create, create_with, start_through,
+};
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
 pub use oci_spec::runtime::Spec;
+pub use root::devices::allowed as allowed_devices;
 pub use signal::{SIGNAL_MAX, signal};

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A [`Backend`] is made of descriptors that are open already. Only
-//! [`open_tap`], which a process with the right to do so calls, makes some.
+//! [`open_tap`], which a process with the right to do so calls, makes some;
+//! [`make_tap`] makes an interface for another program.
 //!
 //! A guest leaves work to its NIC: checksums, and the cutting of large
 //! packets. What a [`Header`] says of it a tap hands on to the host's kernel;
@@ -29,7 +30,7 @@ mod tap;
 pub use backend::{Backend, Receiver, Sent};
 pub use header::{GSO_ECN, GSO_NONE, GSO_TCP_V4, GSO_TCP_V6, GSO_UDP, HEADER_LEN, Header};
 pub use offload::{Malformed, complete, finish};
-pub use open::{TapError, open_tap};
+pub use open::{TapError, make_tap, open_tap, taps_are_for_all};
 pub use stream::Stream;
 pub use tap::{Offloads, Tap};
 

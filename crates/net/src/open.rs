@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, open, stat};
 use thiserror::Error;
 
 use crate::HEADER_LEN;
@@ -76,6 +76,29 @@ pub fn open_tap(name: &str, queues: usize) -> Result<(String, Vec<OwnedFd>), Tap
         opened.push(queue);
     }
     Ok((text(name), opened))
+}
+
+/// Makes a tap that stays until it is deleted, or its network namespace is:
+/// for another program that takes its frames, without the header that
+/// [`Tap`](crate::Tap) has. It is down, and without a carrier as long as
+/// nobody has it open.
+pub fn make_tap(name: &str) -> Result<(), TapError> {
+    let name = name_bytes(name)?;
+    let how = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let tap = open(DEVICE, how, Mode::empty()).map_err(|e| TapError::Open(e.into()))?;
+    sys::set_interface(tap.as_fd(), name, IFF_TAP | IFF_NO_PI)
+        .and_then(|_| sys::set_persistent(tap.as_fd()))
+        .map_err(|source| TapError::Interface {
+            name: text(name),
+            source,
+        })
+}
+
+/// Whether every user of this host can open taps, which takes rights over
+/// their network namespace besides.
+pub fn taps_are_for_all() -> bool {
+    stat(DEVICE)
+        .is_ok_and(|about| Mode::from_raw_mode(about.st_mode).contains(Mode::ROTH | Mode::WOTH))
 }
 
 fn name_bytes(name: &str) -> Result<[u8; IFNAMSIZ], TapError> {

@@ -9,6 +9,7 @@ use vm_memory::bitmap::BitmapSlice;
 
 /// Requests of `/dev/net/tun` (linux/if_tun.h).
 const TUNSETIFF: libc::c_ulong = 0x4004_54CA;
+const TUNSETPERSIST: libc::c_ulong = 0x4004_54CB;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54D0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54D8;
 /// Flags of an interface (linux/if_tun.h).
@@ -52,6 +53,13 @@ pub fn set_interface(
     // and writes, and lives during the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
     Ok(request.name)
+}
+
+/// Has the interface of `tun` stay when nobody has it open.
+pub fn set_persistent(tun: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_ulong = 1;
+    // SAFETY: the argument is a number.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETPERSIST, on) })
 }
 
 /// How many bytes precede each frame.

@@ -50,6 +50,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
+    /// Whether there is somebody at the other end.
+    pub carrier: bool,
 }
 
 /// The far end of a pair of interfaces.
@@ -187,6 +189,11 @@ impl Netlink {
     /// Sets an interface's MTU.
     pub fn set_mtu(&mut self, index: u32, mtu: u32) -> io::Result<()> {
         self.change(index, LinkAttribute::Mtu(mtu))
+    }
+
+    /// Gives an interface another hardware address.
+    pub fn set_mac(&mut self, index: u32, mac: [u8; 6]) -> io::Result<()> {
+        self.change(index, LinkAttribute::Address(mac.to_vec()))
     }
 
     /// Makes an interface a port of a bridge, or of none with 0.
@@ -374,6 +381,7 @@ fn link(message: LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
     };
     let mut lower = None;
     let mut id = None;

@@ -197,6 +197,16 @@ pub fn fill(plan: &Plan<'_>, trees: Trees) -> Result<OwnedFd, Error> {
             None => node.make(root)?,
         }
     }
+    for cover in plan.covers {
+        let what = || format!("covering {}", cover.destination.display());
+        match root.find(cover.destination) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            found => {
+                let place = found.at(Step::Mounts, what)?;
+                attach(cover.mount, place).at(Step::Mounts, what)?;
+            }
+        }
+    }
     masks::protect(root, plan.read_only)?;
     if let Some(null) = trees.null {
         masks::mask(root, plan.masked, null)?;

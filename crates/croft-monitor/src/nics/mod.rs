@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_passt_that_ends_comes_back() {
-        if network::find().is_err() {
+        if network::find(network::Program::Passt).is_err() {
             eprintln!("skipped: passt is not installed");
             return;
         }
@@ -301,7 +301,7 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let error =
             Nic::open_all(&machine(), &[spec(&[&format!("127.0.0.1:{port}:22")])]).unwrap_err();
-        if network::find().is_ok() {
+        if network::find(network::Program::Passt).is_ok() {
             assert!(error.contains(&format!("port {port} (tcp)")), "{error}");
         } else {
             assert!(error.contains("apt install passt"), "{error}");

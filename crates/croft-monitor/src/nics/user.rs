@@ -38,7 +38,7 @@ impl UserWire {
     /// Starts it, with these ports.
     pub fn open(spec: &NicSpec, publish: &[Publish], mtu: u16) -> Result<(Self, OwnedFd), String> {
         let text = |error: &dyn std::error::Error| error.to_string();
-        let program = user::find().map_err(|error| text(&error))?;
+        let program = user::find(user::Program::Passt).map_err(|error| text(&error))?;
         let host = Host::look();
         check(publish, &host).map_err(|error| text(&error))?;
         let (passt, socket) =

@@ -16,7 +16,7 @@ const PING: &str = "/proc/sys/net/ipv4/ping_group_range";
 /// Looks at this host.
 pub fn findings() -> Vec<Finding> {
     let part = Part::Networking;
-    let program = match user::find() {
+    let program = match user::find(user::Program::Passt) {
         Ok(program) => program,
         Err(_) => {
             let text = "for networking without privilege (--net user)";

@@ -137,7 +137,7 @@ fn publish(nics: &mut [NicSpec], ports: &[Publish]) -> Result<(), String> {
 /// Whether there can be a user network: runs passt for a moment. Else what is
 /// missing and what to do.
 fn try_user() -> Result<(), String> {
-    let program = user::find().map_err(|error| error.to_string())?;
+    let program = user::find(user::Program::Passt).map_err(|error| error.to_string())?;
     let mac = Mac::random().map_err(|error| error.to_string())?;
     Passt::start(&program, &Host::look(), &[], user::MTU, mac)
         .map(drop)

@@ -139,6 +139,11 @@ impl Group {
         self.places.iter().map(|place| place.dir.path())
     }
 
+    /// The directory that says best which processes are in the group.
+    pub fn leader_path(&self) -> Option<&Path> {
+        self.leader().map(|place| place.dir.path())
+    }
+
     /// The directory in version 2.
     pub(super) fn unified(&self) -> Option<&Place> {
         self.places.iter().find(|one| one.version == Version::Two)

@@ -20,6 +20,7 @@
 //! host lacks, or what was not delegated to a user, is left out and named
 //! ([`LeftOut`]): whoever asked for it decides whether that is an error.
 
+mod bounds;
 mod controllers;
 mod create;
 mod delegate;
@@ -33,6 +34,7 @@ mod group;
 pub mod limits;
 mod stats;
 
+pub use bounds::Bounds;
 pub use controllers::Controllers;
 pub use entry::Entry;
 pub use error::{Error, LeftOut};

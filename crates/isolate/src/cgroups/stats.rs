@@ -145,10 +145,7 @@ impl Group {
             cpu_quota(place, &mut stats.cpu)?;
         }
         if let Some(place) = self.place(Controllers::MEMORY) {
-            stats.memory = match place.version {
-                Version::One => memory_1(&place.dir)?,
-                Version::Two => memory_2(&place.dir)?,
-            };
+            stats.memory = memory(&place.dir, place.version)?;
         }
         if let Some(place) = self.place(Controllers::PIDS) {
             stats.pids.current = number(&place.dir, "pids.current")?.unwrap_or_default();
@@ -244,6 +241,14 @@ fn cpu_quota(place: &Place, cpu: &mut Cpu) -> Result<(), Error> {
         Version::Two => field(&stat, "throttled_usec"),
     };
     Ok(())
+}
+
+/// Of one group.
+pub(super) fn memory(dir: &Dir, version: Version) -> Result<Memory, Error> {
+    match version {
+        Version::One => memory_1(dir),
+        Version::Two => memory_2(dir),
+    }
 }
 
 fn memory_1(dir: &Dir) -> Result<Memory, Error> {

@@ -15,15 +15,15 @@ use std::os::fd::BorrowedFd;
 
 use croft_api::net::{Mac, NicSpec};
 use croft_host::InstanceName;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::Networks;
 use super::address::{GATEWAY_LINK_LOCAL, gateway4, gateway6};
 use super::attach::{Seat, delete};
 use super::config::{Mode, NetworkConfig, check_interface};
 use super::error::{NetworkError, link as failed};
+use super::setup::Setup;
 use super::store::Attachment;
-use super::sysctl;
 use crate::link::{Netlink, Peer};
 use crate::names::Names;
 use crate::namespace::inside;
@@ -169,34 +169,16 @@ fn gateways(config: &NetworkConfig) -> Vec<IpAddr> {
 
 /// Gives the container's end its addresses and brings it up.
 fn configure(inner: &Inner<'_>, seat: &Seat) -> Result<(), NetworkError> {
-    let name = inner.name;
-    let done = inside(inner.namespace, || {
-        let mut netlink = Netlink::open().map_err(NetworkError::Interfaces)?;
-        let link = netlink
-            .link(name)
-            .map_err(NetworkError::Interfaces)?
-            .ok_or_else(|| NetworkError::NoInterface(name.to_owned()))?;
-        let index = link.index;
-        if seat.network.is_some() {
-            sysctl::container(name, seat.ipv6.is_some())?;
-        }
-        let nets = [seat.ipv4.map(IpNet::V4), seat.ipv6.map(IpNet::V6)];
-        for net in nets.into_iter().flatten() {
-            netlink
-                .add_address(index, net)
-                .map_err(failed("cannot give an address to", name))?;
-        }
-        netlink
-            .set_up(index, true)
-            .map_err(failed("cannot bring up", name))?;
-        for gateway in seat.network.iter().flat_map(gateways) {
-            netlink
-                .add_default_route(index, gateway, inner.metric)
-                .map_err(failed("cannot lead to the world by", name))?;
-        }
-        Ok(())
-    });
-    done.map_err(failed("cannot enter the network namespace of", name))?
+    let setup = Setup {
+        name: inner.name,
+        ipv4: seat.ipv4,
+        ipv6: seat.ipv6,
+        gateways: seat.network.as_ref().map(gateways).unwrap_or_default(),
+        metric: inner.metric,
+        alone: seat.network.is_some(),
+    };
+    let done = inside(inner.namespace, || setup.apply());
+    done.map_err(failed("cannot enter the network namespace of", inner.name))?
 }
 
 fn names(seat: &Seat) -> Names {

@@ -46,6 +46,7 @@ mod nft;
 mod program;
 mod reconcile;
 mod rules;
+mod setup;
 mod store;
 mod sysctl;
 
@@ -68,6 +69,8 @@ pub use firewall::{Action, Carried, Direction, Ports, Rule, RuleError};
 pub use name::{NetworkName, NetworkNameError};
 pub use reconcile::{Fault, Subject};
 pub use store::{Attachment, Lease, Place};
+
+pub(crate) use self::setup::Setup;
 
 use self::store::Store;
 use crate::link::Netlink;

@@ -1,4 +1,5 @@
-//! passt as a child of this process.
+//! passt as a child of this process, and pasta, which is the same program for
+//! namespaces.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,10 +13,11 @@ use command_fds::{CommandFdExt, FdMapping};
 use croft_api::net::{Mac, Publish};
 use thiserror::Error;
 
-use super::{Host, command, hello, is_news, link};
+use super::{Host, Program, command, hello, is_news, link};
+use crate::NetworkError;
 
 /// How long it may take until it answers; it takes some milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Most bytes of what it says before it ends.
 const SAID_MAX: u64 = 16 << 10;
 
@@ -23,22 +25,27 @@ const SAID_MAX: u64 = 16 << 10;
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The host fails.
-    #[error("cannot start passt: {0}")]
-    Spawn(#[from] io::Error),
+    #[error("cannot start {0}: {1}")]
+    Spawn(Program, #[source] io::Error),
     /// It ended at once.
-    #[error("passt does not run here: {0}")]
-    Ended(String),
+    #[error("{0} does not run here: {1}")]
+    Ended(Program, String),
     /// It does nothing.
-    #[error("passt was started and does not answer; look for its messages in the host's log")]
-    Silent,
+    #[error("{0} was started and does not answer; look for its messages in the host's log")]
+    Silent(Program),
+    /// What it is for is not there.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
-/// A running passt. Ended when dropped.
+/// A running passt or pasta. Ended when dropped.
 #[derive(Debug)]
 pub struct Passt {
-    child: Child,
+    pub(super) child: Child,
     /// What it says; its end is passt's.
     stderr: ChildStderr,
+    /// The controlling terminal of one that would not end with this process.
+    _terminal: Option<OwnedFd>,
 }
 
 impl Passt {
@@ -49,10 +56,11 @@ impl Passt {
         publish: &[Publish],
         mtu: u16,
     ) -> Result<(Passt, OwnedFd), StartError> {
-        let (ours, theirs) = link::pair()?;
+        let failed = |error| StartError::Spawn(Program::Passt, error);
+        let (ours, theirs) = link::pair().map_err(failed)?;
         let mut command = Command::new(program);
         command
-            .args(command::arguments(host, publish, mtu))
+            .args(command::passt(host, publish, mtu))
             .env_clear()
             .current_dir("/")
             // Keys of a terminal are not for it.
@@ -64,11 +72,23 @@ impl Passt {
                 parent_fd: theirs,
                 child_fd: command::SOCKET,
             }])
-            .map_err(io::Error::other)?;
-        let mut child = command.spawn()?;
+            .map_err(|error| failed(io::Error::other(error)))?;
+        let child = command.spawn().map_err(failed)?;
+        Ok((Passt::new(Program::Passt, child, None)?, ours))
+    }
+
+    pub(super) fn new(
+        program: Program,
+        mut child: Child,
+        terminal: Option<OwnedFd>,
+    ) -> Result<Passt, StartError> {
         match child.stderr.take() {
-            Some(stderr) => Ok((Passt { child, stderr }, ours)),
-            None => Err(StartError::Silent),
+            Some(stderr) => Ok(Passt {
+                child,
+                stderr,
+                _terminal: terminal,
+            }),
+            None => Err(StartError::Silent(program)),
         }
     }
 
@@ -86,16 +106,18 @@ impl Passt {
         let mut socket = UnixStream::from(socket);
         match hello::wait(&mut socket, mac, PATIENCE) {
             Ok(()) => Ok((passt, socket.into())),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(StartError::Silent),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Err(StartError::Silent(Program::Passt))
+            }
             Err(_) => {
                 drop(socket);
-                Err(StartError::Ended(passt.last_words()))
+                Err(StartError::Ended(Program::Passt, passt.last_words()))
             }
         }
     }
 
     /// What it said, all of it: it is at its end.
-    fn last_words(mut self) -> String {
+    pub(super) fn last_words(mut self) -> String {
         // Nothing else could end the reading.
         let _ = self.child.kill();
         let mut said = Vec::new();
@@ -154,7 +176,7 @@ mod tests {
 
     /// Starts the passt of this host, if it has one.
     fn start(publish: &str) -> Option<Result<(Passt, OwnedFd), StartError>> {
-        let Ok(program) = find() else {
+        let Ok(program) = find(Program::Passt) else {
             eprintln!("skipped: passt is not installed");
             return None;
         };
@@ -205,8 +227,8 @@ mod tests {
     #[test]
     fn what_is_no_passt_is_no_network() {
         let error = Passt::start(Path::new("/bin/true"), &Host::default(), &[], MTU, mac());
-        assert!(matches!(error, Err(StartError::Ended(_))));
+        assert!(matches!(error, Err(StartError::Ended(..))));
         let error = Passt::start(Path::new("/none"), &Host::default(), &[], MTU, mac());
-        assert!(matches!(error, Err(StartError::Spawn(_))));
+        assert!(matches!(error, Err(StartError::Spawn(..))));
     }
 }

@@ -10,11 +10,48 @@ use super::{GATEWAY, GATEWAY_MAC, GATEWAY6, GUEST, GUEST6, Host, PREFIX, RESOLVE
 /// The socket's number in passt.
 pub(super) const SOCKET: i32 = 3;
 
-/// The arguments.
-pub(super) fn arguments(host: &Host, publish: &[Publish], mtu: u16) -> Vec<OsString> {
+/// The namespace, as pasta finds it: what it has open is closed by later
+/// versions, its standard input is not; and by the number of a process it may
+/// not be allowed to look.
+const NAMESPACE: &str = "/proc/self/fd/0";
+
+/// The arguments for a machine.
+pub(super) fn passt(host: &Host, publish: &[Publish], mtu: u16) -> Vec<OsString> {
+    let mut words = vec!["--fd".to_owned(), SOCKET.to_string()];
+    words.extend(both(host, publish, mtu));
+    words.into_iter().map(OsString::from).collect()
+}
+
+/// The arguments for a container, whose interface `name` is there already.
+/// `root`: it keeps the rights that it has.
+pub(super) fn pasta(
+    host: &Host,
+    publish: &[Publish],
+    mtu: u16,
+    name: &str,
+    root: bool,
+) -> Vec<OsString> {
+    let mut words = Vec::new();
+    if root {
+        // Nobody may enter the namespace but root.
+        words.extend(["--runas", "0:0"]);
+    }
+    words.extend(["--netns-only", "--netns", NAMESPACE]);
+    // It is not on any disk where its deletion could be seen.
+    words.push("--no-netns-quit");
+    words.extend(["--ns-ifname", name]);
+    // By default what listens at the host's loopback addresses is there in
+    // the container too.
+    words.extend(["--tcp-ns", "none", "--udp-ns", "none"]);
+    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    words.extend(both(host, publish, mtu));
+    words.into_iter().map(OsString::from).collect()
+}
+
+/// What both have.
+fn both(host: &Host, publish: &[Publish], mtu: u16) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
-    option("--fd", SOCKET.to_string());
     // An interface to take after is asked for even where every address is
     // given; sockets are not bound to it. Any will do for IPv4, so that a host
     // without an uplink has a network too; for IPv6 it must have an address of
@@ -62,7 +99,7 @@ pub(super) fn arguments(host: &Host, publish: &[Publish], mtu: u16) -> Vec<OsStr
     }
     let flags = ["--foreground", "--quiet", "--no-map-gw"];
     words.extend(flags.map(str::to_owned));
-    words.into_iter().map(OsString::from).collect()
+    words
 }
 
 /// `[ADDRESS/]HOST:GUEST`.
@@ -78,7 +115,7 @@ mod tests {
 
     fn line(host: &Host, publish: &[&str]) -> String {
         let publish: Vec<Publish> = publish.iter().map(|text| text.parse().unwrap()).collect();
-        let words = arguments(host, &publish, 1500);
+        let words = passt(host, &publish, 1500);
         let words: Vec<String> = words
             .into_iter()
             .map(|word| word.into_string().unwrap())
@@ -126,6 +163,30 @@ mod tests {
             assert!(line.contains(part), "{part} in {line}");
         }
         assert!(!line.contains("ipv4-only"), "{line}");
+    }
+
+    #[test]
+    fn a_container() {
+        let line = |root| {
+            let words = pasta(&Host::default(), &[], 1500, "eth0", root);
+            let words: Vec<String> = words
+                .into_iter()
+                .map(|word| word.into_string().unwrap())
+                .collect();
+            format!(" {} ", words.join(" "))
+        };
+        for part in [
+            " --netns-only --netns /proc/self/fd/0 ",
+            " --ns-ifname eth0 ",
+            // Nothing leads anywhere that was not asked for.
+            " --tcp-ns none --udp-ns none ",
+            " --tcp-ports none --udp-ports none ",
+            " --no-map-gw ",
+        ] {
+            assert!(line(false).contains(part), "{part} in {}", line(false));
+        }
+        assert!(!line(false).contains("--fd") && !line(false).contains("--runas"));
+        assert!(line(true).starts_with(" --runas 0:0 "));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The user network: `passt`, a child of the monitor.
+//! The user network: `passt`, a child of the monitor; for containers `pasta`.
 //!
 //! A guest's frames go over a socket to passt, which plays their other end:
 //! it answers ARP, NDP and DHCP itself and turns connections, datagrams and
@@ -13,6 +13,20 @@
 //!
 //! passt ends when its socket does, and the other end of that is the vmm's
 //! alone: whichever process is killed, none is left.
+//!
+//! A container's frames go to a tap in its network namespace, which stays when
+//! pasta does not, with its addresses and routes; all that pasta's end and its
+//! next start do to it is its carrier.
+//!
+//! ```text
+//!  programs ── tap eth0 │ pasta ── sockets ── the world
+//!  (the container's     │   ▲
+//!   namespace)              └ croft-monitor: starts, watches, has its terminal
+//! ```
+//!
+//! pasta has no socket that could end, and a signal for the death of its parent
+//! would not outlive its change of rights. So it has a controlling terminal,
+//! the other end of which is the monitor's: with that end it is hung up.
 //!
 //! # Addresses
 //!
@@ -29,9 +43,11 @@ mod command;
 mod hello;
 mod host;
 mod link;
+mod pasta;
 mod program;
 mod publish;
 mod retry;
+mod spawn;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -39,7 +55,8 @@ use croft_api::net::{MTU_MAX, Mac};
 
 pub use child::{Passt, StartError};
 pub use host::Host;
-pub use program::{Missing, find};
+pub use pasta::{ContainerEnd, names};
+pub use program::{Missing, Program, find};
 pub use publish::{PublishFault, check};
 pub use retry::Retry;
 

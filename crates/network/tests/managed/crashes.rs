@@ -9,7 +9,7 @@ use std::time::Duration;
 use croft_network::NewNetwork;
 
 use super::guest::{nic, wait};
-use super::namespace::{host, inside};
+use super::namespace::{host, inside, processes};
 use super::{everything, networks, web};
 
 const VICTIM: &str = "CROFT_TEST_VICTIM";
@@ -17,11 +17,7 @@ const VICTIM: &str = "CROFT_TEST_VICTIM";
 const ROUNDS: u64 = 12;
 
 fn dnsmasq() -> Vec<String> {
-    let found = host(
-        "for p in /proc/[0-9]*; do \
-         grep -qs dnsmasq $p/comm && ! grep -qs 'State:.Z' $p/status && basename $p; done; true",
-    );
-    found.lines().map(str::to_owned).collect()
+    processes("dnsmasq")
 }
 
 #[test]

@@ -174,6 +174,9 @@ pub fn serve(namespace: &str, port: u16) {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let peer = stream.peer_addr().unwrap().ip().to_canonical();
+                // As servers do: answers nobody who does not ask. (Debian 12's
+                // pasta loses what comes before.)
+                let _ = std::io::Read::read(&mut stream, &mut [0]);
                 let _ = std::io::Write::write_all(&mut stream, peer.to_string().as_bytes());
             }
         });
@@ -190,6 +193,7 @@ pub fn ask(to: SocketAddr) -> Option<String> {
     let patience = Duration::from_secs(2);
     let mut stream = TcpStream::connect_timeout(&to, patience).ok()?;
     stream.set_read_timeout(Some(patience)).ok()?;
+    std::io::Write::write_all(&mut stream, b"?").ok()?;
     let mut text = String::new();
     std::io::Read::read_to_string(&mut stream, &mut text).ok()?;
     Some(text)

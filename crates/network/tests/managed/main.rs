@@ -6,6 +6,7 @@ mod faults;
 mod filters;
 mod guest;
 mod namespace;
+mod user;
 mod whole;
 
 use std::path::Path;

@@ -80,6 +80,15 @@ pub fn host(command: &str) -> String {
     text
 }
 
+/// The processes of this program that have not ended.
+pub fn processes(program: &str) -> Vec<String> {
+    let found = host(&format!(
+        "for p in /proc/[0-9]*; do grep -qs '^{program}' $p/comm \
+         && ! grep -qs 'State:.Z' $p/status && basename $p; done; true"
+    ));
+    found.lines().map(str::to_owned).collect()
+}
+
 fn shell(command: &str) -> Output {
     Command::new("sh").args(["-c", command]).output().unwrap()
 }
