@@ -116,11 +116,13 @@ impl Program {
         let name = &self.name;
         match error {
             Errno::NOENT | Errno::NOTDIR => {
-                let place = if name.contains('/') { "" } else { " in PATH" };
-                Error::new(
-                    Step::Missing,
-                    format!("{name}: there is no such program{place}"),
-                )
+                // In words that podman and others look for.
+                let why = if name.contains('/') {
+                    "no such file or directory"
+                } else {
+                    "executable file not found in PATH"
+                };
+                Error::new(Step::Missing, format!("{name}: {why}"))
             }
             error => Error::new(Step::Exec, format!("{name} cannot be run: {error}")),
         }
@@ -153,7 +155,11 @@ fn check(path: &Path) -> Result<(), Errno> {
     if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
         return Err(Errno::ISDIR);
     }
-    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
+    match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        // A filter of system calls that is older than this one (Linux 5.8).
+        Err(Errno::PERM | Errno::NOSYS) => accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()),
+        result => result,
+    }
 }
 
 /// The home of a user, as the container's `/etc/passwd` says (passwd(5)).

@@ -20,6 +20,7 @@ pub mod running;
 pub mod save;
 pub mod ssh;
 pub mod values;
+pub mod volume;
 
 use std::ffi::OsString;
 
@@ -124,9 +125,12 @@ pub enum Command {
     /// Give an instance NICs, take them away, pull and plug their cables
     #[command(subcommand)]
     Nic(nic::NicCommand),
-    /// Build, import, list and export the images that instances are made from
+    /// Build, pull, import, list and export the images that instances are made from
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Make, list and delete the volumes of containers
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Make and change networks of instances: addresses, names, a firewall (for root)
     #[command(subcommand)]
     Network(network::NetworkCommand),
