@@ -21,7 +21,9 @@ pub fn findings(others: &[Finding]) -> Vec<Finding> {
         ids(root),
         view(root, Path::new("/dev/fuse").exists()),
     ];
-    let user = others.iter().find(|one| one.part == Part::Namespaces && one.name == "user");
+    let user = others
+        .iter()
+        .find(|one| one.part == Part::Namespaces && one.name == "user");
     if let Some(user) = user.filter(|user| user.state == State::Missing) {
         found.push(Finding::missing(
             PART,
@@ -44,7 +46,9 @@ fn read(path: &str) -> String {
 }
 
 fn file_system(known: &str) -> Finding {
-    let there = known.lines().any(|line| line.split_whitespace().last() == Some("overlay"));
+    let there = known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("overlay"));
     if there {
         return Finding::ok(PART, "layers", "the kernel has overlay file systems");
     }
@@ -71,9 +75,14 @@ fn filter(actions: &str) -> Finding {
 fn ids(root: bool) -> Finding {
     let ranges = match container_ids() {
         Ok(ranges) => ranges,
-        Err(error) => return Finding::missing(PART, "ids", "no ids of their own", error.to_string()),
+        Err(error) => {
+            return Finding::missing(PART, "ids", "no ids of their own", error.to_string());
+        }
     };
-    let count: u64 = ranges.iter().map(|range| u64::from(range.count) / 65_536).sum();
+    let count: u64 = ranges
+        .iter()
+        .map(|range| u64::from(range.count) / 65_536)
+        .sum();
     let text = format!("ids of their own for {count} containers");
     let lacks = |name: &&&str| {
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -119,7 +128,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said_with_a_remedy() {
-        assert_eq!(file_system("nodev\tproc\nnodev\toverlay\n").state, State::Ok);
+        assert_eq!(
+            file_system("nodev\tproc\nnodev\toverlay\n").state,
+            State::Ok
+        );
         let missing = file_system("nodev\tproc\n");
         assert_eq!(missing.state, State::Missing);
         assert!(missing.remedy.clone().unwrap().contains("modprobe overlay"));

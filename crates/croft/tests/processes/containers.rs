@@ -49,14 +49,21 @@ impl Stage {
         let mounts = mounts.lines().filter_map(|line| {
             let mut words = line.split(' ').skip(1);
             let place = words.next()?;
-            words.next()?.starts_with("cgroup").then(|| place.to_owned())
+            words
+                .next()?
+                .starts_with("cgroup")
+                .then(|| place.to_owned())
         });
         let groups = mounts.filter_map(|mount| fs::read_dir(format!("{mount}/croft")).ok());
         let groups = groups.flatten().flatten().filter(|group| {
             let group = group.file_name().to_string_lossy().into_owned();
-            group.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))
+            group
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('.'))
         });
-        groups.map(|group| group.path().display().to_string()).collect()
+        groups
+            .map(|group| group.path().display().to_string())
+            .collect()
     }
 
     fn assert_nothing_left(&self) {
@@ -100,7 +107,10 @@ fn streams_are_two_and_whole() {
         return;
     }
     let output = stage.run_container(&[], &["sh", "-c", "echo out; echo err >&2"]);
-    assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n".to_owned(), "err\n".to_owned()));
+    assert_eq!(
+        (text(&output.stdout), text(&output.stderr)),
+        ("out\n".to_owned(), "err\n".to_owned())
+    );
     // More than any queue has room for.
     let output = stage.run_container(&[], &["seq", "1", "200000"]);
     let lines = text(&output.stdout);
@@ -134,7 +144,16 @@ fn it_is_what_image_and_options_say() {
     let script = "echo $FROM $GIVEN; pwd; id; hostname; cat /data/file; touch /data/x 2>&1; \
                   touch /x 2>&1; cat /proc/self/uid_map";
     let options = [
-        "-e", "GIVEN=yes", "-w", "/srv", "-u", "web", "--hostname", "box", "-v", &volume,
+        "-e",
+        "GIVEN=yes",
+        "-w",
+        "/srv",
+        "-u",
+        "web",
+        "--hostname",
+        "box",
+        "-v",
+        &volume,
         "--read-only",
     ];
     let output = stage.run_container(&options, &["sh", "-c", script]);
@@ -142,17 +161,28 @@ fn it_is_what_image_and_options_say() {
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines[0], "image yes", "{said} {}", text(&output.stderr));
     assert_eq!(lines[1], "/srv");
-    assert!(lines[2].starts_with("uid=33(web) gid=34(www) groups="), "{said}");
+    assert!(
+        lines[2].starts_with("uid=33(web) gid=34(www) groups="),
+        "{said}"
+    );
     assert!(lines[2].contains("50(staff)"), "{said}");
     assert_eq!(lines[3], "box");
     assert!(lines[4].starts_with("shared"), "{said}");
     assert_eq!(said.matches("Read-only file system").count(), 2, "{said}");
     // Its root is nobody on the host.
-    let map: Vec<&str> = said.lines().find(|line| line.ends_with("65536")).unwrap().split_whitespace().collect();
+    let map: Vec<&str> = said
+        .lines()
+        .find(|line| line.ends_with("65536"))
+        .unwrap()
+        .split_whitespace()
+        .collect();
     assert_eq!(map[0], "0");
     assert_ne!(map[1], "0");
     // An image's entrypoint and user; and those that replace them.
-    stage.import("entry", &json!({"Entrypoint": ["echo", "from"], "Cmd": ["image"], "User": "33"}));
+    stage.import(
+        "entry",
+        &json!({"Entrypoint": ["echo", "from"], "Cmd": ["image"], "User": "33"}),
+    );
     let run = |options: &[&str], command: &[&str]| {
         let mut words = vec!["run", "--container", "--rm", "--net", "none"];
         words.extend(options);
@@ -177,7 +207,12 @@ fn a_containers_life() {
     stage.start_container(&[], &["sh", "-c", script]);
     let known = stage.known(&stage.name).unwrap();
     assert_eq!(known["status"]["phase"], "running");
-    assert!(known["config"]["container"]["ids"]["first"].as_u64().unwrap() > 0);
+    assert!(
+        known["config"]["container"]["ids"]["first"]
+            .as_u64()
+            .unwrap()
+            > 0
+    );
     let (_, list) = stage.ask(&["list"]);
     assert!(list.contains("container"), "{list}");
     eventually("it is up", || stage.done(&["logs"]).contains("up"));
@@ -249,7 +284,11 @@ fn limits_hold_and_change() {
     // A program that wants more is ended, and that is said.
     let output = stage.run_container(
         &["--memory", "8M", "--swap", "0"],
-        &["sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M count=1; exit $?"],
+        &[
+            "sh",
+            "-c",
+            "dd if=/dev/zero of=/dev/null bs=64M count=1; exit $?",
+        ],
     );
     assert_eq!(output.status.code(), Some(137), "{}", text(&output.stderr));
     stage.assert_nothing_left();
@@ -271,8 +310,17 @@ fn policies_start_it_again() {
     stage.done(&["delete"]);
     // One whose program is not there is not tried again.
     let (code, said) = stage.ask(&[
-        "run", "--container", "-d", "--net", "none", "--restart", "always", "--name", &stage.name,
-        IMAGE, "nothing",
+        "run",
+        "--container",
+        "-d",
+        "--net",
+        "none",
+        "--restart",
+        "always",
+        "--name",
+        &stage.name,
+        IMAGE,
+        "nothing",
     ]);
     assert_eq!(code, Some(127), "{said}");
     stage.assert_nothing_left();
@@ -286,7 +334,16 @@ fn signals_go_to_the_program() {
     }
     let script = "trap 'echo int; exit 9' INT; echo up; while :; do sleep 0.05; done";
     let words = [
-        "run", "--container", "--rm", "--net", "none", "--name", &stage.name, IMAGE, "sh", "-c",
+        "run",
+        "--container",
+        "--rm",
+        "--net",
+        "none",
+        "--name",
+        &stage.name,
+        IMAGE,
+        "sh",
+        "-c",
         script,
     ];
     let child = stage.croft(&words).spawn().unwrap();
@@ -299,7 +356,14 @@ fn signals_go_to_the_program() {
     assert_eq!(text(&output.stdout), "up\nint\n");
     assert_eq!(output.status.code(), Some(9));
     // And by name.
-    stage.start_container(&[], &["sh", "-c", "trap 'exit 4' USR1; while :; do sleep 0.05; done"]);
+    stage.start_container(
+        &[],
+        &[
+            "sh",
+            "-c",
+            "trap 'exit 4' USR1; while :; do sleep 0.05; done",
+        ],
+    );
     let (code, said) = stage.ask(&["kill", "-s", "USR1", &stage.name]);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(stage.done(&["wait"]), "4\n");
@@ -335,21 +399,37 @@ fn files_are_copied_in_and_out() {
     let back = stage.path("data/back");
     let (code, said) = cp(&there("/srv/tree"), &back.to_string_lossy());
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(fs::read_to_string(back.join("sub/file")).unwrap(), "content");
+    assert_eq!(
+        fs::read_to_string(back.join("sub/file")).unwrap(),
+        "content"
+    );
     // No link leads out of the container.
     let secret = stage.path("data/secret");
     fs::write(&secret, "host").unwrap();
-    let link = format!("ln -s {0} /srv/out; ln -s {1} /srv/dir", secret.display(), stage.path("data").display());
+    let link = format!(
+        "ln -s {0} /srv/out; ln -s {1} /srv/dir",
+        secret.display(),
+        stage.path("data").display()
+    );
     let link = link.replace("ln -s", "busybox ln -s");
     assert_eq!(stage.exec(&["sh", "-c", &link]).0, Some(0));
-    assert_ne!(cp(&there("/srv/out"), &back.join("out").to_string_lossy()).0, Some(0));
+    assert_ne!(
+        cp(&there("/srv/out"), &back.join("out").to_string_lossy()).0,
+        Some(0)
+    );
     let plain = stage.path("data/plain");
     fs::write(&plain, "x").unwrap();
-    assert_ne!(cp(&plain.to_string_lossy(), &there("/srv/dir/planted")).0, Some(0));
+    assert_ne!(
+        cp(&plain.to_string_lossy(), &there("/srv/dir/planted")).0,
+        Some(0)
+    );
     assert!(!stage.path("data/planted").exists());
     // What is missing, and a file where a directory would go.
     assert_ne!(cp(&there("/nothing"), &back.to_string_lossy()).0, Some(0));
-    assert_ne!(cp(&plain.to_string_lossy(), &there("/srv/none/")).0, Some(0));
+    assert_ne!(
+        cp(&plain.to_string_lossy(), &there("/srv/none/")).0,
+        Some(0)
+    );
     assert_ne!(cp(&tree, &there("/etc/passwd")).0, Some(0));
     assert_eq!(fs::metadata(back.join("sub/file")).unwrap().uid(), 0);
     stage.done(&["delete", "--force"]);
@@ -359,8 +439,14 @@ fn files_are_copied_in_and_out() {
 fn what_only_machines_have_is_refused() {
     let stage = Stage::new();
     for (words, names) in [
-        (&["run", "--container", "--kernel", "kernel", "tiny"][..], "this host's kernel"),
-        (&["create", "--container", "--cpu", "host", "tiny"], "virtual hardware"),
+        (
+            &["run", "--container", "--kernel", "kernel", "tiny"][..],
+            "this host's kernel",
+        ),
+        (
+            &["create", "--container", "--cpu", "host", "tiny"],
+            "virtual hardware",
+        ),
         (&["run", "--container", "--privileged", "tiny"], "--cap-add"),
     ] {
         let (code, said) = stage.ask(words);
@@ -373,9 +459,15 @@ fn what_only_machines_have_is_refused() {
     // An image of one program is no machine.
     let (code, said) = stage.ask(&["create", IMAGE]);
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains(&format!("croft run --container {IMAGE}")), "{said}");
+    assert!(
+        said.contains(&format!("croft run --container {IMAGE}")),
+        "{said}"
+    );
     stage.start_container(&[], &["sleep", "1000"]);
-    for words in [&["disk", "resize", &stage.name, "1G"][..], &["nic", "set", &stage.name, "net0", "--link", "down"]] {
+    for words in [
+        &["disk", "resize", &stage.name, "1G"][..],
+        &["nic", "set", &stage.name, "net0", "--link", "down"],
+    ] {
         let (code, said) = stage.ask(words);
         assert_ne!(code, Some(0), "{said}");
     }
@@ -412,10 +504,22 @@ fn whoever_is_killed_leaves_nothing() {
     stage.done(&["delete"]);
     stage.assert_nothing_left();
     // A foreground command that is killed leaves the container to itself.
-    let words = ["run", "--container", "--net", "none", "--name", &stage.name, IMAGE, "sleep", "1000"];
+    let words = [
+        "run",
+        "--container",
+        "--net",
+        "none",
+        "--name",
+        &stage.name,
+        IMAGE,
+        "sleep",
+        "1000",
+    ];
     let mut child = stage.croft(&words).spawn().unwrap();
     eventually("it runs", || {
-        stage.known(&stage.name).is_some_and(|known| known["status"]["phase"] == "running")
+        stage
+            .known(&stage.name)
+            .is_some_and(|known| known["status"]["phase"] == "running")
     });
     kill_process(pid_of(&child), Signal::KILL).unwrap();
     wait(&mut child);

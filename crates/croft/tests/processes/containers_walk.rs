@@ -64,8 +64,18 @@ impl Walk {
         let policy = pick(&mut self.random, &POLICIES);
         let words: &[&str] = match self.random.random_range(0..14) {
             0..3 => &[
-                "create", "--container", "--net", "none", "--restart", &policy, "--name", &name,
-                IMAGE, "sh", "-c", &script,
+                "create",
+                "--container",
+                "--net",
+                "none",
+                "--restart",
+                &policy,
+                "--name",
+                &name,
+                IMAGE,
+                "sh",
+                "-c",
+                &script,
             ],
             3..6 => &["start", &name],
             6 => &["stop", "--timeout", "0", &name],
@@ -126,9 +136,7 @@ impl Walk {
             eventually(&format!("the truth of {name}; after {history:#?}"), || {
                 let Seen { phase, payload } = self.seen(name);
                 let monitors = self.stage.processes_of(name).len();
-                let lives = payload.is_some_and(|pid| {
-                    fs::metadata(format!("/proc/{pid}")).is_ok()
-                });
+                let lives = payload.is_some_and(|pid| fs::metadata(format!("/proc/{pid}")).is_ok());
                 match phase.as_str() {
                     "running" | "paused" => monitors >= 1 && lives,
                     "waiting" => monitors == 1 && payload.is_none(),
@@ -164,21 +172,37 @@ fn nothing_of_a_container_leaks_and_the_list_is_true() {
         }
     }
     for name in &walk.names {
-        eventually("no process is left", || walk.stage.processes_of(name).is_empty());
+        eventually("no process is left", || {
+            walk.stage.processes_of(name).is_empty()
+        });
         let left = Stage::groups_of(name);
         assert!(left.is_empty(), "{left:?} after {history:#?}");
     }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(walk.stage.path("").to_str().unwrap()), "{mounts}");
+    assert!(
+        !mounts.contains(walk.stage.path("").to_str().unwrap()),
+        "{mounts}"
+    );
     // What is left half made is gone with the next that is made, and its ids
     // are free again.
-    let words = ["create", "--container", "--net", "none", "--name", "last", IMAGE, "true"];
+    let words = [
+        "create",
+        "--container",
+        "--net",
+        "none",
+        "--name",
+        "last",
+        IMAGE,
+        "true",
+    ];
     let (code, said) = walk.stage.ask(&words);
     assert_eq!(code, Some(0), "{said}");
     let last: Value = walk.stage.known("last").unwrap();
     assert!(last["config"]["container"]["ids"]["first"].is_u64());
     let left = fs::read_dir(walk.stage.path("data/instances")).unwrap();
-    let left = left.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let left = left
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
     let mut left: Vec<String> = left.collect();
     left.sort();
     assert_eq!(left, [".ids.lock", "last"], "after {history:#?}");

@@ -41,7 +41,8 @@ impl Stage {
         let (code, said) = self.ask(&["image", "import", &file, IMAGE]);
         assert_eq!(code, Some(0), "{said}");
         // What is wrong with the host is no fault of what is tested.
-        let (code, said) = self.ask(&["run", "--container", "--rm", "--net", "none", IMAGE, "true"]);
+        let (code, said) =
+            self.ask(&["run", "--container", "--rm", "--net", "none", IMAGE, "true"]);
         if code != Some(0) && said.contains("not permitted") {
             println!("skipped: no containers here: {said}");
             return false;
