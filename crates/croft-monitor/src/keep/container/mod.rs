@@ -67,6 +67,8 @@ pub struct Container {
     consoles: Vec<Console>,
     running: Option<Running>,
     execs: Execs,
+    /// What was needed to make it is still taken.
+    large: bool,
     /// Whoever started it hears of its end.
     attached: bool,
 }
@@ -89,6 +91,7 @@ impl Container {
             consoles,
             running: None,
             execs: Execs::default(),
+            large: false,
             attached: is_attached,
             run,
         })
@@ -219,6 +222,11 @@ impl Payload for Container {
             return;
         };
         if running.outcome.is_none() {
+            // Whoever has started it has been told, and nothing happens for
+            // long.
+            if std::mem::take(&mut own.large) {
+                croft_container::give_back_memory();
+            }
             let lines = running.nics.mend();
             lines.iter().for_each(|line| keeper.say(line));
             return;
@@ -283,6 +291,7 @@ impl Keeper<Container> {
                 let (engine, reason) = ENGINE;
                 self.status.engine = Some((engine.to_owned(), reason.to_owned()));
                 self.own.running = Some(running);
+                self.own.large = true;
                 self.inputs.push_back(Input::Started);
             }
             Err(outcome) => self.inputs.push_back(Input::Ended(outcome)),

@@ -12,11 +12,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use croft_api::Outcome;
-use croft_api::container::ContainerStats;
+use croft_api::container::{ContainerRole, ContainerSpec, ContainerStats};
 use croft_api::monitor::RunContainer;
-use croft_container::{Create, Created, Gate, Groups, Root, Stdio};
+use croft_container::{Cover, Create, Created, Gate, Groups, Root, Stdio};
+use croft_host::store;
 use croft_isolate::cgroups::{Controllers, Event, Events, Group, Hierarchies};
 use croft_network::Names;
+use croft_procview::View;
 use oci_spec::runtime::Spec;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
@@ -29,10 +31,10 @@ use crate::nics::container::Nics;
 
 /// The exit status of a program that was not started, of docker's.
 const NOT_STARTED: u8 = 125;
+/// Where what serves all containers of the host has its socket.
+const RUNTIME: &str = "/run/croft";
 /// What ends a process at once.
 const KILL: i32 = Signal::KILL.as_raw();
-/// Group of all containers' groups.
-const PARENT: &str = "croft";
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -49,11 +51,6 @@ pub struct Running {
     pub nics: Nics,
 }
 
-/// Where the control group of an instance is, beneath the host's.
-pub fn group_path(name: &str) -> PathBuf {
-    Path::new(PARENT).join(name)
-}
-
 impl Running {
     /// Makes and starts a container; `say` hears what the operator should know.
     pub fn spawn(
@@ -65,7 +62,8 @@ impl Running {
         let container = &run.container;
         let parts = Parts::find(container, directory).map_err(invalid)?;
         let hierarchies = Hierarchies::find().map_err(|error| failed(error.to_string()))?;
-        let group = make_group(&container.name, &hierarchies)?;
+        let path = store::control_group(directory).map_err(|error| failed(error.to_string()))?;
+        let group = make_group(&path, &hierarchies)?;
         let made = Self::make(run, directory, &parts, &hierarchies, &group, say);
         match made {
             Ok((init, streams, nics)) => {
@@ -102,7 +100,7 @@ impl Running {
         let unified = is_unified(hierarchies);
         let users = Users::of_layers(layers(parts));
         let user = users.find(&container.user).map_err(invalid)?;
-        let spec = describe(run, parts, &user, unified).map_err(invalid)?;
+        let spec = describe(run, directory, parts, &user, unified).map_err(invalid)?;
         limit(group, &spec, say)?;
         let (streams, stdio) = if container.tty {
             (Streams::default(), Stdio::Inherit)
@@ -125,7 +123,16 @@ impl Running {
             keyring: true,
             die_with_parent: true,
         };
-        let mut init = croft_container::create(create).map_err(|error| refused(&error))?;
+        let views = views(container, say);
+        let covers: Vec<Cover<'_>> = views
+            .iter()
+            .map(|view| Cover {
+                mount: view.mount.as_fd(),
+                destination: Path::new(view.destination),
+            })
+            .collect();
+        let created = croft_container::create_with(create, &covers);
+        let mut init = created.map_err(|error| refused(&error))?;
         let started = Self::start(run, parts, &mut init, streams);
         if started.is_err() {
             // It waits at its gate, or has ended there.
@@ -189,7 +196,7 @@ impl Running {
     pub fn spec(&self, run: &RunContainer, directory: &Path) -> Result<Spec, String> {
         let parts = Parts::find(&run.container, directory)?;
         let user = Users::of_layers(layers(&parts)).find(&run.container.user)?;
-        describe(run, &parts, &user, is_unified(&self.hierarchies))
+        describe(run, directory, &parts, &user, is_unified(&self.hierarchies))
     }
 
     /// Sends its init a signal.
@@ -327,6 +334,7 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Option<Ended> {
 
 fn describe(
     run: &RunContainer,
+    directory: &Path,
     parts: &Parts,
     user: &User,
     unified_memory: bool,
@@ -338,7 +346,7 @@ fn describe(
         volumes: &parts.volumes,
         devices: &parts.devices,
         disks: &parts.disks,
-        group: &group_path(&run.container.name),
+        group: &store::control_group(directory).map_err(|error| error.to_string())?,
         unified_memory,
         profile: parts.profile.clone(),
     })
@@ -357,13 +365,29 @@ fn is_unified(hierarchies: &Hierarchies) -> bool {
     memory.is_some_and(|one| one.version == croft_isolate::cgroups::Version::Two)
 }
 
+/// Files of `/proc` that show a container its own limits, where it has some and
+/// this process may mount them.
+fn views(container: &ContainerSpec, say: &mut dyn FnMut(String)) -> Vec<View> {
+    let limits = &container.limits;
+    let limited = limits.memory.is_some() || limits.cpus.is_some() || limits.cpuset.is_some();
+    let wanted = limited || container.role == ContainerRole::System;
+    if !wanted || !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    croft_procview::mounts(Path::new(RUNTIME)).unwrap_or_else(|error| {
+        say(format!(
+            "it sees the host's memory and processors in /proc, not its own limits: {error}"
+        ));
+        Vec::new()
+    })
+}
+
 /// Makes the group. What a killed monitor has left in its place has ended with
 /// it, or does now.
-fn make_group(name: &str, hierarchies: &Hierarchies) -> Result<Group, Outcome> {
-    let path = group_path(name);
-    let left = Group::open(hierarchies, &path).map_err(|error| failed(error.to_string()))?;
+fn make_group(path: &Path, hierarchies: &Hierarchies) -> Result<Group, Outcome> {
+    let left = Group::open(hierarchies, path).map_err(|error| failed(error.to_string()))?;
     remove_group(&left).map_err(failed)?;
-    Group::create(hierarchies, &path, Controllers::all()).map_err(|error| failed(error.to_string()))
+    Group::create(hierarchies, path, Controllers::all()).map_err(|error| failed(error.to_string()))
 }
 
 fn remove_group(group: &Group) -> Result<(), String> {

@@ -174,6 +174,8 @@ struct Running {
 
 impl Running {
     fn run(&mut self) -> Result<Exit, Fault> {
+        // Its end may have come with the news of its start.
+        self.hear_client()?;
         while self.status.is_none() {
             self.step()?;
         }

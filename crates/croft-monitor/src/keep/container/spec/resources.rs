@@ -13,20 +13,6 @@ use super::{Given, HostDevice, kind};
 
 /// Period of the processor limit in microseconds, the kernel's default.
 const PERIOD: u64 = 100_000;
-/// Devices that all containers have: their major and minor numbers (Linux
-/// `admin-guide/devices.txt`).
-const DEVICES: [(i64, Option<i64>); 9] = [
-    (1, Some(3)), // null
-    (1, Some(5)), // zero
-    (1, Some(7)), // full
-    (1, Some(8)), // random
-    (1, Some(9)), // urandom
-    (5, Some(0)), // tty
-    (5, Some(1)), // console
-    (5, Some(2)), // ptmx
-    (136, None),  // pts/*
-];
-
 /// A disk with limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -132,30 +118,22 @@ fn io(limits: &ContainerLimits, disks: &[Disk]) -> Result<LinuxBlockIo, String> 
     Ok(io)
 }
 
-/// No device but those that all have, and those that it was given. Any may be
-/// made: what is not allowed is not opened either.
+/// No device but those that all have, and those that it was given.
 fn devices(given: &[HostDevice]) -> Vec<LinuxDeviceCgroup> {
-    let rule = |allow: bool, typ, major, minor, access: &str| {
+    let rule = |allow: bool, typ, numbers: Option<(u32, u32)>, access: &str| {
         let mut rule = LinuxDeviceCgroup::default();
         rule.set_allow(allow);
         rule.set_typ(Some(typ));
-        rule.set_major(major);
-        rule.set_minor(minor);
+        rule.set_major(numbers.map(|(major, _)| major.into()));
+        rule.set_minor(numbers.map(|(_, minor)| minor.into()));
         rule.set_access(Some(access.to_owned()));
         rule
     };
-    let mut rules = vec![
-        rule(false, LinuxDeviceType::A, None, None, "rwm"),
-        rule(true, LinuxDeviceType::C, None, None, "m"),
-        rule(true, LinuxDeviceType::B, None, None, "m"),
-    ];
-    let common = DEVICES.iter();
-    rules.extend(
-        common.map(|(major, minor)| rule(true, LinuxDeviceType::C, Some(*major), *minor, "rwm")),
-    );
+    let mut rules = vec![rule(false, LinuxDeviceType::A, None, "rwm")];
+    rules.extend(croft_container::allowed_devices());
     rules.extend(given.iter().map(|host| {
-        let (major, minor) = (host.major.into(), host.minor.into());
-        rule(true, kind(host), Some(major), Some(minor), &host.access)
+        let numbers = Some((host.major, host.minor));
+        rule(true, kind(host), numbers, &host.access)
     }));
     rules
 }
