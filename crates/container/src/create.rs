@@ -171,7 +171,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
     if let Some(process) = plan.process {
         raise(process, child.pid, plan.maps.is_some())?;
     }
-    if plan.opens_outside() {
+    if plan.opens_outside {
         let ids = match &plan.maps {
             Some(_) => Some(ids::of_process(child.pid)?),
             None => None,

@@ -53,3 +53,4 @@ pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
 pub use oci_spec::runtime::Spec;
+pub use root::devices::allowed as allowed_devices;

@@ -61,6 +61,10 @@ pub struct Plan<'a> {
     pub keyring: bool,
     pub die_with_parent: bool,
     pub preserve_fds: u32,
+    /// Whether what is of the host is opened by the maker: the container's ids
+    /// may not reach it, or are needed to map those of a mount. A user who is
+    /// not root may no more than the container.
+    pub opens_outside: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -82,22 +86,28 @@ impl<'a> Plan<'a> {
         let devices = linux.and_then(|linux| linux.devices().as_deref());
         let filter = linux.and_then(|linux| linux.seccomp().as_ref());
         let filter = filter.map(seccomp::compile).transpose();
+        let maps = Self::maps(spec, &namespaces)?;
+        let mounts = mounts
+            .map(|mount| Planned::new(mount, create.bundle))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mapped = |one: &Planned| one.options.id_map.is_some();
         let plan = Plan {
+            opens_outside: rustix::process::geteuid().is_root()
+                && namespaces.new & MOUNT != 0
+                && (maps.is_some() || mounts.iter().any(mapped)),
             id: create.id,
             bundle: create.bundle,
             spec,
             process: spec.process().as_ref(),
             hooks: spec.hooks().as_ref(),
-            maps: Self::maps(spec, &namespaces)?,
+            maps,
             namespaces,
             groups: &create.groups,
             root: create.root,
             root_path,
             root_read_only: root.and_then(|root| root.readonly()).unwrap_or(false),
             propagation: linux.and_then(|linux| linux.rootfs_propagation().as_deref()),
-            mounts: mounts
-                .map(|mount| Planned::new(mount, create.bundle))
-                .collect::<Result<_, _>>()?,
+            mounts,
             devices: devices
                 .unwrap_or_default()
                 .iter()
@@ -226,16 +236,6 @@ impl<'a> Plan<'a> {
             None | Some(libc::MS_SLAVE) => libc::MS_SLAVE,
             Some(_) => libc::MS_PRIVATE,
         }
-    }
-
-    /// Whether what is of the host is opened by the maker: the container's ids
-    /// may not reach it, or are needed to map those of a mount. A user who is
-    /// not root may no more than the container.
-    pub fn opens_outside(&self) -> bool {
-        let mapped = |one: &Planned| one.options.id_map.is_some();
-        rustix::process::geteuid().is_root()
-            && self.namespaces.new & MOUNT != 0
-            && (self.maps.is_some() || self.mounts.iter().any(mapped))
     }
 
     /// Whether devices are the host's, as none can be made.

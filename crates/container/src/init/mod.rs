@@ -160,7 +160,7 @@ impl Init<'_> {
 
     /// While the maker maps ids, and opens what the container may not.
     fn wait_for_maker(&self, channel: &OwnedFd) -> Result<Option<Trees>, Error> {
-        let outside = self.plan.opens_outside();
+        let outside = self.plan.opens_outside;
         if !outside && self.plan.maps.is_none() {
             return Ok(None);
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::slice;
 
-use oci_spec::runtime::{Hook, Spec};
+use oci_spec::runtime::{Hook, LinuxResources, Spec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -370,7 +370,7 @@ fn make_in(
     let (hierarchies, group) = groups::create(&path, &context.log)?;
     let linux = bundle.spec.linux().as_ref();
     if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
-        groups::apply(&group, resources, &context.log)?;
+        groups::apply(&group, &with_devices(resources), &context.log)?;
     }
     let gate = match keeper {
         Keeper::Nobody => Gate::Socket(listen_at(&entry.socket())?),
@@ -410,6 +410,15 @@ fn make_in(
             Err(error)
         }
     }
+}
+
+/// The devices that every container has are its own whatever its rules say.
+fn with_devices(resources: &LinuxResources) -> LinuxResources {
+    let mut resources = resources.clone();
+    if let Some(rules) = resources.devices_mut() {
+        rules.extend(crate::allowed_devices());
+    }
+    resources
 }
 
 /// A terminal needs somebody who takes its other end, and the other way round.

@@ -39,6 +39,8 @@ pub struct Asm {
     pub bytes: Vec<u8>,
     /// Where the first of them will be executed.
     pub base: usize,
+    /// The first that will be executed elsewhere, and where.
+    apart: Option<(usize, usize)>,
 }
 
 /// A 32-bit displacement of a jump that is not known yet: where it stands.
@@ -51,6 +53,25 @@ impl Asm {
         Asm {
             bytes: Vec::with_capacity(1024),
             base,
+            apart: None,
+        }
+    }
+
+    /// What follows will be executed at `address`, apart from what is there.
+    pub fn go_on_at(&mut self, address: usize) {
+        self.apart = Some((self.here(), address));
+    }
+
+    /// Bytes that will be executed at [`Asm::base`]; the others are apart.
+    pub fn together(&self) -> usize {
+        self.apart.map_or(self.here(), |(first, _)| first)
+    }
+
+    /// Where byte `at` will be executed.
+    pub fn address(&self, at: usize) -> usize {
+        match self.apart {
+            Some((first, address)) if at >= first => address + (at - first),
+            _ => self.base + at,
         }
     }
 
@@ -210,7 +231,9 @@ impl Asm {
 
     /// Makes a jump lead to byte `to`.
     pub fn fix(&mut self, fixup: Fixup, to: usize) {
-        let disp = to.wrapping_sub(fixup.0 + 4) as i32;
+        // The place behind the displacement is of the same part as its bytes.
+        let next = self.address(fixup.0) + 4;
+        let disp = self.address(to).wrapping_sub(next) as i32;
         if let Some(bytes) = self.bytes.get_mut(fixup.0..fixup.0 + 4) {
             bytes.copy_from_slice(&disp.to_le_bytes());
         }
@@ -240,7 +263,7 @@ impl Asm {
     }
 
     fn rel32(&mut self, address: usize) {
-        let next = self.base + self.here() + 4;
+        let next = self.address(self.here()) + 4;
         self.imm32(address.wrapping_sub(next) as i32);
     }
 }
@@ -341,6 +364,29 @@ mod tests {
             text(|asm| asm.rr_imm32(true, 0x81, 7, R10, 4088)),
             ["cmp r10,0FF8h"]
         );
+    }
+
+    #[test]
+    fn jumps_lead_from_one_part_to_another() {
+        let mut asm = Asm::new(0x1000);
+        let ahead = asm.jcc(cc::A);
+        let back = asm.here();
+        asm.raw(&[0x90]);
+        asm.go_on_at(0x8000);
+        asm.fix_here(ahead);
+        asm.call_abs(0x5000);
+        asm.jmp_to(back);
+        assert_eq!(asm.together(), 7);
+        let read = |bytes: &[u8], base| -> Vec<(u64, u64)> {
+            let decoder = Decoder::with_ip(64, bytes, base, DecoderOptions::NONE);
+            let branches = decoder.into_iter().filter(|insn| insn.len() > 1);
+            branches
+                .map(|insn| (insn.ip(), insn.near_branch_target()))
+                .collect()
+        };
+        assert_eq!(read(&asm.bytes[..7], 0x1000), [(0x1000, 0x8000)]);
+        let apart = [(0x8000, 0x5000), (0x8005, 0x1006)];
+        assert_eq!(read(&asm.bytes[7..], 0x8000), apart);
     }
 
     #[test]

@@ -55,8 +55,9 @@ pub enum Cold {
 pub const NOWHERE: usize = usize::MAX;
 
 impl Emit<'_> {
-    /// Appends what seldom happens.
-    pub fn finish(mut self) -> Emitted {
+    /// Appends what seldom happens: it will be executed at `cold`, so that
+    /// the processor's caches hold what often happens.
+    pub fn finish(mut self, cold: usize) -> Emitted {
         let mut next = 0;
         // Taken branches add exits, and those more cold code.
         while next < self.cold.len() {
@@ -81,12 +82,14 @@ impl Emit<'_> {
             }
             next += 1;
         }
+        self.asm.go_on_at(cold);
         let mut exits = std::mem::take(&mut self.exits).into_boxed_slice();
         let cold = std::mem::take(&mut self.cold);
         for cold in cold {
             self.emit_cold(cold, &mut exits);
         }
         Emitted {
+            hot: self.asm.together(),
             bytes: self.asm.bytes,
             exits,
         }
@@ -139,7 +142,7 @@ impl Emit<'_> {
             }
             Cold::Unlinked { jump, exit } => {
                 self.asm.fix_here(jump);
-                exits[exit].site = self.asm.base + jump.0;
+                exits[exit].site = self.asm.address(jump.0);
                 self.asm.mov_imm64(R11, &raw const exits[exit] as u64);
                 self.asm.jmp_abs(self.thunks.exit_link);
             }

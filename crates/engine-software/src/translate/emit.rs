@@ -16,7 +16,7 @@
 //!   add  r10, [rsp + r11 + host]
 //! ```
 //!
-//! `miss` lies behind the block. It tries to refill the entry and comes back
+//! `miss` lies apart from the block. It tries to refill the entry and comes back
 //! to `rorx`; else the interpreter does the whole instruction, and the block
 //! goes on behind it. An instruction changes nothing before its last check.
 //!
@@ -81,6 +81,8 @@ pub struct Options {
 pub struct Emitted {
     /// The code.
     pub bytes: Vec<u8>,
+    /// How much of it stands where the block begins; the rest is apart.
+    pub hot: usize,
     /// Its exits. The code refers to them: they must stay where they are.
     pub exits: Box<[Exit]>,
 }

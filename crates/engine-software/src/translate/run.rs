@@ -24,6 +24,8 @@ use std::sync::atomic::Ordering;
 
 /// Most bytes of code for one block: beyond this translating gives up.
 const MAX_BLOCK: usize = 64 << 10;
+/// Of eight parts of the code's memory, those of what often happens.
+const HOT: usize = 5;
 
 /// How to translate.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +48,8 @@ pub struct Translator {
     first: usize,
     /// Offset of the next block.
     next: usize,
+    /// Offset of its part that seldom runs; those of all are behind the others.
+    next_cold: usize,
     encoder: Encoder,
     info: InstructionInfoFactory,
     /// What translated code refers to.
@@ -92,6 +96,7 @@ impl Translator {
             thunks,
             first,
             next: first,
+            next_cold: size / 8 * HOT,
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             exits: Vec::new(),
@@ -113,7 +118,8 @@ impl Translator {
         self.pending_jump = false;
     }
 
-    /// The code of the block whose code begins at `code`.
+    /// The code of the block whose code begins at `code`, without what of it
+    /// seldom runs.
     pub fn code_at(&self, code: usize) -> &[u8] {
         let behind = self.starts.partition_point(|&start| start <= code);
         let end = self.starts.get(behind).copied();
@@ -125,10 +131,22 @@ impl Translator {
 
     /// Bytes of blocks' code.
     pub fn bytes(&self) -> usize {
-        self.next - self.first
+        self.next - self.first + self.next_cold - self.first_cold()
     }
 
-    /// Gives back what code that was thrown away has left.
+    /// Where the parts of blocks begin that seldom run.
+    fn first_cold(&self) -> usize {
+        self.memory.size() / 8 * HOT
+    }
+
+    /// There is room for a block of any size.
+    fn has_room(&self) -> bool {
+        self.next + MAX_BLOCK <= self.first_cold()
+            && self.next_cold + MAX_BLOCK <= self.memory.size()
+    }
+
+    /// Gives back what code that was thrown away has left. All was, and
+    /// nothing is there anew.
     pub fn drop_old(&mut self) {
         self.old_exits = Vec::new();
         self.starts = Vec::new();
@@ -390,8 +408,7 @@ impl Cpu {
             alone: self.shared.vcpus.len() == 1,
             bmi2: self.translator.as_ref()?.bmi2,
         };
-        let room = self.translator.as_ref()?;
-        if room.next + MAX_BLOCK > room.memory.size() {
+        if !self.translator.as_ref()?.has_room() {
             // Not here: the caller goes on with the block.
             self.translator.as_mut()?.full = true;
             return None;
@@ -424,7 +441,8 @@ impl Cpu {
         if goes_on {
             emit.fall_through(next);
         }
-        let emitted = emit.finish();
+        let cold = translator.memory.executable(translator.next_cold);
+        let emitted = emit.finish(cold);
         if emitted.bytes.len() > MAX_BLOCK || !block.current() {
             return None;
         }
@@ -432,6 +450,7 @@ impl Cpu {
             let switches = |class| matches!(class, Class::SystemCall | Class::SystemReturn);
             let rules = Rules {
                 base,
+                apart: (emitted.hot, cold),
                 thunks: &translator.thunks,
                 scope: Scope {
                     mode,
@@ -449,10 +468,14 @@ impl Cpu {
         if let Some(counting) = &mut self.counting {
             counting.translated(block.gpa, mode, emitted.bytes.len(), &decoded, &block.ops);
         }
+        let (hot, apart) = emitted.bytes.split_at(emitted.hot);
         // SAFETY: nothing was ever put there since all code was thrown away.
-        unsafe { translator.memory.write(translator.next, &emitted.bytes) };
+        unsafe { translator.memory.write(translator.next, hot) };
+        // SAFETY: as above.
+        unsafe { translator.memory.write(translator.next_cold, apart) };
         let before = translator.next;
-        translator.next += emitted.bytes.len().next_multiple_of(16);
+        translator.next += hot.len().next_multiple_of(16);
+        translator.next_cold += apart.len();
         translator.memory.filled(before, translator.next);
         translator.exits.push(emitted.exits);
         translator.starts.push(base);
@@ -527,6 +550,7 @@ impl Cpu {
                 verified.clear();
             }
             translator.next = translator.first;
+            translator.next_cold = translator.first_cold();
         }
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.forget_code();

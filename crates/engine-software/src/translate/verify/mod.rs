@@ -55,6 +55,9 @@ pub use place::Scope;
 pub struct Rules<'a> {
     /// Where its first byte will be executed.
     pub base: usize,
+    /// The first byte that will be executed elsewhere, and where: behind all
+    /// others.
+    pub apart: (usize, usize),
     /// The routines.
     pub thunks: &'a Thunks,
     /// What it is.
@@ -94,6 +97,8 @@ type Verdict<T = ()> = Result<T, String>;
 struct Proof<'a> {
     rules: &'a Rules<'a>,
     code: Vec<Instruction>,
+    /// Instructions in its first part.
+    first: usize,
     /// What is known before instructions that are jumped to.
     known: Vec<Option<State>>,
     /// Instructions that are jumped to.
@@ -108,11 +113,14 @@ struct Proof<'a> {
 /// They are not, or not in a way that the proof understands.
 pub fn verify(bytes: &[u8], rules: &Rules<'_>) -> Result<(), Box<Refusal>> {
     let base = rules.base as u64;
-    let code: Vec<Instruction> = Decoder::with_ip(64, bytes, base, DecoderOptions::NONE)
-        .into_iter()
-        .collect();
+    let (bytes, apart) = bytes.split_at(rules.apart.0.min(bytes.len()));
+    let decode = |bytes, base| Decoder::with_ip(64, bytes, base, DecoderOptions::NONE);
+    let mut code: Vec<Instruction> = decode(bytes, base).into_iter().collect();
+    let first = code.len();
+    code.extend(&mut decode(apart, rules.apart.1 as u64));
     let mut proof = Proof {
         rules,
+        first,
         known: vec![None; code.len()],
         targets: vec![false; code.len()],
         work: Vec::new(),
@@ -144,6 +152,10 @@ impl Proof<'_> {
         if self.code.is_empty() {
             return Err((0, "there is no code".to_owned()));
         }
+        // Places are searched by their addresses.
+        if !self.code.is_sorted_by_key(Instruction::ip) {
+            return Err((0, "its parts are in another order".to_owned()));
+        }
         for index in 0..self.code.len() {
             if let Some(target) = self.inner_target(index) {
                 self.targets[target] = true;
@@ -167,7 +179,7 @@ impl Proof<'_> {
                     break;
                 }
                 index += 1;
-                if index == self.code.len() {
+                if index == self.first || index == self.code.len() {
                     return Err((index - 1, "the code goes on behind its end".to_owned()));
                 }
                 if self.targets[index] {

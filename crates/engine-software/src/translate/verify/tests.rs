@@ -12,6 +12,8 @@ use crate::translate::region::{ATTENTION, TABLES};
 use crate::translate::tables::{JUMPS, Jump, Mode, PAGES, Page, Tables};
 
 const BASE: u64 = 0x10_0000;
+/// Where the second part of code is.
+const APART: usize = 0x80_0000;
 const MODE: AccessMode = AccessMode::User;
 const SCOPE: Scope = Scope {
     mode: MODE,
@@ -58,8 +60,13 @@ fn refusal(build: impl FnOnce(&mut CodeAssembler)) -> Option<String> {
 }
 
 fn verify_in(bytes: &[u8], scope: Scope) -> Result<(), Box<Refusal>> {
+    verify_parts(bytes, (bytes.len(), APART), scope)
+}
+
+fn verify_parts(bytes: &[u8], apart: (usize, usize), scope: Scope) -> Result<(), Box<Refusal>> {
     let rules = Rules {
         base: BASE as usize,
+        apart,
         thunks: &thunks(),
         scope,
         ops: &[],
@@ -592,4 +599,34 @@ fn host_addresses_stay_among_themselves() {
     refused("host address", |a| {
         a.mov(rcx, r10).unwrap();
     });
+}
+
+/// Two parts, of which the first jumps to the second, and back.
+#[test]
+fn code_in_two_parts() {
+    let part = |base: u64, build: &dyn Fn(&mut CodeAssembler)| {
+        let mut a = CodeAssembler::new(64).unwrap();
+        build(&mut a);
+        a.assemble(base).unwrap()
+    };
+    let apart = APART as u64;
+    let whole = part(BASE, &|a| {
+        a.jmp(apart).unwrap();
+        leave(a);
+    });
+    let open = part(BASE, &|a| a.mov(r11d, 4).unwrap());
+    let back = part(apart, &|a| a.jmp(BASE + 5).unwrap());
+    let wrong = part(apart, &|a| a.jmp(BASE + 6).unwrap());
+    let verdict = |first: &[u8], second: &[u8], at| {
+        let bytes = [first, second].concat();
+        let verdict = verify_parts(&bytes, (first.len(), at), SCOPE);
+        verdict.err().map(|refusal| refusal.why)
+    };
+    assert_eq!(verdict(&whole, &back, APART), None);
+    // Not to the middle of an instruction, nor to where the part is not.
+    assert!(verdict(&whole, &wrong, APART).is_some());
+    assert!(verdict(&whole, &back, APART + 0x1000).is_some());
+    assert!(verdict(&whole, &back, BASE as usize - 0x1000).is_some());
+    let why = verdict(&open, &back, APART).unwrap();
+    assert!(why.contains("behind its end"), "{why}");
 }
