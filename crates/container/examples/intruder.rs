@@ -197,6 +197,7 @@ fn overwrite(time: Duration) -> Result<String> {
                 return Ok("done".to_owned());
             }
         }
+        thread::sleep(Duration::from_micros(200));
     }
     Ok(if seen { "seen, refused" } else { "not seen" }.to_owned())
 }

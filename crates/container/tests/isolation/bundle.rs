@@ -15,8 +15,6 @@ pub struct Bundle {
     pub spec: Value,
     /// A control group, if it is to be in one of its own.
     pub group: Option<String>,
-    /// Descriptions of programs that are added while it runs.
-    pub execs: Vec<PathBuf>,
 }
 
 /// A program that cargo has built beside the tests.
@@ -108,7 +106,6 @@ impl Bundle {
             directory,
             spec,
             group: None,
-            execs: Vec::new(),
         }
     }
 
@@ -158,26 +155,20 @@ impl Bundle {
         self
     }
 
-    /// Adds a program to it while it runs.
-    pub fn exec(&mut self, arguments: &[&str]) {
-        let mut process = self.spec["process"].clone();
-        process["args"] = json!(arguments);
-        let path = self.path().join(format!("exec{}.json", self.execs.len()));
-        fs::write(&path, process.to_string()).unwrap();
-        self.execs.push(path);
+    /// Writes its description.
+    pub fn write(&self) -> &Path {
+        let text = serde_json::to_string_pretty(&self.spec).unwrap();
+        fs::write(self.path().join("config.json"), text).unwrap();
+        self.path()
     }
 
     /// Command line of its maker.
     pub fn command(&self) -> Command {
-        let text = serde_json::to_string_pretty(&self.spec).unwrap();
-        fs::write(self.path().join("config.json"), text).unwrap();
+        self.write();
         let mut command = Command::new(example("driver"));
         command.arg("run").arg(self.path());
         if let Some(group) = &self.group {
             command.arg("--group").arg(group);
-        }
-        for exec in &self.execs {
-            command.arg("--exec").arg(exec);
         }
         command
     }
