@@ -44,7 +44,7 @@ fn main() {
             "memory" => memory(about.parse().expect("how much")),
             "overwrite" => overwrite(Duration::from_secs(about.parse().expect("for how long"))),
             "descriptors" => descriptors(),
-            "cwd" => fs::read_link("/proc/self/cwd").map(|path| path.display().to_string()),
+            "cwd" => directory(),
             "wait" => {
                 thread::sleep(Duration::from_millis(about.parse().expect("how long")));
                 Ok("done".to_owned())
@@ -152,6 +152,17 @@ fn fork(most: usize) -> Result<String> {
         unsafe { libc::kill(*child, libc::SIGKILL) };
     }
     Ok(made.len().to_string())
+}
+
+/// The working directory as the kernel has it: a C library hides one that is
+/// not beneath the root.
+fn directory() -> Result<String> {
+    let mut path = [0_u8; 4096];
+    // SAFETY: the kernel writes at most as much as it is told there is.
+    let length = unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) };
+    let length = usize::try_from(length).map_err(|_| Error::last_os_error())?;
+    let path = path.get(..length.saturating_sub(1)).unwrap_or_default();
+    Ok(String::from_utf8_lossy(path).into_owned())
 }
 
 /// Takes memory and uses it.
