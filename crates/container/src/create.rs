@@ -239,7 +239,12 @@ fn run_runtime_hooks(plan: &Plan<'_>, pid: Pid) -> Result<(), Error> {
     // Old descriptions have them still.
     #[allow(deprecated)]
     let first = all.prestart();
-    for list in [first, all.create_runtime()].into_iter().flatten() {
+    if let Some(list) = first {
+        // To these, which were there before the others, it is made.
+        let status = "created";
+        hooks::run(list, State { status, ..state })?;
+    }
+    if let Some(list) = all.create_runtime() {
         hooks::run(list, state)?;
     }
     Ok(())

@@ -13,6 +13,7 @@ mod save;
 mod say;
 mod size;
 mod table;
+mod volume;
 
 use std::io;
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Command::Restore(options) => run::restore(*options).into(),
         Command::Save(options) => save::run(&options).into(),
         Command::Image(command) => image::run(command).into(),
+        Command::Volume(command) => volume::run(command).into(),
         Command::Network(command) => network::run(command).into(),
         Command::Doctor(options) => doctor::run(&options).into(),
         Command::Oci { words } => oci::run(&words).into(),

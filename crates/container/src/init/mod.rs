@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use croft_isolate::seccomp;
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Hook, Process};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with};
@@ -111,7 +111,7 @@ impl Init<'_> {
                 ..state
             };
             if let Some(hooks) = plan.hooks.and_then(|all| all.start_container().as_ref()) {
-                hooks::run(hooks, state)?;
+                hooks::run(&with_environment(hooks, plan.process), state)?;
             }
             let (Some(process), Some(program)) = (plan.process, &program) else {
                 return Err(Error::new(Step::Spec, "the description has no process"));
@@ -317,7 +317,20 @@ pub fn go_on(channel: &OwnedFd) -> Result<Vec<OwnedFd>, Error> {
     }
 }
 
+/// Hooks in the container: those without an environment have its program's.
+fn with_environment(hooks: &[Hook], process: Option<&Process>) -> Vec<Hook> {
+    let own = process.and_then(|process| process.env().as_ref());
+    let mut hooks = hooks.to_vec();
+    for hook in hooks.iter_mut().filter(|hook| hook.env().is_none()) {
+        hook.set_env(own.cloned());
+    }
+    hooks
+}
+
 fn complain(starter: &OwnedFd, error: &Error) {
+    // Who reads what the container says learns it too.
+    let text = format!("the container was not started: error: {error}\n");
+    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
     let mut bytes = vec![error.step.to_byte()];
     bytes.extend(error.message.as_bytes());
     // It may be gone.
@@ -353,6 +366,9 @@ impl Last<'_> {
         settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         rights::label(process, self.proc)?;
         let no_new = process.no_new_privileges() == Some(true);
+        // Before the filter: old ones do not know the call.
+        let first = self.preserve_fds.saturating_add(3);
+        sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
         // Without the promise only who has rights may have a filter put on.
         if !no_new {
             self.put_filter_on()?;
@@ -368,8 +384,6 @@ impl Last<'_> {
         }
         let path = self.program.find()?;
         sys::reset_signals();
-        let first = self.preserve_fds.saturating_add(3);
-        sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
         if no_new {
             self.put_filter_on()?;
         }

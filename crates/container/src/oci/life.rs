@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::slice;
+use std::time::Duration;
 
 use oci_spec::runtime::{Hook, LinuxResources, Spec};
 use rustix::io::Errno;
@@ -27,6 +28,9 @@ use crate::{Created, Gate, Groups, Root, Stdio, hooks, start_through};
 
 /// How many may ask for `start`, or for the state, at the same time.
 const BACKLOG: i32 = 16;
+/// How long `delete` waits for a program that may be about to end: whoever saw
+/// its last output, or sent it a signal, comes this early.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// Who has a container when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +186,13 @@ pub fn delete(context: &Context, options: &Delete) -> Result<u8, Error> {
         Err(Error::Content { .. }) if options.force => None,
         record => record?,
     };
-    let status = status::of(&entry, record.as_ref())?;
+    let mut status = status::of(&entry, record.as_ref())?;
+    if status == Status::Running && !options.force {
+        let init = record.as_ref().and_then(|record| record.init);
+        if init.is_some_and(|init| init.ends_within(ENDING)) {
+            status = Status::Stopped;
+        }
+    }
     if status.is_alive() {
         if !options.force {
             return Err(status.refuse(&options.id, "stop it first, or delete it with --force"));
@@ -311,7 +321,6 @@ impl Made {
 
 /// Makes a container that waits.
 fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Error> {
-    // Before anything is opened.
     let sockets = files::listening();
     let preserve_fds = files::preserved(options.preserve_fds, sockets)?;
     let mut bundle = Bundle::read(options.bundle.as_deref())?;

@@ -85,8 +85,21 @@ impl Trees {
             for mount in plan.mounts.iter().filter(|one| one.options.bind.is_some()) {
                 trees.binds.push(mount.open_bind(ids, Some(propagation))?);
             }
+            trees.part(plan).at(Step::Mounts, || "the host's mounts")?;
         }
         Ok(trees)
+    }
+
+    /// What was opened in the host's mount namespace is a peer of what it was
+    /// copied from: mounts in it would be mounts of the host's.
+    fn part(&self, plan: &Plan<'_>) -> Result<(), Errno> {
+        if plan.asked_propagation() != Some(libc::MS_SHARED) {
+            propagate(&self.root, libc::MS_SLAVE, true)?;
+        }
+        let single = self.devices.iter().chain(&self.null);
+        single
+            .into_iter()
+            .try_for_each(|one| propagate(one, libc::MS_SLAVE, false))
     }
 
     /// Descriptors, to be handed over.

@@ -17,6 +17,7 @@ pub mod run;
 pub mod save;
 pub mod ssh;
 pub mod values;
+pub mod volume;
 
 use std::ffi::OsString;
 
@@ -96,9 +97,12 @@ pub enum Command {
     /// Give an instance NICs, take them away, pull and plug their cables
     #[command(subcommand)]
     Nic(nic::NicCommand),
-    /// Build, import, list and export the images that instances are made from
+    /// Build, pull, import, list and export the images that instances are made from
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Make, list and delete the volumes of containers
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Make and change networks of instances: addresses, names, a firewall (for root)
     #[command(subcommand)]
     Network(network::NetworkCommand),
@@ -143,7 +147,9 @@ mod tests {
 
     #[test]
     fn words_of_the_oci_runtime_are_its_own() {
-        let words = ["croft", "oci", "--root", "/r", "kill", "--all", "box", "--help"];
+        let words = [
+            "croft", "oci", "--root", "/r", "kill", "--all", "box", "--help",
+        ];
         let Command::Oci { words: passed } = Args::parse_from(words).command else {
             panic!("another command");
         };
