@@ -95,3 +95,8 @@ fn image() {
 fn bootdisk() {
     smoke("bootdisk", 3000);
 }
+
+#[test]
+fn seccomp() {
+    smoke("seccomp", 2000);
+}
