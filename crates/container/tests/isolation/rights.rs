@@ -121,5 +121,9 @@ fn groups_are_not_written() {
         let mut bundle = make(&attempts);
         bundle.group = Some(format!("groups-{}", std::process::id()));
         assert_refused(&bundle, attempts.len());
+        // Files of either version are there, and refused for what they are.
+        let outcomes = bundle.outcomes();
+        let refused = outcomes.iter().filter(|(_, one)| !one.contains("No such"));
+        assert!(refused.count() >= 2, "{outcomes:?}");
     }
 }
