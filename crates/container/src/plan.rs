@@ -150,13 +150,13 @@ impl<'a> Plan<'a> {
     fn check(&self) -> Result<(), Error> {
         let wrong = |text: String| Err(Error::new(Step::Spec, text));
         if self.namespaces.new & MOUNT == 0 {
-            let changes = !self.mounts.is_empty()
-                || !self.masked.is_empty()
-                || !self.read_only.is_empty()
-                || self.root_read_only
-                || matches!(self.root, Root::Overlay(_));
+            // Mounts of the description would be the host's: there are none then.
+            let changes = self.root_read_only || matches!(self.root, Root::Overlay(_));
             if changes && self.namespaces.joins(MOUNT).is_none() {
-                return wrong("mounts need a mount namespace of the container's own".into());
+                return wrong(
+                    "a root of layers, or a read-only one, needs a mount namespace of the container's own"
+                        .into(),
+                );
             }
         }
         if let Some(name) = self.propagation

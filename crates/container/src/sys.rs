@@ -317,13 +317,13 @@ pub fn set_personality(value: u32) -> Result<(), Errno> {
 
 /// `set_mempolicy(2)` for this process.
 pub fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<(), Errno> {
-    let bits = if nodes.is_empty() {
-        0
-    } else {
-        nodes.len() * 64 + 1
+    // Of no bits the kernel would take one off all the same.
+    let (first, bits) = match nodes {
+        [] => (std::ptr::null(), 0),
+        _ => (nodes.as_ptr(), nodes.len() * 64 + 1),
     };
     // SAFETY: as many bits as are said, less the one that the kernel takes off.
-    checked(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
+    checked(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, first, bits) }).map(drop)
 }
 
 /// Processors that this process may run on, a bit for each.

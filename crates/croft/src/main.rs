@@ -26,6 +26,13 @@ use crate::args::{Args, Command};
 use crate::exit::Exit;
 
 fn main() -> ExitCode {
+    // Before there is a second thread: started by itself, for files of others.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == croft_image::rootless::WORD)
+    {
+        return ExitCode::from(u8::try_from(croft_image::rootless::serve()).unwrap_or(1));
+    }
     // For a shell that asks for completions; not back from it then.
     CompleteEnv::with_factory(Args::command).complete();
     let args = match Args::try_parse() {

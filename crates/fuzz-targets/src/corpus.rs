@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -97,6 +97,12 @@ pub const TARGETS: [Target; 15] = [
         name: "seccomp",
         run: crate::seccomp::run,
         seeds: crate::seccomp::seeds,
+        longest: 4096,
+    },
+    Target {
+        name: "layer",
+        run: crate::layer::run,
+        seeds: crate::layer::seeds,
         longest: 4096,
     },
     Target {

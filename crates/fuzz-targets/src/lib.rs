@@ -13,6 +13,7 @@ pub mod execute;
 mod fence;
 pub mod image;
 mod input;
+pub mod layer;
 mod layout;
 pub mod loader;
 pub mod nic;

@@ -92,6 +92,11 @@ fn image() {
 }
 
 #[test]
+fn layer() {
+    smoke("layer", 1000);
+}
+
+#[test]
 fn bootdisk() {
     smoke("bootdisk", 3000);
 }

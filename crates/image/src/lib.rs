@@ -32,6 +32,7 @@ pub mod oci;
 mod program;
 pub mod progress;
 pub mod registry;
+pub mod rootless;
 pub mod seed;
 pub mod store;
 pub mod tree;

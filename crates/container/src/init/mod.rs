@@ -272,7 +272,10 @@ pub fn streams(peer: Option<&OwnedFd>, stdio: &Stdio) -> Result<(), Error> {
     match (peer, stdio) {
         (Some(peer), _) => Terminal::take(peer),
         (None, Stdio::Given(given)) => terminal::streams(given.each_ref()),
-        (None, Stdio::Inherit) => Ok(()),
+        (None, Stdio::Inherit) => {
+            terminal::own_null();
+            Ok(())
+        }
     }
 }
 

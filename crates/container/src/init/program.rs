@@ -116,11 +116,13 @@ impl Program {
         let name = &self.name;
         match error {
             Errno::NOENT | Errno::NOTDIR => {
-                let place = if name.contains('/') { "" } else { " in PATH" };
-                Error::new(
-                    Step::Missing,
-                    format!("{name}: there is no such program{place}"),
-                )
+                // In words that podman and others look for.
+                let why = if name.contains('/') {
+                    "no such file or directory"
+                } else {
+                    "executable file not found in PATH"
+                };
+                Error::new(Step::Missing, format!("{name}: {why}"))
             }
             error => Error::new(Step::Exec, format!("{name} cannot be run: {error}")),
         }

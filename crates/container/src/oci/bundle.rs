@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::error::Error;
 use super::store::read_bounded;
@@ -41,6 +41,31 @@ impl Bundle {
             )));
         }
         Ok(Bundle { path, text, spec })
+    }
+
+    /// What its container goes without if it stays in the host's mount
+    /// namespace.
+    pub fn not_mounted(&self) -> Option<&'static str> {
+        let linux = self.spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
+        let own = namespaces
+            .unwrap_or_default()
+            .iter()
+            .any(|one| one.typ() == LinuxNamespaceType::Mount);
+        let mounts = self.spec.mounts().as_ref();
+        let paths = linux.map(|linux| [linux.masked_paths(), linux.readonly_paths()]);
+        if own {
+            None
+        } else if mounts.is_some_and(|mounts| !mounts.is_empty()) {
+            Some("mounts")
+        } else {
+            let hidden = paths
+                .into_iter()
+                .flatten()
+                .flatten()
+                .any(|list| !list.is_empty());
+            hidden.then_some("masked or read-only paths")
+        }
     }
 
     /// Its root file system, absolute.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::slice;
 use std::time::Duration;
 
-use oci_spec::runtime::{Hook, LinuxResources, Spec};
+use oci_spec::runtime::{Hook, Spec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -235,7 +235,7 @@ fn end_init(init: Option<Process>) -> Result<(), Error> {
 
 /// Removes all that is left of a container without processes, and says so to
 /// its hooks.
-fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), Error> {
+pub fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), Error> {
     let spec = entry.spec();
     if let Some(record) = record
         && let Some(group) = groups::open(record)?
@@ -326,6 +326,11 @@ fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Err
     let mut bundle = Bundle::read(options.bundle.as_deref())?;
     check_console(&bundle.spec, options, keeper)?;
     pass_sockets(&mut bundle.spec, sockets);
+    if let Some(what) = bundle.not_mounted() {
+        context.log.warn(&format!(
+            "without a mount namespace of its own the container has no {what}"
+        ));
+    }
     let rootfs = bundle.rootfs();
     let entry = context.store.create(&options.id)?;
     let mut record = Record::new(&options.id, bundle.path.clone(), rootfs, &bundle.spec);
@@ -354,7 +359,7 @@ fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Err
 }
 
 /// After a failure, before there was a container: no hooks are told.
-fn clear(entry: &Entry, record: &Record) -> Result<(), Error> {
+pub fn clear(entry: &Entry, record: &Record) -> Result<(), Error> {
     if let Some(group) = groups::open(record)? {
         group.kill()?;
         group.delete()?;
@@ -377,10 +382,7 @@ fn make_in(
     // Known before it is there: a killed maker leaves nothing unknown.
     entry.write(record)?;
     let (hierarchies, group) = groups::create(&path, &context.log)?;
-    let linux = bundle.spec.linux().as_ref();
-    if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
-        groups::apply(&group, &with_devices(resources), &context.log)?;
-    }
+    groups::limit(&group, &bundle.spec, &context.log)?;
     let gate = match keeper {
         Keeper::Nobody => Gate::Socket(listen_at(&entry.socket())?),
         Keeper::Start | Keeper::End => Gate::Caller,
@@ -419,15 +421,6 @@ fn make_in(
             Err(error)
         }
     }
-}
-
-/// The devices that every container has are its own whatever its rules say.
-fn with_devices(resources: &LinuxResources) -> LinuxResources {
-    let mut resources = resources.clone();
-    if let Some(rules) = resources.devices_mut() {
-        rules.extend(crate::allowed_devices());
-    }
-    resources
 }
 
 /// A terminal needs somebody who takes its other end, and the other way round.

@@ -13,7 +13,7 @@ use super::layers::chain;
 use super::layout::Layout;
 use super::load;
 use super::lock::Lock;
-use crate::Error;
+use crate::{Error, rootless};
 
 /// Hundredths of a second in which whoever looks at the index is done.
 const PATIENCE: u32 = 25;
@@ -140,7 +140,14 @@ fn remove_tree(path: &Path) -> Result<(), Error> {
         return Ok(());
     }
     open_up(path);
-    fs::remove_dir_all(path).map_err(Error::io("remove", path))
+    let removed = fs::remove_dir_all(path);
+    match (removed, rootless::maps()) {
+        // Files of subordinate ids: only their root can remove them.
+        (Err(error), Some(owners)) if error.kind() == ErrorKind::PermissionDenied => {
+            rootless::remove(&owners, path)
+        }
+        (removed, _) => removed.map_err(Error::io("remove", path)),
+    }
 }
 
 fn open_up(path: &Path) {

@@ -27,8 +27,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
 use crate::store::{Lock, durable, sweep};
+use crate::{Error, rootless};
 
 /// The version of a volume's `about.json` that this Croft writes.
 const VERSION: u32 = 1;
@@ -264,7 +264,10 @@ pub struct VolumeHold {
 /// Whether there was anything: not if the directory has something already, or
 /// the image has no directory there.
 pub fn fill(data: &Path, lowers: &[PathBuf], path: &str) -> Result<bool, Error> {
-    fill::fill(data, lowers, path)
+    match rootless::maps() {
+        Some(owners) => rootless::fill(&owners, data, lowers, path),
+        None => fill::fill(data, lowers, path),
+    }
 }
 
 /// The directory that containers see.
