@@ -36,6 +36,9 @@ pub fn exec(context: &Context, options: &Exec) -> Result<u8, Error> {
         .ok_or_else(gone)?;
     let target_pid = Pid::from_raw(init.pid).ok_or_else(gone)?;
     let spec = entry.spec()?;
+    if crate::needs_seal(&spec) {
+        crate::seal(super::NAME)?;
+    }
     let process = process(options, &spec)?;
     check_console(&process, options)?;
     if let Some(affinity) = process.exec_cpu_affinity().as_ref() {

@@ -47,7 +47,8 @@ pub fn stage() -> Option<Stage> {
     Some(Stage::new())
 }
 
-fn driver() -> PathBuf {
+/// The maker's program.
+pub fn driver() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let built = test.parent().and_then(Path::parent).unwrap();
     let driver = built.join("examples/driver");
@@ -136,7 +137,10 @@ impl Stage {
     pub fn run(&self, options: &[&str]) -> Said {
         let text = self.spec.to_string();
         fs::write(self.path("config.json"), text).unwrap();
-        let output = Command::new(driver())
+        // None of these takes seconds; what hangs is killed, and fails.
+        let output = Command::new("timeout")
+            .args(["-s", "KILL", "60"])
+            .arg(driver())
             .arg("run")
             .arg(self.directory.path())
             .args(options)
