@@ -204,7 +204,9 @@ fn overwrite(time: Duration) -> Result<String> {
         }
         for file in &held {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            if OpenOptions::new().write(true).open(path).is_ok() {
+            // A sealed file opens, and is not written.
+            let file = OpenOptions::new().write(true).open(path);
+            if file.is_ok_and(|mut file| file.write_all(b"intruder").is_ok()) {
                 return Ok("done".to_owned());
             }
         }
