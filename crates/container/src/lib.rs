@@ -42,11 +42,13 @@ pub mod hooks;
 mod ids;
 mod init;
 mod launch;
+mod memory;
 mod namespaces;
 pub mod oci;
 mod plan;
 mod root;
 mod seal;
+mod signal;
 mod springboard;
 mod sys;
 
@@ -56,6 +58,8 @@ pub use create::{
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
+pub use memory::give_back_memory;
 pub use oci_spec::runtime::Spec;
 pub use root::devices::allowed as allowed_devices;
 pub use seal::{needs_seal, seal};
+pub use signal::{SIGNAL_MAX, signal};

@@ -15,6 +15,7 @@ mod size;
 mod table;
 mod volume;
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
@@ -35,7 +36,11 @@ fn main() -> ExitCode {
     }
     // For a shell that asks for completions; not back from it then.
     CompleteEnv::with_factory(Args::command).complete();
-    let args = match Args::try_parse() {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if args::container::is_wanted(&arguments) {
+        arguments = args::container::rewrite(arguments);
+    }
+    let args = match Args::try_parse_from(arguments) {
         Ok(args) => args,
         Err(error) => return error::explain(&error).into(),
     };
@@ -45,6 +50,8 @@ fn main() -> ExitCode {
         }
         Command::Run(options) => run::run(*options).into(),
         Command::Create(options) => instance::create(&options).into(),
+        Command::RunContainer(options) => instance::container::run(&options).into(),
+        Command::CreateContainer(options) => instance::container::create(&options).into(),
         Command::Start(options) => instance::start(&options).into(),
         Command::Stop(options) => instance::stop(&options).into(),
         Command::Restart(options) => instance::restart(&options).into(),
@@ -55,6 +62,11 @@ fn main() -> ExitCode {
         Command::Show(options) => instance::show(&options).into(),
         Command::Logs(options) => instance::logs(&options).into(),
         Command::Console(options) => instance::console(&options).into(),
+        Command::Kill(options) => instance::kill(&options).into(),
+        Command::Set(options) => instance::container::set(&options).into(),
+        Command::Top(options) => instance::container::top(&options).into(),
+        Command::Stats(options) => instance::container::stats(&options).into(),
+        Command::Attach(options) => instance::container::attach(&options).into(),
         Command::Exec(options) => instance::exec(&options).into(),
         Command::Shell(options) => instance::shell(&options).into(),
         Command::Cp(options) => instance::cp(&options).into(),

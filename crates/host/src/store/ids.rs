@@ -68,7 +68,7 @@ pub enum IdsError {
 impl NewInstance {
     /// Takes a range of the host's ids for this instance.
     pub fn allocate_ids(&self) -> Result<IdRange, IdsError> {
-        let given = given(Path::new("/etc"))?;
+        let given = container_ids()?;
         let instances = self.instances.directories().instances();
         let failed = |what| move |source| IdsError::Io { what, source };
         let lock = OpenOptions::new()
@@ -93,6 +93,11 @@ impl NewInstance {
             .map_err(failed("cannot write them down"))?;
         Ok(range)
     }
+}
+
+/// The host's ids that this user's containers can have.
+pub fn container_ids() -> Result<Vec<IdRange>, IdsError> {
+    given(Path::new("/etc"))
 }
 
 /// The ranges of all instances, and of those that are being made.
