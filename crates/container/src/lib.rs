@@ -26,6 +26,8 @@
 //!   program to one that runs.
 //! * Waiting, signals and the terminal's size are the caller's, by the
 //!   descriptors that it gets.
+//! * What makes containers is safe from them: see `springboard.rs`, and
+//!   [`needs_seal`] for what is not so.
 //! * Whatever is wrong before the program is there is an [`Error`], with the
 //!   exit code that it means.
 
@@ -45,7 +47,9 @@ mod namespaces;
 pub mod oci;
 mod plan;
 mod root;
+mod seal;
 mod signal;
+mod springboard;
 mod sys;
 
 pub use create::{
@@ -57,4 +61,5 @@ pub use groups::{Groups, View};
 pub use memory::give_back_memory;
 pub use oci_spec::runtime::Spec;
 pub use root::devices::allowed as allowed_devices;
+pub use seal::{needs_seal, seal};
 pub use signal::{SIGNAL_MAX, signal};

@@ -6,6 +6,7 @@ use croft_isolate::seccomp::{self, Program};
 use oci_spec::runtime::{Hooks, Process, Spec};
 
 use crate::error::At;
+use crate::exec::reaches_maker;
 use crate::ids::Maps;
 use crate::namespaces::{IPC, MOUNT, NETWORK, Namespaces, TIME, USER, UTS};
 use crate::root::devices::Node;
@@ -65,6 +66,8 @@ pub struct Plan<'a> {
     /// may not reach it, or are needed to map those of a mount. A user who is
     /// not root may no more than the container.
     pub opens_outside: bool,
+    /// Whether the program must not begin from the maker's.
+    pub springboard: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -92,6 +95,7 @@ impl<'a> Plan<'a> {
             .collect::<Result<Vec<_>, _>>()?;
         let mapped = |one: &Planned| one.options.id_map.is_some();
         let plan = Plan {
+            springboard: reaches_maker(spec),
             opens_outside: rustix::process::geteuid().is_root()
                 && namespaces.new & MOUNT != 0
                 && (maps.is_some() || mounts.iter().any(mapped)),

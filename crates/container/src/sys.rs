@@ -250,6 +250,27 @@ pub fn execve(
     checked(c_long::from(result)).err().unwrap_or(Errno::IO)
 }
 
+/// The same, of the program behind a handle.
+pub fn exec_handle(
+    program: impl AsFd,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> Errno {
+    debug_assert!(arguments.last().is_some_and(|last| last.is_null()));
+    // SAFETY: both lists end with a null pointer, and what they point to lives.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    checked(result).err().unwrap_or(Errno::IO)
+}
+
 /// The working directory as the kernel spells it, with "(unreachable)" if it
 /// is not beneath the root.
 pub fn working_directory() -> Result<Vec<u8>, Errno> {

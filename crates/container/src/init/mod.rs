@@ -34,7 +34,7 @@ use crate::namespaces::{CGROUP, MOUNT, USER};
 use crate::plan::Plan;
 use crate::root::resolve::{InRoot, Kind};
 use crate::root::{self, Trees};
-use crate::{Error, Gate, Stdio, Step, hooks, sys};
+use crate::{Error, Gate, Stdio, Step, hooks, springboard, sys};
 
 use program::Program;
 use settings::Proc;
@@ -137,6 +137,9 @@ impl Init<'_> {
                 keep_groups,
                 preserve_fds: plan.preserve_fds,
                 die_with_parent: plan.die_with_parent,
+                springboard: plan
+                    .springboard
+                    .then_some(starter.as_ref().unwrap_or(channel)),
             };
             last.go()
         };
@@ -352,6 +355,9 @@ pub struct Last<'a> {
     pub keep_groups: bool,
     pub preserve_fds: u32,
     pub die_with_parent: bool,
+    /// Who is told if the program does not come to be, where it must not begin
+    /// from the maker's.
+    pub springboard: Option<&'a OwnedFd>,
 }
 
 impl Last<'_> {
@@ -366,12 +372,15 @@ impl Last<'_> {
         }
         let umask = process.user().umask().unwrap_or(UMASK);
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-        settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         rights::label(process, self.proc)?;
         let no_new = process.no_new_privileges() == Some(true);
         // Before the filter: old ones do not know the call.
         let first = self.preserve_fds.saturating_add(3);
         sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
+        let springboard = self.springboard.map(springboard::make).transpose();
+        let springboard = springboard.at(Step::Init, || "leaving the maker's program")?;
+        // From here on nothing is opened or written: they may forbid it.
+        settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         // Without the promise only who has rights may have a filter put on.
         if !no_new {
             self.put_filter_on()?;
@@ -390,7 +399,7 @@ impl Last<'_> {
         if no_new {
             self.put_filter_on()?;
         }
-        Err(self.program.become_it(&path))
+        Err(self.program.become_it(&path, springboard.as_ref()))
     }
 
     fn put_filter_on(&self) -> Result<(), Error> {

@@ -36,6 +36,9 @@ pub fn exec(context: &Context, options: &Exec) -> Result<u8, Error> {
         .ok_or_else(gone)?;
     let target_pid = Pid::from_raw(init.pid).ok_or_else(gone)?;
     let spec = entry.spec()?;
+    if crate::needs_seal(&spec) {
+        crate::seal(super::NAME)?;
+    }
     let process = process(options, &spec)?;
     check_console(&process, options)?;
     if let Some(affinity) = process.exec_cpu_affinity().as_ref() {
@@ -79,7 +82,7 @@ fn enter(options: &Exec, record: &Record) -> Result<Groups, Error> {
         Some(below) => path.join(below.trim_start_matches('/')),
         None => path.clone(),
     };
-    let group = Group::open(&hierarchies, &path)?;
+    let group = Group::open(&hierarchies, &path)?.for_program()?;
     if group.is_nowhere() && options.cgroup.is_some() {
         return Err(Error::Content {
             path,

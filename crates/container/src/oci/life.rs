@@ -324,6 +324,9 @@ fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Err
     let sockets = files::listening();
     let preserve_fds = files::preserved(options.preserve_fds, sockets)?;
     let mut bundle = Bundle::read(options.bundle.as_deref())?;
+    if crate::needs_seal(&bundle.spec) {
+        crate::seal(super::NAME)?;
+    }
     check_console(&bundle.spec, options, keeper)?;
     pass_sockets(&mut bundle.spec, sockets);
     if let Some(what) = bundle.not_mounted() {

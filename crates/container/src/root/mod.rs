@@ -93,9 +93,12 @@ impl Trees {
     /// What was opened in the host's mount namespace is a peer of what it was
     /// copied from: mounts in it would be mounts of the host's.
     fn part(&self, plan: &Plan<'_>) -> Result<(), Errno> {
-        if plan.asked_propagation() != Some(libc::MS_SHARED) {
-            propagate(&self.root, libc::MS_SLAVE, true)?;
-        }
+        // A root that is shared could not become one.
+        let kind = match plan.propagation_of_binds() {
+            libc::MS_SHARED => libc::MS_PRIVATE,
+            kind => kind,
+        };
+        propagate(&self.root, kind, true)?;
         let single = self.devices.iter().chain(&self.null);
         single
             .into_iter()

@@ -1,11 +1,11 @@
 //! Ways out that others have had.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use serde_json::json;
 
-use crate::stage::stage;
+use crate::stage::{driver, stage};
 
 #[test]
 fn links_of_an_image_lead_nowhere_else() {
@@ -89,4 +89,41 @@ fn the_old_root_is_gone() {
         "{table}"
     );
     assert_eq!(said.to("link=/proc/1/root"), "/");
+}
+
+#[test]
+fn the_maker_s_program_is_out_of_reach() {
+    let Some(mut stage) = stage() else { return };
+    let maker = fs::metadata(driver()).unwrap().ino();
+    // Its own link as the program, and as the interpreter of one.
+    let script = stage.inside("bin/script");
+    fs::write(&script, "#!/proc/self/exe\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut options = Vec::new();
+    for (number, words) in [
+        json!(["/proc/self/exe", "/bin/driver", "inside", "sleep=0.3"]),
+        json!(["/bin/script"]),
+        json!(["/bin/driver", "inside", "sleep=0.1"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut process = stage.spec["process"].clone();
+        process["args"] = words;
+        let path = stage.path(&format!("exec{number}"));
+        fs::write(&path, process.to_string()).unwrap();
+        options.extend(["--exec".to_owned(), path.to_str().unwrap().to_owned()]);
+    }
+    stage.spec["process"]["args"] =
+        json!(["/bin/driver", "inside", format!("hunt={maker}"), "exit=6"]);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let said = stage.run(&options);
+    assert_eq!(said.code, Some(6), "{said:?}");
+    let hunted = said.to(&format!("hunt={maker}"));
+    assert!(hunted.starts_with("nothing in "), "{said:?}");
+    assert_eq!(said.rest.len(), 3, "{said:?}");
+    // As the container's own program it is a page of memory that runs nothing
+    // of the maker's.
+    stage.spec["process"]["args"] = json!(["/bin/script"]);
+    assert_ne!(stage.run(&[]).code, Some(2));
 }

@@ -8,7 +8,6 @@
 //! ```
 
 mod execs;
-mod network;
 mod parts;
 mod records;
 mod requests;
@@ -54,6 +53,8 @@ pub enum Source {
     Init,
     Stream(End),
     Events,
+    /// What a NIC hangs on, by its process.
+    Nic(u32),
     Exec(u64),
     Viewer(usize, u64),
 }
@@ -147,6 +148,9 @@ impl Payload for Container {
                 interests.push((Source::Init, running.pidfd(), PollFlags::IN));
                 let events = running.events().into_iter();
                 interests.extend(events.map(|fd| (Source::Events, fd, PollFlags::IN)));
+                let nics = running.nics.sources();
+                interests
+                    .extend(nics.map(|(process, fd)| (Source::Nic(process), fd, PollFlags::IN)));
             }
             let streams = running.streams.interests(&self.consoles);
             interests.extend(streams.map(|(end, fd, flags)| (Source::Stream(end), fd, flags)));
@@ -163,9 +167,11 @@ impl Payload for Container {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let running = self.running.as_ref();
-        let ended = running.is_some_and(|running| running.outcome.is_some());
-        ended.then(|| Instant::now() + LOOK)
+        let running = self.running.as_ref()?;
+        if running.outcome.is_some() {
+            return Some(Instant::now() + LOOK);
+        }
+        running.nics.deadline()
     }
 
     fn hear(keeper: &mut Keeper<Self>, source: Source, _: PollFlags) {
@@ -185,6 +191,13 @@ impl Payload for Container {
             }
             Source::Events => {
                 let lines = own.running.as_mut().map(Running::hear_events);
+                lines.iter().flatten().for_each(|line| keeper.say(line));
+            }
+            Source::Nic(process) => {
+                let lines = own
+                    .running
+                    .as_mut()
+                    .map(|running| running.nics.hear(process));
                 lines.iter().flatten().for_each(|line| keeper.say(line));
             }
             Source::Exec(id) => {
@@ -214,6 +227,8 @@ impl Payload for Container {
             if std::mem::take(&mut own.large) {
                 croft_container::give_back_memory();
             }
+            let lines = running.nics.mend();
+            lines.iter().for_each(|line| keeper.say(line));
             return;
         }
         // All of it has ended with its init.

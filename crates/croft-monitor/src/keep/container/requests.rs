@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use croft_api::container::{ContainerLimits, ExecSpec};
 use croft_api::control::{Event as Told, Request, Writing};
+use croft_api::net::{NicChange, NicSpec};
 use croft_api::{Phase, pair};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -61,6 +62,11 @@ impl Keeper<Container> {
                 Ok((Told::Processes { pids }, vec![]))
             }
             Request::SetLimits(limits) => self.set_limits(*limits),
+            Request::SetNic {
+                nic,
+                change,
+                live_only,
+            } => self.set_nic(&nic, change, live_only),
             _ => Err("it is a container; this is for machines".to_owned()),
         }
     }
@@ -142,6 +148,26 @@ impl Keeper<Container> {
             }
         })?;
         Ok((Told::Done, vec![]))
+    }
+
+    fn set_nic(&mut self, name: &str, change: NicChange, live_only: bool) -> Answer {
+        // As for a machine: one that does not run is changed on disk.
+        self.running()?;
+        if let Some(running) = &mut self.own.running {
+            running.nics.change(name, change)?;
+        }
+        if !live_only {
+            set(&mut self.own.run.nics, name, change);
+            self.change_config(|config| set(&mut config.nics, name, change))?;
+        }
+        Ok((Told::Done, vec![]))
+    }
+}
+
+/// Changes the NIC of this name.
+fn set(nics: &mut [NicSpec], name: &str, change: NicChange) {
+    if let Some(nic) = nics.iter_mut().find(|nic| nic.name == name) {
+        change.apply(nic);
     }
 }
 

@@ -23,11 +23,11 @@ use oci_spec::runtime::Spec;
 use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Signal, Uid, WaitId, WaitIdOptions, waitid};
 
-use super::network::Nics;
 use super::parts::{self, Parts};
 use super::spec::{self, Given};
 use super::streams::Streams;
 use super::users::{User, Users};
+use crate::nics::container::Nics;
 
 /// The exit status of a program that was not started, of docker's.
 const NOT_STARTED: u8 = 125;
@@ -50,8 +50,8 @@ pub struct Running {
     events: Option<Events>,
     /// How its init ended.
     pub outcome: Option<Outcome>,
-    // Goes before the group, and after the init.
-    _nics: Nics,
+    /// Its NICs. They go before the group, and after the init.
+    pub nics: Nics,
 }
 
 impl Running {
@@ -78,7 +78,7 @@ impl Running {
                     hierarchies,
                     events,
                     outcome: None,
-                    _nics: nics,
+                    nics,
                 })
             }
             Err(outcome) => {
@@ -161,7 +161,13 @@ impl Running {
             Some(end) => Streams::terminal(end).map_err(|error| failed(error.to_string()))?,
             None => streams,
         };
-        let nics = Nics::attach(run, init.pid()).map_err(failed)?;
+        let nics = Nics::attach(
+            &run.container.name,
+            run.container.role,
+            &run.nics,
+            init.pid(),
+        )
+        .map_err(failed)?;
         let hostname = spec::hostname(&run.container);
         for (destination, text) in [
             ("/etc/hosts", Names::hosts(&hostname, &nics.names)),
