@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -91,6 +91,12 @@ pub const TARGETS: [Target; 15] = [
         name: "image",
         run: crate::image::run,
         seeds: crate::image::seeds,
+        longest: 4096,
+    },
+    Target {
+        name: "seccomp",
+        run: crate::seccomp::run,
+        seeds: crate::seccomp::seeds,
         longest: 4096,
     },
     Target {

@@ -20,6 +20,7 @@ pub mod nic;
 pub mod protocol;
 pub mod qcow2;
 pub mod saved;
+pub mod seccomp;
 pub mod share;
 pub mod sockets;
 pub mod virtio;

@@ -100,3 +100,8 @@ fn layer() {
 fn bootdisk() {
     smoke("bootdisk", 3000);
 }
+
+#[test]
+fn seccomp() {
+    smoke("seccomp", 2000);
+}

@@ -82,7 +82,7 @@ fn enter(options: &Exec, record: &Record) -> Result<Groups, Error> {
         Some(below) => path.join(below.trim_start_matches('/')),
         None => path.clone(),
     };
-    let group = Group::open(&hierarchies, &path)?;
+    let group = Group::open(&hierarchies, &path)?.for_program()?;
     if group.is_nowhere() && options.cgroup.is_some() {
         return Err(Error::Content {
             path,

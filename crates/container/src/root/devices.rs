@@ -177,8 +177,12 @@ pub fn fill(root: InRoot<'_>, bound: Option<&[OwnedFd]>) -> Result<(), Error> {
     let dev = dev.at(Step::Devices, what)?;
     match bound {
         Some(bound) => {
-            for (node, device) in defaults().zip(bound) {
-                node.bind(root, device)?;
+            for (index, node) in defaults().enumerate() {
+                match bound.get(index) {
+                    Some(device) => node.bind(root, device)?,
+                    // Nobody has opened it for us.
+                    None => node.bind(root, &node.open_host()?)?,
+                }
             }
         }
         None => {

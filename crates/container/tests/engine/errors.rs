@@ -63,7 +63,10 @@ fn wrong_descriptions_are_refused_by_name() {
         "hostname needs",
     );
     wrong(
-        &|spec| spec["linux"]["namespaces"] = json!([{ "type": "uts" }]),
+        &|spec| {
+            spec["root"]["readonly"] = json!(true);
+            spec["linux"]["namespaces"] = json!([{ "type": "uts" }]);
+        },
         "mount namespace",
     );
     wrong(

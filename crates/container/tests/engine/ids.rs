@@ -7,6 +7,9 @@ use serde_json::json;
 
 use crate::stage::{IDS, stage};
 
+/// Somebody without privilege.
+const USER: u32 = 54_321;
+
 #[test]
 fn root_of_a_container_is_nobody_outside() {
     let Some(mut stage) = stage() else { return };
@@ -127,4 +130,36 @@ fn a_user_namespace_of_others_is_joined() {
         .split_whitespace()
         .collect();
     assert_eq!(map, ["0", "0", "1"]);
+}
+
+#[test]
+fn a_user_who_is_not_root_has_containers_too() {
+    let Some(mut stage) = stage() else { return };
+    stage.namespace(json!({ "type": "user" }));
+    let map = json!([{ "containerID": 0, "hostID": USER, "size": 1 }]);
+    stage.spec["linux"]["uidMappings"] = map.clone();
+    stage.spec["linux"]["gidMappings"] = map;
+    // Of the groups but one is mapped.
+    for mount in stage.spec["mounts"].as_array_mut().unwrap() {
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "gid=5");
+        }
+    }
+    stage.spec["process"]["args"] = json!([
+        "/bin/driver",
+        "inside",
+        "ids",
+        "pid",
+        "write=/new",
+        "write=/dev/null",
+        "list=/dev"
+    ]);
+    let said = stage.run_as_user(USER);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(said.to("ids"), "Uid 0 0 0 0; Gid 0 0 0 0; Groups");
+    assert_eq!(said.to("pid"), "1");
+    assert_eq!(said.to("write=/new"), "done");
+    assert_eq!(said.to("write=/dev/null"), "done");
+    assert!(said.to("list=/dev").contains("urandom"), "{said:?}");
+    assert_eq!(fs::metadata(stage.inside("new")).unwrap().uid(), USER);
 }

@@ -133,6 +133,21 @@ impl Stage {
         self.run(&[])
     }
 
+    /// Runs it as somebody else, who gets the bundle, and a copy of the driver
+    /// where it can be reached.
+    pub fn run_as_user(&self, user: u32) -> Said {
+        use std::os::unix::process::CommandExt;
+        fs::write(self.path("config.json"), self.spec.to_string()).unwrap();
+        let copy = self.path("driver");
+        fs::copy(driver(), &copy).unwrap();
+        give(self.directory.path(), user);
+        let mut command = Command::new("timeout");
+        command.args(["-s", "KILL", "60"]).arg(copy);
+        command.arg("run").arg(self.directory.path());
+        command.uid(user).gid(user).stdin(Stdio::null());
+        said(command.output().unwrap())
+    }
+
     /// Runs it, with more options.
     pub fn run(&self, options: &[&str]) -> Said {
         let text = self.spec.to_string();
@@ -188,10 +203,14 @@ fn open_to_all(directory: &Path) {
 
 /// Gives a tree to a container's ids.
 pub fn own(path: &Path) {
-    std::os::unix::fs::lchown(path, Some(IDS), Some(IDS)).unwrap();
+    give(path, IDS);
+}
+
+fn give(path: &Path, id: u32) {
+    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
     if path.is_dir() && !path.is_symlink() {
         for entry in fs::read_dir(path).unwrap() {
-            own(&entry.unwrap().path());
+            give(&entry.unwrap().path(), id);
         }
     }
 }

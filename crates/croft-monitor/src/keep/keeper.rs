@@ -153,6 +153,8 @@ impl<P: Payload> Keeper<P> {
     /// Until it has ended for good.
     pub fn run(mut self) {
         self.settle();
+        // It may be long until something else happens.
+        P::look(&mut self);
         while self.life.phase().is_live() {
             if let Err(error) = self.step() {
                 // Without poll there is nothing that could go on.

@@ -24,7 +24,7 @@ use croft_api::control::Request;
 use croft_api::instance::Plugged;
 use croft_api::monitor::RunContainer;
 use croft_api::{Outcome, Phase};
-use croft_host::lifecycle::{Action, Input};
+use croft_host::lifecycle::{Action, Command, Input};
 use croft_host::process;
 use rustix::event::PollFlags;
 use rustix::process::Signal;
@@ -179,7 +179,7 @@ impl Payload for Container {
         match source {
             Source::Init => {
                 if let Some(running) = &mut own.running {
-                    running.reap();
+                    running.reap(own.run.container.role);
                 }
             }
             Source::Stream(end) => {
@@ -318,7 +318,12 @@ impl Keeper<Container> {
             self.say("it was ended for want of memory; --memory gives it more");
         }
         let outcome = outcome.unwrap_or(Outcome::Requested);
+        // A system that was asked from inside to start again does so.
+        let again = outcome == Outcome::Reset && self.life.phase() == Phase::Running;
         self.inputs.push_back(Input::Ended(outcome));
+        if again {
+            self.inputs.push_back(Input::Command(Command::Start));
+        }
     }
 
     /// The container, if it runs.

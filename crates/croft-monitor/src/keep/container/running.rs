@@ -21,7 +21,7 @@ use croft_network::Names;
 use croft_procview::View;
 use oci_spec::runtime::Spec;
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Gid, Pid, Signal, Uid, WaitId, WaitIdOptions, waitid};
 
 use super::parts::{self, Parts};
 use super::spec::{self, Given};
@@ -33,6 +33,9 @@ use crate::nics::container::Nics;
 const NOT_STARTED: u8 = 125;
 /// Where what serves all containers of the host has its socket.
 const RUNTIME: &str = "/run/croft";
+/// SIGHUP and SIGINT (signal(7)).
+const HANG_UP: u8 = 1;
+const INTERRUPT: u8 = 2;
 /// What ends a process at once.
 const KILL: i32 = Signal::KILL.as_raw();
 
@@ -102,6 +105,12 @@ impl Running {
         let user = users.find(&container.user).map_err(invalid)?;
         let spec = describe(run, directory, parts, &user, unified).map_err(invalid)?;
         limit(group, &spec, say)?;
+        if let (ContainerRole::System, Some(ids)) = (container.role, container.ids) {
+            // Its init makes groups of its own beneath it.
+            let owner = (Uid::from_raw(ids.first), Gid::from_raw(ids.first));
+            let delegated = group.delegate(owner.0, owner.1);
+            delegated.map_err(|error| failed(error.to_string()))?;
+        }
         let (streams, stdio) = if container.tty {
             (Streams::default(), Stdio::Inherit)
         } else {
@@ -273,8 +282,10 @@ impl Running {
         lines.collect()
     }
 
-    /// Its init has ended: how.
-    pub fn reap(&mut self) {
+    /// Its init has ended: how. Of a system the kernel says by the signal what
+    /// was asked for: to power off by SIGINT, to start again by SIGHUP
+    /// (reboot(2), "Behavior inside PID namespaces").
+    pub fn reap(&mut self, role: ContainerRole) {
         let Some(ended) = reap(self.init.pidfd()) else {
             return;
         };
@@ -282,7 +293,10 @@ impl Running {
             .group
             .stats()
             .is_ok_and(|stats| stats.memory.oom_kills > 0);
+        let system = role == ContainerRole::System;
         self.outcome = Some(match ended {
+            Ended::Killed(INTERRUPT) if system => Outcome::PowerOff,
+            Ended::Killed(HANG_UP) if system => Outcome::Reset,
             Ended::Exited(status) => Outcome::Exited { status },
             Ended::Killed(signal) => Outcome::Killed {
                 signal,
