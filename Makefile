@@ -7,7 +7,7 @@ PROFILE ?= --release
 BENCH_ARGS ?=
 # For scripts/guests/run, for example: --times 1 --seconds 30
 GUESTS_ARGS ?= --times 10
-FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio vsock console nic qcow2 saved bootdisk share image
+FUZZ_TARGETS ?= execute loader devices protocol virtqueue virtio vsock console nic qcow2 saved bootdisk share image layer
 # Seconds for each target.
 FUZZ_TIME ?= 60
 

@@ -34,7 +34,7 @@ struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Only this case: boot, lines, systemd, fio, idle, server, memory, many,
-    /// net-user, net-bridge, container-run, container-exec,
+    /// net-user, net-bridge, net-kvm, container-run, container-exec,
     /// container-many, kvm, server-kvm, or a word of its title; the page stays as it is
     #[arg(long)]
     only: Option<String>,

@@ -32,6 +32,8 @@ pub enum Net {
     User(u16),
     /// To this bridge. QEMU has a tap of the name with `-tap` behind on it.
     Bridge(&'static str),
+    /// The same, and nobody looks at what it sends: as QEMU's tap.
+    Open(&'static str),
 }
 
 /// What runs a guest.
@@ -132,6 +134,11 @@ fn croft(boot: &Boot) -> Command {
         Some(Net::Bridge(bridge)) => {
             command.arg("--net").arg(format!("bridge={bridge}"));
         }
+        Some(Net::Open(bridge)) => {
+            command
+                .arg("--net")
+                .arg(format!("bridge={bridge},spoofing"));
+        }
         None => {}
     }
     command
@@ -152,7 +159,7 @@ fn qemu(boot: &Boot, words: &str) -> Command {
     }
     let netdev = boot.net.map(|net| match net {
         Net::User(port) => format!("user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:80"),
-        Net::Bridge(bridge) => {
+        Net::Bridge(bridge) | Net::Open(bridge) => {
             format!("tap,id=net0,ifname={bridge}-tap,script=no,downscript=no")
         }
     });

@@ -91,6 +91,7 @@ impl Client {
         const POLICY: Policy = Policy {
             owner: None,
             keep_owner: false,
+            shift: 0,
             mode: 0o777,
         };
         match self.ask(&Request::Get(get))? {

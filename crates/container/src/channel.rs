@@ -21,7 +21,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-use crate::{Error, Step};
+use crate::{Error, Step, springboard};
 
 /// Longest message.
 const LENGTH: usize = 4096;
@@ -37,6 +37,8 @@ pub enum Message {
     Created,
     /// Nothing will come of it.
     Failed(Error),
+    /// The springboard could not run the program.
+    NotRun(Errno),
     /// A go-between made init, which has this number.
     Other(i32),
     /// Go on.
@@ -49,6 +51,11 @@ impl Message {
             Message::Prepared => vec![b'P'],
             Message::Created => vec![b'C'],
             Message::Go => vec![b'G'],
+            Message::NotRun(error) => {
+                let mut bytes = vec![springboard::FAILED];
+                bytes.extend(error.raw_os_error().to_le_bytes());
+                bytes
+            }
             Message::Other(id) => {
                 let mut bytes = vec![b'O'];
                 bytes.extend(id.to_le_bytes());
@@ -70,6 +77,7 @@ impl Message {
             b'C' => Some(Message::Created),
             b'G' => Some(Message::Go),
             b'O' => Some(Message::Other(i32::from_le_bytes(rest.try_into().ok()?))),
+            &springboard::FAILED => springboard::error(rest).map(Message::NotRun),
             b'F' => {
                 let (step, text) = rest.split_first()?;
                 let text = String::from_utf8_lossy(text);

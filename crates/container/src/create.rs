@@ -12,12 +12,13 @@ use rustix::process::Pid;
 use crate::channel::Message;
 use crate::error::At;
 use crate::hooks::State;
+use crate::init::program::not_become;
 use crate::init::{Init, settings};
 use crate::launch::{Child, Launch};
 use crate::namespaces::{CGROUP, PID, TIME, USER};
 use crate::plan::Plan;
 use crate::root::Trees;
-use crate::{Error, Groups, Step, hooks, ids, sys};
+use crate::{Error, Groups, Step, hooks, ids, springboard, sys};
 
 /// What whoever starts a container that waits says to it, and what it says
 /// first.
@@ -102,6 +103,7 @@ pub enum Gate {
 #[derive(Debug)]
 pub struct Created {
     child: Child,
+    process: Process,
     console: Option<OwnedFd>,
 }
 
@@ -117,7 +119,10 @@ impl Created {
         self.child.pidfd.as_fd()
     }
 
-    /// The terminal's other end, if it has one.
+    /// The terminal's other end, if it has one. While nobody in the container
+    /// has the terminal open, reading is the error `EIO`: for an init, which
+    /// opens its console when it has something to say, that is no end, and
+    /// whoever lets go of this end then hangs the terminal up.
     pub fn take_console(&mut self) -> Option<OwnedFd> {
         self.console.take()
     }
@@ -128,7 +133,7 @@ impl Created {
     /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
     pub fn start(&mut self) -> Result<(), Error> {
         self.child.go(&[])?;
-        self.child.await_program()
+        self.child.await_program(&self.process)
     }
 }
 
@@ -171,7 +176,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
     if let Some(process) = plan.process {
         raise(process, child.pid, plan.maps.is_some())?;
     }
-    if plan.opens_outside() {
+    if plan.opens_outside {
         let ids = match &plan.maps {
             Some(_) => Some(ids::of_process(child.pid)?),
             None => None,
@@ -193,6 +198,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
                 }
                 return Ok(Created {
                     child,
+                    process: plan.process.cloned().unwrap_or_default(),
                     console: handles.pop(),
                 });
             }
@@ -239,7 +245,12 @@ fn run_runtime_hooks(plan: &Plan<'_>, pid: Pid) -> Result<(), Error> {
     // Old descriptions have them still.
     #[allow(deprecated)]
     let first = all.prestart();
-    for list in [first, all.create_runtime()].into_iter().flatten() {
+    if let Some(list) = first {
+        // To these, which were there before the others, it is made.
+        let status = "created";
+        hooks::run(list, State { status, ..state })?;
+    }
+    if let Some(list) = all.create_runtime() {
         hooks::run(list, state)?;
     }
     Ok(())
@@ -266,6 +277,10 @@ pub fn start_through(connection: OwnedFd) -> Result<(), Error> {
     match said.split_first() {
         // First that it has begun; then only what is wrong, if anything.
         Some((&BEGUN, [])) => Ok(()),
+        Some((&BEGUN, [springboard::FAILED, error @ ..])) => {
+            let error = springboard::error(error).unwrap_or(Errno::IO);
+            Err(not_become("the container's program", error))
+        }
         Some((&BEGUN, [step, text @ ..])) => {
             let text = String::from_utf8_lossy(text);
             Err(Error::new(Step::from_byte(*step), text))

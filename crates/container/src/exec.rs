@@ -19,7 +19,7 @@ use crate::init::{Last, begin, connect, go_on, own_ids, streams};
 use crate::launch::{Child, Launch};
 use crate::namespaces::{Namespaces, PID, USER};
 use crate::root::resolve::InRoot;
-use crate::{Error, Groups, Stdio, Step, sys};
+use crate::{Error, Groups, Stdio, Step, springboard, sys};
 
 /// What a program in a container is made from.
 #[derive(Debug)]
@@ -85,6 +85,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
             kinds & !PID
         },
         user,
+        springboard: reaches_maker(exec.spec),
         filter: filter.at(Step::Filter, || "the filter of system calls")?,
     };
     let launch = Launch {
@@ -108,8 +109,23 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
             _ => return Err(Error::new(Step::Init, "the program is confused")),
         }
     }
-    child.await_program()?;
+    child.await_program(exec.process)?;
     Ok(Joined { child, console })
+}
+
+/// Whether a container's ids may be those of the maker's file.
+pub(crate) fn reaches_maker(spec: &Spec) -> bool {
+    if springboard::is_safe() {
+        return false;
+    }
+    let linux = spec.linux().as_ref();
+    let maps = linux.and_then(|linux| linux.uid_mappings().as_deref());
+    match maps {
+        Some(maps) if !maps.is_empty() => {
+            springboard::is_mapped(maps.iter().map(|line| (line.host_id(), line.size())))
+        }
+        _ => true,
+    }
 }
 
 /// The clone's part.
@@ -119,6 +135,7 @@ struct Joining<'a> {
     kinds: u64,
     /// The container has a user namespace.
     user: bool,
+    springboard: bool,
     filter: Option<seccomp::Program>,
 }
 
@@ -187,6 +204,7 @@ impl Joining<'_> {
             keep_groups,
             preserve_fds: exec.preserve_fds,
             die_with_parent: exec.die_with_parent,
+            springboard: self.springboard.then_some(channel),
         };
         last.go()
     }

@@ -68,6 +68,12 @@ impl Groups {
         self.tasks.iter().try_for_each(enter)
     }
 
+    /// Whoever calls it enters all of them.
+    pub(crate) fn enter_all(&self) -> Result<(), Errno> {
+        self.enter()?;
+        self.enter_unified()
+    }
+
     /// The clone enters the group of version 2, where it was not cloned into
     /// it.
     pub(crate) fn enter_unified(&self) -> Result<(), Errno> {

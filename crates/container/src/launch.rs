@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use oci_spec::runtime::Process;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{
@@ -15,6 +16,7 @@ use rustix::process::{
 
 use crate::channel::{self, Message, receive, send};
 use crate::error::At;
+use crate::init::program::not_become;
 use crate::namespaces::{PID, USER};
 use crate::{Error, Groups, Step, sys};
 
@@ -225,7 +227,7 @@ impl Child {
 
     /// It runs its program, or lives on its own: the end of the stream, or what
     /// is wrong.
-    pub fn await_program(&mut self) -> Result<(), Error> {
+    pub fn await_program(&mut self, process: &Process) -> Result<(), Error> {
         match receive(&self.channel).at(Step::Init, || "the container's init")? {
             None => {
                 self.done = true;
@@ -234,6 +236,12 @@ impl Child {
             Some((Message::Failed(error), _)) => {
                 self.end();
                 Err(error)
+            }
+            Some((Message::NotRun(error), _)) => {
+                self.end();
+                let words = process.args().as_deref().unwrap_or_default();
+                let name = words.first().map_or("the program", String::as_str);
+                Err(not_become(name, error))
             }
             Some(_) => Err(Error::new(Step::Init, "the container's init is confused")),
         }

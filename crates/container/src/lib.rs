@@ -26,6 +26,8 @@
 //!   program to one that runs.
 //! * Waiting, signals and the terminal's size are the caller's, by the
 //!   descriptors that it gets.
+//! * What makes containers is safe from them: see `springboard.rs`, and
+//!   [`needs_seal`] for what is not so.
 //! * Whatever is wrong before the program is there is an [`Error`], with the
 //!   exit code that it means.
 
@@ -40,10 +42,14 @@ pub mod hooks;
 mod ids;
 mod init;
 mod launch;
+mod memory;
 mod namespaces;
 pub mod oci;
 mod plan;
 mod root;
+mod seal;
+mod signal;
+mod springboard;
 mod sys;
 
 pub use create::{
@@ -52,4 +58,8 @@ pub use create::{
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
+pub use memory::give_back_memory;
 pub use oci_spec::runtime::Spec;
+pub use root::devices::allowed as allowed_devices;
+pub use seal::{needs_seal, seal};
+pub use signal::{SIGNAL_MAX, signal};

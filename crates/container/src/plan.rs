@@ -6,6 +6,7 @@ use croft_isolate::seccomp::{self, Program};
 use oci_spec::runtime::{Hooks, Process, Spec};
 
 use crate::error::At;
+use crate::exec::reaches_maker;
 use crate::ids::Maps;
 use crate::namespaces::{IPC, MOUNT, NETWORK, Namespaces, TIME, USER, UTS};
 use crate::root::devices::Node;
@@ -61,6 +62,12 @@ pub struct Plan<'a> {
     pub keyring: bool,
     pub die_with_parent: bool,
     pub preserve_fds: u32,
+    /// Whether what is of the host is opened by the maker: the container's ids
+    /// may not reach it, or are needed to map those of a mount. A user who is
+    /// not root may no more than the container.
+    pub opens_outside: bool,
+    /// Whether the program must not begin from the maker's.
+    pub springboard: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -82,22 +89,29 @@ impl<'a> Plan<'a> {
         let devices = linux.and_then(|linux| linux.devices().as_deref());
         let filter = linux.and_then(|linux| linux.seccomp().as_ref());
         let filter = filter.map(seccomp::compile).transpose();
+        let maps = Self::maps(spec, &namespaces)?;
+        let mounts = mounts
+            .map(|mount| Planned::new(mount, create.bundle))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mapped = |one: &Planned| one.options.id_map.is_some();
         let plan = Plan {
+            springboard: reaches_maker(spec),
+            opens_outside: rustix::process::geteuid().is_root()
+                && namespaces.new & MOUNT != 0
+                && (maps.is_some() || mounts.iter().any(mapped)),
             id: create.id,
             bundle: create.bundle,
             spec,
             process: spec.process().as_ref(),
             hooks: spec.hooks().as_ref(),
-            maps: Self::maps(spec, &namespaces)?,
+            maps,
             namespaces,
             groups: &create.groups,
             root: create.root,
             root_path,
             root_read_only: root.and_then(|root| root.readonly()).unwrap_or(false),
             propagation: linux.and_then(|linux| linux.rootfs_propagation().as_deref()),
-            mounts: mounts
-                .map(|mount| Planned::new(mount, create.bundle))
-                .collect::<Result<_, _>>()?,
+            mounts,
             devices: devices
                 .unwrap_or_default()
                 .iter()
@@ -140,13 +154,13 @@ impl<'a> Plan<'a> {
     fn check(&self) -> Result<(), Error> {
         let wrong = |text: String| Err(Error::new(Step::Spec, text));
         if self.namespaces.new & MOUNT == 0 {
-            let changes = !self.mounts.is_empty()
-                || !self.masked.is_empty()
-                || !self.read_only.is_empty()
-                || self.root_read_only
-                || matches!(self.root, Root::Overlay(_));
+            // Mounts of the description would be the host's: there are none then.
+            let changes = self.root_read_only || matches!(self.root, Root::Overlay(_));
             if changes && self.namespaces.joins(MOUNT).is_none() {
-                return wrong("mounts need a mount namespace of the container's own".into());
+                return wrong(
+                    "a root of layers, or a read-only one, needs a mount namespace of the container's own"
+                        .into(),
+                );
             }
         }
         if let Some(name) = self.propagation
@@ -226,16 +240,6 @@ impl<'a> Plan<'a> {
             None | Some(libc::MS_SLAVE) => libc::MS_SLAVE,
             Some(_) => libc::MS_PRIVATE,
         }
-    }
-
-    /// Whether what is of the host is opened by the maker: the container's ids
-    /// may not reach it, or are needed to map those of a mount. A user who is
-    /// not root may no more than the container.
-    pub fn opens_outside(&self) -> bool {
-        let mapped = |one: &Planned| one.options.id_map.is_some();
-        rustix::process::geteuid().is_root()
-            && self.namespaces.new & MOUNT != 0
-            && (self.maps.is_some() || self.mounts.iter().any(mapped))
     }
 
     /// Whether devices are the host's, as none can be made.

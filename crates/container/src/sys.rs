@@ -250,6 +250,27 @@ pub fn execve(
     checked(c_long::from(result)).err().unwrap_or(Errno::IO)
 }
 
+/// The same, of the program behind a handle.
+pub fn exec_handle(
+    program: impl AsFd,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> Errno {
+    debug_assert!(arguments.last().is_some_and(|last| last.is_null()));
+    // SAFETY: both lists end with a null pointer, and what they point to lives.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    checked(result).err().unwrap_or(Errno::IO)
+}
+
 /// The working directory as the kernel spells it, with "(unreachable)" if it
 /// is not beneath the root.
 pub fn working_directory() -> Result<Vec<u8>, Errno> {
@@ -317,13 +338,13 @@ pub fn set_personality(value: u32) -> Result<(), Errno> {
 
 /// `set_mempolicy(2)` for this process.
 pub fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<(), Errno> {
-    let bits = if nodes.is_empty() {
-        0
-    } else {
-        nodes.len() * 64 + 1
+    // Of no bits the kernel would take one off all the same.
+    let (first, bits) = match nodes {
+        [] => (std::ptr::null(), 0),
+        _ => (nodes.as_ptr(), nodes.len() * 64 + 1),
     };
     // SAFETY: as many bits as are said, less the one that the kernel takes off.
-    checked(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
+    checked(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, first, bits) }).map(drop)
 }
 
 /// Processors that this process may run on, a bit for each.

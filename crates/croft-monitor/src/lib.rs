@@ -88,7 +88,7 @@ fn serve(mut sender: Sender, mut receiver: Receiver) -> Result<(), WireError> {
         return Ok(());
     };
     if let Request::Keep(request) = request {
-        return keep::serve(*request, sender, receiver);
+        return keep::serve(*request, sender, receiver, descriptors);
     }
     let Given {
         run,

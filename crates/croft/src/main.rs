@@ -13,7 +13,9 @@ mod save;
 mod say;
 mod size;
 mod table;
+mod volume;
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
@@ -25,9 +27,20 @@ use crate::args::{Args, Command};
 use crate::exit::Exit;
 
 fn main() -> ExitCode {
+    // Before there is a second thread: started by itself, for files of others.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == croft_image::rootless::WORD)
+    {
+        return ExitCode::from(u8::try_from(croft_image::rootless::serve()).unwrap_or(1));
+    }
     // For a shell that asks for completions; not back from it then.
     CompleteEnv::with_factory(Args::command).complete();
-    let args = match Args::try_parse() {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if args::container::is_wanted(&arguments) {
+        arguments = args::container::rewrite(arguments);
+    }
+    let args = match Args::try_parse_from(arguments) {
         Ok(args) => args,
         Err(error) => return error::explain(&error).into(),
     };
@@ -37,6 +50,8 @@ fn main() -> ExitCode {
         }
         Command::Run(options) => run::run(*options).into(),
         Command::Create(options) => instance::create(&options).into(),
+        Command::RunContainer(options) => instance::container::run(&options).into(),
+        Command::CreateContainer(options) => instance::container::create(&options).into(),
         Command::Start(options) => instance::start(&options).into(),
         Command::Stop(options) => instance::stop(&options).into(),
         Command::Restart(options) => instance::restart(&options).into(),
@@ -47,6 +62,11 @@ fn main() -> ExitCode {
         Command::Show(options) => instance::show(&options).into(),
         Command::Logs(options) => instance::logs(&options).into(),
         Command::Console(options) => instance::console(&options).into(),
+        Command::Kill(options) => instance::kill(&options).into(),
+        Command::Set(options) => instance::container::set(&options).into(),
+        Command::Top(options) => instance::container::top(&options).into(),
+        Command::Stats(options) => instance::container::stats(&options).into(),
+        Command::Attach(options) => instance::container::attach(&options).into(),
         Command::Exec(options) => instance::exec(&options).into(),
         Command::Shell(options) => instance::shell(&options).into(),
         Command::Cp(options) => instance::cp(&options).into(),
@@ -58,6 +78,7 @@ fn main() -> ExitCode {
         Command::Restore(options) => run::restore(*options).into(),
         Command::Save(options) => save::run(&options).into(),
         Command::Image(command) => image::run(command).into(),
+        Command::Volume(command) => volume::run(command).into(),
         Command::Network(command) => network::run(command).into(),
         Command::Doctor(options) => doctor::run(&options).into(),
         Command::Oci { words } => oci::run(&words).into(),

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 16] = [
     Target {
         name: "execute",
         run: crate::execute::run,
@@ -91,6 +91,18 @@ pub const TARGETS: [Target; 14] = [
         name: "image",
         run: crate::image::run,
         seeds: crate::image::seeds,
+        longest: 4096,
+    },
+    Target {
+        name: "seccomp",
+        run: crate::seccomp::run,
+        seeds: crate::seccomp::seeds,
+        longest: 4096,
+    },
+    Target {
+        name: "layer",
+        run: crate::layer::run,
+        seeds: crate::layer::seeds,
         longest: 4096,
     },
     Target {

@@ -62,7 +62,7 @@ fn unpack(bytes: &[u8], root: &Path) -> Option<Tree> {
 }
 
 /// Makes the checksums of an archive's headers right.
-fn mend(bytes: &mut [u8]) {
+pub(crate) fn mend(bytes: &mut [u8]) {
     let mut place = 0usize;
     while let Some(block) = bytes.get_mut(place..place.saturating_add(BLOCK)) {
         let mut header = Header::new_old();

@@ -92,6 +92,16 @@ fn image() {
 }
 
 #[test]
+fn layer() {
+    smoke("layer", 1000);
+}
+
+#[test]
 fn bootdisk() {
     smoke("bootdisk", 3000);
+}
+
+#[test]
+fn seccomp() {
+    smoke("seccomp", 2000);
 }

@@ -11,6 +11,8 @@
 //!
 //! ```text
 //! <data>/images/            the image store
+//! <data>/volumes/NAME/      volumes of containers
+//! <data>/registries.json    passwords for registries, as Docker's config.json
 //! <data>/instances/NAME/    config.json, state.json, lock, console.log, disks
 //! <data>/networks/NAME/     managed networks; `croft-network` has more
 //! <runtime>/NAME.sock       control socket of a running instance
@@ -153,6 +155,11 @@ impl Directories {
     /// The image store.
     pub fn images(&self) -> PathBuf {
         self.data.join("images")
+    }
+
+    /// The volumes of containers.
+    pub fn volumes(&self) -> PathBuf {
+        self.data.join("volumes")
     }
 
     /// All instances.

@@ -25,5 +25,5 @@ pub use directories::{Directories, DirectoriesError};
 pub use files::now;
 pub use lock::{InstanceLock, LockError};
 pub use name::{InstanceName, NameError};
-pub use start::{StartError, Started};
+pub use start::{Attached, StartError, Started};
 pub use store::{Config, Instances, NewInstance, StoreError};

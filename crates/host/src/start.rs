@@ -2,12 +2,13 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
 use croft_api::channel::channel;
 use croft_api::monitor::{Event, PROTOCOL, Request};
-use croft_api::{Outcome, WireError, pair, programs};
+use croft_api::{Outcome, Receiver, WireError, pair, programs};
 use thiserror::Error;
 
 use crate::name::InstanceName;
@@ -30,6 +31,14 @@ pub enum StartError {
     /// Croft or the host could not do it.
     #[error("{0}")]
     Failed(String),
+    /// Its program is not there, or cannot be executed.
+    #[error("{message}")]
+    NotExecuted {
+        /// What a shell would exit with.
+        status: u8,
+        /// What was tried, and why it failed.
+        message: String,
+    },
     /// It was ended before it ran.
     #[error("it was ended before it ran")]
     Ended(Outcome),
@@ -44,16 +53,60 @@ pub struct Started {
     pub reason: String,
 }
 
+/// An instance that runs, and tells of its end.
+#[derive(Debug)]
+pub struct Attached {
+    receiver: Receiver,
+}
+
+impl Attached {
+    /// Waits for its end. What there is to say meanwhile is given to `say`.
+    pub fn wait(mut self, mut say: impl FnMut(&str)) -> Result<Outcome, StartError> {
+        loop {
+            match self.receiver.wait::<Event>().map_err(wire)? {
+                Some((Event::Stopped(outcome), _)) => return Ok(outcome),
+                Some((Event::Log { text }, _)) => say(&text),
+                Some(_) => {}
+                None => return Err(StartError::Failed("its monitor died".to_owned())),
+            }
+        }
+    }
+}
+
+fn wire(error: WireError) -> StartError {
+    StartError::Failed(error.to_string())
+}
+
 impl Instances {
     /// Starts an instance: makes its monitor and waits until it runs. What
     /// there is to say meanwhile is given to `say`.
-    pub fn start(
+    pub fn start(&self, name: &InstanceName, say: impl FnMut(&str)) -> Result<Started, StartError> {
+        self.launch(name, Vec::new(), say)
+            .map(|(started, _)| started)
+    }
+
+    /// Starts a container whose streams are these sockets, from their first
+    /// byte on: that of its terminal; or that of its standard input and output
+    /// and that of its standard error.
+    pub fn start_attached(
         &self,
         name: &InstanceName,
+        streams: Vec<OwnedFd>,
+        say: impl FnMut(&str),
+    ) -> Result<Attached, StartError> {
+        let (_, receiver) = self.launch(name, streams, say)?;
+        Ok(Attached { receiver })
+    }
+
+    fn launch(
+        &self,
+        name: &InstanceName,
+        streams: Vec<OwnedFd>,
         mut say: impl FnMut(&str),
-    ) -> Result<Started, StartError> {
+    ) -> Result<(Started, Receiver), StartError> {
         let config = self.config(name)?;
-        let request = config.keep_request(self.directories(), name);
+        let mut request = config.keep_request(self.directories(), name);
+        request.attached = u8::try_from(streams.len()).unwrap_or(u8::MAX);
         let host = |what: &str, error: io::Error| StartError::Failed(format!("{what}: {error}"));
         let program = programs::find(PROGRAM).map_err(StartError::Failed)?;
         let (ours, theirs) = pair().map_err(|error| host("cannot make a socket", error))?;
@@ -79,20 +132,22 @@ impl Instances {
         // is then our end of file.
         drop(command);
         let (mut sender, mut receiver) = channel(ours, PROTOCOL, PROGRAM);
-        let wire = |error: WireError| StartError::Failed(error.to_string());
         sender
-            .deliver(&Request::Keep(Box::new(request)), vec![])
+            .deliver(&Request::Keep(Box::new(request)), streams)
             .map_err(wire)?;
         loop {
             match receiver.wait::<Event>().map_err(wire)? {
                 Some((Event::Started { engine, reason }, _)) => {
-                    return Ok(Started { engine, reason });
+                    return Ok((Started { engine, reason }, receiver));
                 }
                 Some((Event::Log { text }, _)) => say(&text),
                 Some((Event::Stopped(outcome), _)) => {
                     return Err(match outcome {
                         Outcome::Invalid { message } => StartError::Invalid(message),
                         Outcome::Failed { message } => StartError::Failed(message),
+                        Outcome::NotExecuted { status, message } => {
+                            StartError::NotExecuted { status, message }
+                        }
                         outcome => StartError::Ended(outcome),
                     });
                 }

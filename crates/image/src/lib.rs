@@ -7,6 +7,9 @@
 //! ```
 //!
 //! * [`store`]: images by name and by content, whole or not there.
+//! * [`container`]: what containers get of an image.
+//! * [`oci`], [`registry`]: images that others have made for containers.
+//! * [`volume`]: what outlives containers.
 //! * [`Manifest`]: what is known of an image.
 //!
 //! Everything that is read here is somebody else's: names from the command
@@ -29,9 +32,11 @@ pub mod oci;
 mod program;
 pub mod progress;
 pub mod registry;
+pub mod rootless;
 pub mod seed;
 pub mod store;
 pub mod tree;
+pub mod volume;
 
 pub use container::{ContainerImage, Role};
 pub use digest::Digest;

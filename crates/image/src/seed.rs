@@ -13,6 +13,8 @@
 //! | `user-data` | the user's own file, byte for byte |
 //! | `network-config` | the network's own, if there is one |
 //! | `croft` | instance id, host name, user, keys |
+//!
+//! A container has no disks; it has the same files in [`DIRECTORY`].
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Cursor, Write};
@@ -24,6 +26,8 @@ use serde_json::{Value, json};
 
 use crate::Error;
 
+/// Where a container that is a system has the files of its seed.
+pub const DIRECTORY: &str = "/var/lib/croft/seed";
 /// Longest user data in bytes.
 pub const USER_DATA_MAX: usize = 1 << 20;
 /// Most keys.
@@ -174,6 +178,28 @@ pub fn write(path: &Path, seed: &Seed) -> Result<(), Error> {
         })
         .and_then(|()| fs::rename(temporary, path));
     written.map_err(Error::io("write", path))
+}
+
+/// Writes a seed's files into a directory, which is made, for what is
+/// [`DIRECTORY`] in a container.
+pub fn write_files(directory: &Path, seed: &Seed) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    seed.check()?;
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(directory)
+        .map_err(Error::io("make directory", directory))?;
+    for (name, bytes) in seed.files() {
+        let path = directory.join(name);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        file.and_then(|mut file| file.write_all(&bytes))
+            .map_err(Error::io("write", &path))?;
+    }
+    Ok(())
 }
 
 /// Letters, digits and hyphens, as host names are (RFC 1123, 2.1), with dots

@@ -257,3 +257,36 @@ fn a_group_in_use_is_not_taken_over() {
         one.group.kill().unwrap();
     });
 }
+
+#[test]
+fn a_group_with_limits_inside_takes_programs_beneath_it() {
+    let Some(one) = Temporary::new("program", Controllers::FREEZER) else {
+        return;
+    };
+    let hierarchies = Hierarchies::find().unwrap();
+    let Some(unified) = hierarchies
+        .unified()
+        .filter(|one| !one.controllers.is_empty())
+    else {
+        eprintln!("skipped: version 2 has no controllers here");
+        return;
+    };
+    // What systemd does in a container: a controller for groups beneath it.
+    let inner = Group::create(&hierarchies, &one.path.join("service"), unified.controllers);
+    assert!(inner.unwrap().left_out().is_empty());
+    let directory = unified.mount.join(&one.path);
+    let procs = std::fs::write(
+        directory.join("cgroup.procs"),
+        std::process::id().to_string(),
+    );
+    assert!(procs.is_err());
+    let group = one.group.for_program().unwrap();
+    let program = Temporary {
+        group,
+        path: one.path.join("croft.exec"),
+    };
+    let mut child = program.spawn("sleep", &["100"]);
+    assert_eq!(one.group.processes().unwrap().len(), 1);
+    one.group.kill().unwrap();
+    child.wait().unwrap();
+}

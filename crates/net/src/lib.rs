@@ -18,6 +18,7 @@
 
 mod backend;
 mod checksum;
+mod guard;
 mod header;
 mod martian;
 mod offload;

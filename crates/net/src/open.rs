@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags, open, stat};
 use thiserror::Error;
 
 use crate::HEADER_LEN;
+use crate::guard::guard;
 use crate::sys::{self, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, IFNAMSIZ};
 
 /// Where taps are made.
@@ -80,9 +81,10 @@ pub fn open_tap(name: &str, queues: usize) -> Result<(String, Vec<OwnedFd>), Tap
 
 /// Makes a tap that stays until it is deleted, or its network namespace is:
 /// for another program that takes its frames, without the header that
-/// [`Tap`](crate::Tap) has. It is down, and without a carrier as long as
-/// nobody has it open.
-pub fn make_tap(name: &str) -> Result<(), TapError> {
+/// [`Tap`](crate::Tap) has, and those to loopback addresses left out; whether
+/// they are, which takes rights. It is down, and without a carrier as long as
+/// nobody has it open. One that is there already is made so.
+pub fn make_tap(name: &str) -> Result<bool, TapError> {
     let name = name_bytes(name)?;
     let how = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let tap = open(DEVICE, how, Mode::empty()).map_err(|e| TapError::Open(e.into()))?;
@@ -91,7 +93,8 @@ pub fn make_tap(name: &str) -> Result<(), TapError> {
         .map_err(|source| TapError::Interface {
             name: text(name),
             source,
-        })
+        })?;
+    Ok(guard(tap.as_fd()).is_ok())
 }
 
 /// Whether every user of this host can open taps, which takes rights over

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
@@ -12,6 +12,10 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54CA;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54CB;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54D0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54D8;
+const TUNSETFILTEREBPF: libc::c_ulong = 0x8004_54E1;
+/// A command of bpf(2), and a type of programs (linux/bpf.h).
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 /// Flags of an interface (linux/if_tun.h).
 pub const IFF_TAP: u16 = 0x0002;
 pub const IFF_MULTI_QUEUE: u16 = 0x0100;
@@ -60,6 +64,58 @@ pub fn set_persistent(tun: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_ulong = 1;
     // SAFETY: the argument is a number.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETPERSIST, on) })
+}
+
+/// `union bpf_attr` (linux/bpf.h) as far as BPF_PROG_LOAD needs it.
+#[repr(C)]
+struct LoadProgram {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel: u32,
+    flags: u32,
+}
+
+/// Loads a program of eBPF's that looks at frames.
+pub fn load_filter(program: &[u64]) -> io::Result<OwnedFd> {
+    let attributes = LoadProgram {
+        kind: BPF_PROG_TYPE_SOCKET_FILTER,
+        count: u32::try_from(program.len()).unwrap_or(u32::MAX),
+        instructions: program.as_ptr().expose_provenance() as u64,
+        license: c"Apache-2.0".as_ptr().expose_provenance() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel: 0,
+        flags: 0,
+    };
+    // SAFETY: the attributes are as long as is said, what they point to lives
+    // during the call, and the kernel only reads it.
+    let loaded = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attributes,
+            size_of::<LoadProgram>(),
+        )
+    };
+    let Ok(descriptor @ 0..) = libc::c_int::try_from(loaded) else {
+        return Err(io::Error::last_os_error());
+    };
+    // SAFETY: the kernel has just opened it, for nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Shows whoever reads from the interface of `tap` only what `program` lets
+/// pass, from now on and whoever opens it.
+pub fn set_filter(tap: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = program.as_raw_fd();
+    // SAFETY: the kernel reads one int, which lives during the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETFILTEREBPF, &raw const program) })
 }
 
 /// How many bytes precede each frame.

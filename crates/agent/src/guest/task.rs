@@ -91,6 +91,7 @@ fn put(put: Put, mut sender: Sender, mut receiver: Receiver) -> Result<(), Agent
     let policy = Policy {
         owner: put.owner,
         keep_owner: put.owner.is_none(),
+        shift: 0,
         mode: 0o7777,
     };
     match tree::receive(&mut receiver, Path::new(&put.path), policy) {

@@ -10,8 +10,8 @@ mod send;
 #[cfg(test)]
 mod tests;
 
-pub use receive::{Arrival, Policy, receive};
-pub use send::send;
+pub use receive::{Arrival, Policy, Target, receive, receive_into};
+pub use send::{send, send_open};
 
 use std::ffi::OsStr;
 use std::io;

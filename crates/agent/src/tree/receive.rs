@@ -26,8 +26,25 @@ pub struct Policy {
     pub owner: Option<(u32, u32)>,
     /// See `owner`.
     pub keep_owner: bool,
+    /// What is added to the numbers that are kept: the first id of a user
+    /// namespace.
+    pub shift: u32,
     /// Permission bits that an entry may have.
     pub mode: u32,
+}
+
+/// Where what arrives is put.
+#[derive(Debug)]
+pub struct Target {
+    /// A directory that is there.
+    pub directory: OwnedFd,
+    /// The name that it gets in it, if not its own.
+    pub name: Option<OsString>,
+    /// What is in the directory that comes is put into this one, and not the
+    /// directory itself.
+    pub contents: bool,
+    /// The directory's name for messages.
+    pub shown: PathBuf,
 }
 
 /// What arrived.
@@ -59,15 +76,31 @@ pub fn receive(
         Mode::empty(),
     )
     .map_err(at(&parent))?;
+    let target = Target {
+        directory: top,
+        name,
+        contents: false,
+        shown: parent,
+    };
+    receive_into(receiver, target, policy)
+}
+
+/// As [`receive`], to a directory that is open.
+pub fn receive_into(
+    receiver: &mut Receiver,
+    target: Target,
+    policy: Policy,
+) -> Result<Arrival, AgentError> {
     let mut sink = Sink {
         receiver,
         policy,
         levels: vec![Level {
-            directory: top,
+            directory: target.directory,
             finish: None,
         }],
-        path: parent,
-        rename: name,
+        path: target.shown,
+        rename: target.name,
+        contents: target.contents,
         arrival: Arrival::default(),
     };
     sink.run()?;
@@ -114,6 +147,8 @@ struct Sink<'a> {
     path: PathBuf,
     /// Name of the first entry.
     rename: Option<OsString>,
+    /// The first entry is the directory that is there.
+    contents: bool,
     arrival: Arrival,
 }
 
@@ -170,7 +205,9 @@ impl Sink<'_> {
     }
 
     fn owner(&self, meta: &Meta) -> Option<(Uid, Gid)> {
-        let kept = self.policy.keep_owner.then_some((meta.uid, meta.gid));
+        let shifted = |id: u32| id.saturating_add(self.policy.shift);
+        let kept = self.policy.keep_owner;
+        let kept = kept.then(|| (shifted(meta.uid), shifted(meta.gid)));
         let (uid, gid) = self.policy.owner.or(kept)?;
         Some((Uid::from_raw(uid), Gid::from_raw(gid)))
     }
@@ -183,8 +220,22 @@ impl Sink<'_> {
         if self.levels.len() > DEPTH_MAX {
             return Err(self.receiver.damaged("a tree that is too deep"));
         }
-        let path = self.path.join(name);
+        let contents = std::mem::take(&mut self.contents);
         let around = self.directory()?;
+        if contents {
+            let directory = around.try_clone().map_err(|source| AgentError::File {
+                path: quoted(&self.path),
+                source,
+            })?;
+            // Only the end follows its leaving: what becomes of the path then
+            // is of no interest.
+            self.levels.push(Level {
+                directory,
+                finish: None,
+            });
+            return Ok(());
+        }
+        let path = self.path.join(name);
         let made = match mkdirat(around, name, Mode::RWXU) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,

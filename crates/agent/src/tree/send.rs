@@ -32,31 +32,60 @@ pub fn send(sender: &mut Sender, path: &Path) -> Result<(), AgentError> {
     sent
 }
 
+/// As [`send`], what is open: a file or a directory, with the name that it has
+/// for the receiver. `shown` is its path for messages.
+pub fn send_open(
+    sender: &mut Sender,
+    file: OwnedFd,
+    name: &OsStr,
+    shown: &Path,
+) -> Result<(), AgentError> {
+    let sent = send_file(sender, file, name, shown);
+    if let Err(error @ (AgentError::File { .. } | AgentError::Refused { .. })) = &sent {
+        let message = error.to_string();
+        sender.message(&Entry::Failed { message })?;
+    }
+    sent
+}
+
+fn send_file(
+    sender: &mut Sender,
+    file: OwnedFd,
+    name: &OsStr,
+    shown: &Path,
+) -> Result<(), AgentError> {
+    let stat = fstat(&file).map_err(at(shown))?;
+    check(&stat, shown)?;
+    let mut walk = Walk {
+        sender,
+        path: shown.to_owned(),
+    };
+    walk.opened(file, name, 1)?;
+    sender.message(&Entry::End)
+}
+
+/// Only files and directories are copied.
+fn check(stat: &Stat, path: &Path) -> Result<(), AgentError> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile | FileType::Directory => Ok(()),
+        _ => Err(AgentError::Refused {
+            path: quoted(path),
+            problem: "is neither a file nor a directory, and is not copied",
+        }),
+    }
+}
+
 fn send_tree(sender: &mut Sender, path: &Path) -> Result<(), AgentError> {
     let name = match path.file_name() {
         Some(name) => name.to_owned(),
         // "/" or "..": what is in it is meant.
         None => OsString::from("root"),
     };
-    let mut walk = Walk {
-        sender,
-        path: path.to_owned(),
-    };
     let stat = statat(CWD, path, AtFlags::empty()).map_err(at(path))?;
-    let problem = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile | FileType::Directory => None,
-        _ => Some("is neither a file nor a directory, and is not copied"),
-    };
-    if let Some(problem) = problem {
-        return Err(AgentError::Refused {
-            path: quoted(path),
-            problem,
-        });
-    }
+    check(&stat, path)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = openat(CWD, path, flags, Mode::empty()).map_err(at(path))?;
-    walk.opened(opened, &name, 1)?;
-    sender.message(&Entry::End)
+    send_file(sender, opened, &name, path)
 }
 
 struct Walk<'a> {

@@ -15,6 +15,7 @@ use crate::connection::{Receiver, Sender, halves};
 const POLICY: Policy = Policy {
     owner: None,
     keep_owner: false,
+    shift: 0,
     mode: 0o777,
 };
 

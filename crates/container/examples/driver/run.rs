@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +11,8 @@ use croft_container::{
 };
 use croft_isolate::cgroups::{Controllers, Group, Hierarchies};
 use oci_spec::runtime::Process;
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Gid, Pid, Uid, WaitOptions, waitpid};
 
 #[derive(Default)]
 struct Wanted {
@@ -46,7 +47,7 @@ pub fn run(words: &[String]) -> ExitCode {
         Some(group) => Groups::of(&hierarchies, group).expect("its descriptors"),
         None => Groups::default(),
     };
-    let code = match whole(&wanted, groups) {
+    let code = match whole(&wanted, group.as_ref(), groups) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("driver: {:?}: {error}", error.step);
@@ -60,9 +61,16 @@ pub fn run(words: &[String]) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn whole(wanted: &Wanted, groups: impl Fn() -> Groups) -> Result<u8, Error> {
+fn whole(wanted: &Wanted, group: Option<&Group>, groups: impl Fn() -> Groups) -> Result<u8, Error> {
     let text = fs::read(wanted.bundle.join("config.json")).expect("a description");
     let spec: Spec = serde_json::from_slice(&text).expect("a right description");
+    let linux = spec.linux().as_ref();
+    let maps = linux.and_then(|linux| linux.uid_mappings().as_ref());
+    if let (Some(group), Some(first)) = (group, maps.and_then(|maps| maps.first())) {
+        let id = first.host_id();
+        let delegated = group.delegate(Uid::from_raw(id), Gid::from_raw(id));
+        delegated.expect("a group of the container's own");
+    }
     let overlay = wanted.overlay.as_ref().map(|directory| OverlayRoot {
         lowers: (0..)
             .map(|number| directory.join(format!("lower{number}")))
@@ -105,15 +113,30 @@ fn whole(wanted: &Wanted, groups: impl Fn() -> Groups) -> Result<u8, Error> {
         }
     }
     if let Some(console) = console {
-        show(console);
+        show(console, created.pidfd());
     }
     Ok(code(created.pid()))
 }
 
-/// What the container's terminal shows, until its last user is gone.
-fn show(console: OwnedFd) {
-    // The terminal without users is an error of this kind.
-    let _ = io::copy(&mut fs::File::from(console), &mut io::stdout());
+/// What the container's terminal shows, until its init has ended: between two
+/// programs that have it open, and at its end, reading is an error.
+fn show(console: OwnedFd, init: BorrowedFd<'_>) {
+    let mut console = fs::File::from(console);
+    loop {
+        // What there is comes out, whether init is still there or not.
+        let ended = {
+            let mut wanted = [PollFd::new(&init, PollFlags::IN)];
+            let wait = Timespec {
+                tv_sec: 0,
+                tv_nsec: 20_000_000,
+            };
+            poll(&mut wanted, Some(&wait)).is_ok_and(|count| count > 0)
+        };
+        let _ = io::copy(&mut console, &mut io::stdout());
+        if ended {
+            return;
+        }
+    }
 }
 
 fn code(pid: Pid) -> u8 {

@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use croft_isolate::seccomp;
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Hook, Process};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with};
@@ -34,7 +34,7 @@ use crate::namespaces::{CGROUP, MOUNT, USER};
 use crate::plan::Plan;
 use crate::root::resolve::{InRoot, Kind};
 use crate::root::{self, Trees};
-use crate::{Error, Gate, Stdio, Step, hooks, sys};
+use crate::{Error, Gate, Stdio, Step, hooks, springboard, sys};
 
 use program::Program;
 use settings::Proc;
@@ -111,7 +111,7 @@ impl Init<'_> {
                 ..state
             };
             if let Some(hooks) = plan.hooks.and_then(|all| all.start_container().as_ref()) {
-                hooks::run(hooks, state)?;
+                hooks::run(&with_environment(hooks, plan.process), state)?;
             }
             let (Some(process), Some(program)) = (plan.process, &program) else {
                 return Err(Error::new(Step::Spec, "the description has no process"));
@@ -137,6 +137,9 @@ impl Init<'_> {
                 keep_groups,
                 preserve_fds: plan.preserve_fds,
                 die_with_parent: plan.die_with_parent,
+                springboard: plan
+                    .springboard
+                    .then_some(starter.as_ref().unwrap_or(channel)),
             };
             last.go()
         };
@@ -160,7 +163,7 @@ impl Init<'_> {
 
     /// While the maker maps ids, and opens what the container may not.
     fn wait_for_maker(&self, channel: &OwnedFd) -> Result<Option<Trees>, Error> {
-        let outside = self.plan.opens_outside();
+        let outside = self.plan.opens_outside;
         if !outside && self.plan.maps.is_none() {
             return Ok(None);
         }
@@ -272,7 +275,10 @@ pub fn streams(peer: Option<&OwnedFd>, stdio: &Stdio) -> Result<(), Error> {
     match (peer, stdio) {
         (Some(peer), _) => Terminal::take(peer),
         (None, Stdio::Given(given)) => terminal::streams(given.each_ref()),
-        (None, Stdio::Inherit) => Ok(()),
+        (None, Stdio::Inherit) => {
+            terminal::own_null();
+            Ok(())
+        }
     }
 }
 
@@ -317,7 +323,20 @@ pub fn go_on(channel: &OwnedFd) -> Result<Vec<OwnedFd>, Error> {
     }
 }
 
+/// Hooks in the container: those without an environment have its program's.
+fn with_environment(hooks: &[Hook], process: Option<&Process>) -> Vec<Hook> {
+    let own = process.and_then(|process| process.env().as_ref());
+    let mut hooks = hooks.to_vec();
+    for hook in hooks.iter_mut().filter(|hook| hook.env().is_none()) {
+        hook.set_env(own.cloned());
+    }
+    hooks
+}
+
 fn complain(starter: &OwnedFd, error: &Error) {
+    // Who reads what the container says learns it too.
+    let text = format!("the container was not started: error: {error}\n");
+    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
     let mut bytes = vec![error.step.to_byte()];
     bytes.extend(error.message.as_bytes());
     // It may be gone.
@@ -336,6 +355,9 @@ pub struct Last<'a> {
     pub keep_groups: bool,
     pub preserve_fds: u32,
     pub die_with_parent: bool,
+    /// Who is told if the program does not come to be, where it must not begin
+    /// from the maker's.
+    pub springboard: Option<&'a OwnedFd>,
 }
 
 impl Last<'_> {
@@ -350,9 +372,15 @@ impl Last<'_> {
         }
         let umask = process.user().umask().unwrap_or(UMASK);
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-        settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         rights::label(process, self.proc)?;
         let no_new = process.no_new_privileges() == Some(true);
+        // Before the filter: old ones do not know the call.
+        let first = self.preserve_fds.saturating_add(3);
+        sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
+        let springboard = self.springboard.map(springboard::make).transpose();
+        let springboard = springboard.at(Step::Init, || "leaving the maker's program")?;
+        // From here on nothing is opened or written: they may forbid it.
+        settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         // Without the promise only who has rights may have a filter put on.
         if !no_new {
             self.put_filter_on()?;
@@ -368,12 +396,10 @@ impl Last<'_> {
         }
         let path = self.program.find()?;
         sys::reset_signals();
-        let first = self.preserve_fds.saturating_add(3);
-        sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
         if no_new {
             self.put_filter_on()?;
         }
-        Err(self.program.become_it(&path))
+        Err(self.program.become_it(&path, springboard.as_ref()))
     }
 
     fn put_filter_on(&self) -> Result<(), Error> {

@@ -116,34 +116,49 @@ impl Program {
         let name = &self.name;
         match error {
             Errno::NOENT | Errno::NOTDIR => {
-                let place = if name.contains('/') { "" } else { " in PATH" };
-                Error::new(
-                    Step::Missing,
-                    format!("{name}: there is no such program{place}"),
-                )
+                // In words that podman and others look for.
+                let why = if name.contains('/') {
+                    "no such file or directory"
+                } else {
+                    "executable file not found in PATH"
+                };
+                Error::new(Step::Missing, format!("{name}: {why}"))
             }
             error => Error::new(Step::Exec, format!("{name} cannot be run: {error}")),
         }
     }
 
-    /// Becomes it. Returns only if that fails.
-    pub fn become_it(&self, path: &CString) -> Error {
+    /// Becomes it. Returns only if that fails. With a springboard that is what
+    /// it becomes first.
+    pub fn become_it(&self, path: &CString, springboard: Option<&OwnedFd>) -> Error {
         let pointers = |strings: &[CString]| {
             let mut pointers: Vec<_> = strings.iter().map(|one| one.as_ptr()).collect();
             pointers.push(ptr::null());
             pointers
         };
-        let (arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
-        let error = sys::execve(path, &arguments, &environment);
-        match error {
-            // It is there: what is not is what its first line, or its header,
-            // asks for.
-            Errno::NOENT => {
-                let text = format!("{}: its interpreter is not there", self.name);
-                Error::new(Step::Missing, text)
+        let (mut arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
+        let error = match springboard {
+            None => sys::execve(path, &arguments, &environment),
+            Some(springboard) => {
+                arguments.insert(0, path.as_ptr());
+                let error = sys::exec_handle(springboard, &arguments, &environment);
+                let text = format!("leaving the maker's program: {error}");
+                return Error::new(Step::Init, text);
             }
-            error => self.not_run(error),
-        }
+        };
+        not_become(&self.name, error)
+    }
+}
+
+/// What kept a program from being run that is there.
+pub fn not_become(name: &str, error: Errno) -> Error {
+    match error {
+        // What is not there is what its first line, or its header, asks for.
+        Errno::NOENT => Error::new(
+            Step::Missing,
+            format!("{name}: its interpreter is not there"),
+        ),
+        error => Error::new(Step::Exec, format!("{name} cannot be run: {error}")),
     }
 }
 
@@ -153,7 +168,11 @@ fn check(path: &Path) -> Result<(), Errno> {
     if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
         return Err(Errno::ISDIR);
     }
-    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
+    match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        // A filter of system calls that is older than this one (Linux 5.8).
+        Err(Errno::PERM | Errno::NOSYS) => accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()),
+        result => result,
+    }
 }
 
 /// The home of a user, as the container's `/etc/passwd` says (passwd(5)).

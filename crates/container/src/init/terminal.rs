@@ -1,13 +1,14 @@
 //! A program's terminal: of the container's own devpts, so that nothing in it
 //! can reach one of the host's.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::Process;
-use rustix::fs::{OFlags, Uid, fchown, fstatfs};
+use rustix::fs::{FileType, Mode, OFlags, Uid, fchown, fstat, fstatfs, makedev, open};
 use rustix::io::Errno;
 use rustix::pty::unlockpt;
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::error::At;
@@ -77,7 +78,36 @@ impl Terminal {
     }
 }
 
-/// The program's standard streams.
+/// Standard streams that are the host's `/dev/null` become the container's own,
+/// which is as empty: nothing of the host's is held open for nothing, and a
+/// checkpoint knows what it is.
+pub fn own_null() {
+    let is_null = |file: BorrowedFd<'_>| {
+        fstat(file).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+                && stat.st_rdev == makedev(1, 3)
+        })
+    };
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(null) = open("/dev/null", flags, Mode::empty()) else {
+        return;
+    };
+    if !is_null(null.as_fd()) {
+        return;
+    }
+    // A stream that stays what it is is as good.
+    if is_null(stdin()) {
+        let _ = dup2_stdin(&null);
+    }
+    if is_null(stdout()) {
+        let _ = dup2_stdout(&null);
+    }
+    if is_null(stderr()) {
+        let _ = dup2_stderr(&null);
+    }
+}
+
+/// These become the program's standard streams.
 pub fn streams<F: AsFd>(streams: [F; 3]) -> Result<(), Error> {
     let [input, output, error] = streams;
     let put = || -> Result<(), Errno> {

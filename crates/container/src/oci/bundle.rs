@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::error::Error;
 use super::store::read_bounded;
@@ -29,16 +29,88 @@ impl Bundle {
         let config = path.join("config.json");
         let file = File::open(&config).map_err(|error| Error::file("open", &config, error))?;
         let text = read_bounded(file, &config)?;
-        let spec = serde_json::from_slice(&text).map_err(|error| Error::Content {
-            path: config,
-            why: error.to_string(),
-        })?;
+        let wrong = |why: String| Error::Content {
+            path: config.clone(),
+            why,
+        };
+        let spec: Spec = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        if !is_known(spec.version()) {
+            let version = spec.version();
+            return Err(wrong(format!(
+                "ociVersion is '{version}'; this program knows versions 1.x.y"
+            )));
+        }
         Ok(Bundle { path, text, spec })
+    }
+
+    /// What its container goes without if it stays in the host's mount
+    /// namespace.
+    pub fn not_mounted(&self) -> Option<&'static str> {
+        let linux = self.spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
+        let own = namespaces
+            .unwrap_or_default()
+            .iter()
+            .any(|one| one.typ() == LinuxNamespaceType::Mount);
+        let mounts = self.spec.mounts().as_ref();
+        let paths = linux.map(|linux| [linux.masked_paths(), linux.readonly_paths()]);
+        if own {
+            None
+        } else if mounts.is_some_and(|mounts| !mounts.is_empty()) {
+            Some("mounts")
+        } else {
+            let hidden = paths
+                .into_iter()
+                .flatten()
+                .flatten()
+                .any(|list| !list.is_empty());
+            hidden.then_some("masked or read-only paths")
+        }
     }
 
     /// Its root file system, absolute.
     pub fn rootfs(&self) -> PathBuf {
         let root = self.spec.root().as_ref().map(|root| root.path().as_path());
         self.path.join(root.unwrap_or(Path::new("rootfs")))
+    }
+}
+
+/// Versions of the specification are semantic ones (runtime-spec, `config.md`,
+/// Specification version): all that begin with 1 are understood.
+fn is_known(version: &str) -> bool {
+    let numbers = version.split(['-', '+']).next().unwrap_or_default();
+    let parts: Vec<Option<u32>> = numbers.split('.').map(|part| part.parse().ok()).collect();
+    matches!(parts.as_slice(), [Some(1), Some(_), Some(_)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        for known in ["1.0.0", "1.0.2-dev", "1.3.0+more", "1.2.1"] {
+            assert!(is_known(known), "{known}");
+        }
+        for other in [
+            "", "1", "1.0", "2.0.0", "0.9.0", "1.0.x", "1.0.0.0", "v1.0.0",
+        ] {
+            assert!(!is_known(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        for text in ["{", r#"{"ociVersion":"3.0.0"}"#, r#"{"root":{}}"#] {
+            fs::write(directory.path().join("config.json"), text).unwrap();
+            let error = Bundle::read(Some(directory.path()))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("config.json"), "{error}");
+        }
+        let none = directory.path().join("none");
+        let error = Bundle::read(Some(&none)).unwrap_err().to_string();
+        assert!(error.contains("No such file"), "{error}");
     }
 }

@@ -1,45 +1,422 @@
 //! `checkpoint` and `restore`, by CRIU (criu(8)), where it is able to.
+//!
+//! CRIU saves the processes, their namespaces and what is mounted in these,
+//! but not what came from outside: the root, binds and control groups. Those
+//! are named (`--external`) when it dumps, by the place that they have in the
+//! container, and given again by the bundle that is restored.
 
-use std::process::Command;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use croft_isolate::cgroups::{Controllers, Group, Hierarchies};
+use oci_spec::runtime::Spec;
+use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
+use rustix::process::Pid;
 
 use super::Context;
-use super::args::{Checkpoint, Restore};
+use super::args::{Checkpoint, Images, Restore};
+use super::bundle::Bundle;
 use super::error::Error;
+use super::files;
+use super::foreground::Foreground;
+use super::groups;
+use super::process::Process;
+use super::status::{self, Status};
+use super::store::{Entry, Record};
+use crate::Groups;
+
+/// Where images are, unless it is said.
+const IMAGES: &str = "checkpoint";
+/// File beside CRIU's images: what was outside when they were made.
+const OUTSIDE: &str = "croft.json";
+/// Name of an external mount's kind.
+const KEY: &str = "croft";
 
 /// `checkpoint`.
 pub fn checkpoint(context: &Context, options: &Checkpoint) -> Result<u8, Error> {
+    let entry = context.store.open(&options.id)?;
+    entry.lock()?;
+    let record = entry.record()?;
+    let status = status::of(&entry, record.as_ref())?;
+    let (true, Some(record)) = (matches!(status, Status::Running | Status::Paused), record) else {
+        return Err(status.refuse(&options.id, "only a running container can be saved"));
+    };
+    let init = record
+        .init
+        .ok_or_else(|| status.refuse(&options.id, "it has no init"))?;
     check(context)?;
-    let _ = options;
+    let images = directory(&options.images)?;
+    let outside = outside(init, &entry.spec()?)?;
+    let text = serde_json::to_vec(&outside).map_err(|error| Error::Content {
+        path: images.join(OUTSIDE),
+        why: error.to_string(),
+    })?;
+    fs::write(images.join(OUTSIDE), text)
+        .map_err(|error| Error::file("write", images.join(OUTSIDE), error))?;
+    let mut command = criu(context, "dump", &options.images, &images);
+    command.args(["--tree", &init.pid.to_string()]);
+    if options.leave_running {
+        command.arg("--leave-running");
+    }
+    if !options.images.tcp_established {
+        // There is nothing to be locked, and locking needs iptables.
+        command.args(["--network-lock", "skip"]);
+    }
+    for place in outside.keys() {
+        command
+            .arg("--external")
+            .arg(format!("mnt[{place}]:{KEY}{place}"));
+    }
+    run(command, &work(&options.images, &images), "dump.log")?;
+    if !options.leave_running
+        && let Some(group) = groups::open(&record)?
+    {
+        group.kill()?;
+    }
     Ok(0)
 }
 
 /// `restore`.
 pub fn restore(context: &Context, options: &Restore) -> Result<u8, Error> {
     check(context)?;
-    let _ = options;
-    Ok(0)
+    let create = &options.run.create;
+    if create.console_socket.is_some() {
+        return Err(Error::Criu(
+            "restore: terminals of containers cannot be restored".to_owned(),
+        ));
+    }
+    let bundle = Bundle::read(create.bundle.as_deref())?;
+    let images = directory(&options.images)?;
+    let path = images.join(OUTSIDE);
+    let text = fs::read(&path).map_err(|error| Error::file("read", &path, error))?;
+    let outside: BTreeMap<String, PathBuf> =
+        serde_json::from_slice(&text).map_err(|error| Error::Content {
+            path,
+            why: error.to_string(),
+        })?;
+    let entry = context.store.create(&create.id)?;
+    let rootfs = bundle.rootfs();
+    let mut record = Record::new(
+        &create.id,
+        bundle.path.clone(),
+        rootfs.clone(),
+        &bundle.spec,
+    );
+    let made = restore_in(
+        context,
+        options,
+        &bundle,
+        &images,
+        &outside,
+        &entry,
+        &mut record,
+    );
+    let init = match made {
+        Ok(init) => init,
+        Err(error) => {
+            if let Err(other) = super::life::clear(&entry, &record) {
+                context.log.warn(&other.to_string());
+            }
+            return Err(error);
+        }
+    };
+    entry.unlock();
+    if options.run.detach {
+        return Ok(0);
+    }
+    let gone = || Error::Criu("restore: the container has just ended".to_owned());
+    let pid = Pid::from_raw(init.pid).ok_or_else(gone)?;
+    let descriptor = init
+        .open()
+        .map_err(|error| Error::system("open the container's init", error))?
+        .ok_or_else(gone)?;
+    let code = Foreground::begin(None)?.wait(pid, std::os::fd::AsFd::as_fd(&descriptor))?;
+    if !options.run.keep {
+        entry.lock()?;
+        super::life::remove(&context.log, &entry, Some(&record))?;
+    }
+    Ok(code)
+}
+
+fn restore_in(
+    context: &Context,
+    options: &Restore,
+    bundle: &Bundle,
+    images: &Path,
+    outside: &BTreeMap<String, PathBuf>,
+    entry: &Entry,
+    record: &mut Record,
+) -> Result<Process, Error> {
+    entry.keep_config(&bundle.text)?;
+    let path = groups::path(entry.id(), &bundle.spec);
+    record.groups = Some(path.clone());
+    entry.write(record)?;
+    let (hierarchies, group) = groups::create(&path, &context.log)?;
+    groups::limit(&group, &bundle.spec, &context.log)?;
+    let enter = Groups::of(&hierarchies, &group)?;
+    let places = sources(&bundle.spec, &hierarchies, &group);
+    let pid_file = entry.path().join("restored");
+    let mut command = criu(context, "restore", &options.images, images);
+    command
+        .arg("--restore-detached")
+        .arg("--pidfile")
+        .arg(&pid_file)
+        .arg("--root")
+        .arg(&record.rootfs);
+    for (place, before) in outside {
+        let source = places.get(place).unwrap_or(before);
+        command
+            .arg("--external")
+            .arg(format!("mnt[{KEY}{place}]:{}", source.display()));
+    }
+    let rootfs = record.rootfs.clone();
+    // SAFETY: this process has a single thread; after the fork the closure
+    // makes system calls, and allocates as a single thread may.
+    unsafe {
+        command.pre_exec(move || {
+            enter.enter_all()?;
+            // The root must be a mount; that it is one is nobody else's affair.
+            rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)?;
+            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+            mount_change("/", slave)?;
+            mount_bind_recursive(&rootfs, &rootfs)?;
+            Ok(())
+        });
+    }
+    // Its child becomes ours when CRIU ends, if we wait for it.
+    if !options.run.detach {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|error| Error::system("take over the container", error))?;
+    }
+    run(command, &work(&options.images, images), "restore.log")?;
+    let text =
+        fs::read_to_string(&pid_file).map_err(|error| Error::file("read", &pid_file, error))?;
+    let init = text
+        .trim()
+        .parse()
+        .ok()
+        .and_then(Pid::from_raw)
+        .and_then(Process::of)
+        .ok_or_else(|| Error::Criu("restore: the container has just ended".to_owned()))?;
+    let _ = fs::remove_file(&pid_file);
+    record.creator = None;
+    record.init = Some(init);
+    entry.write(record)?;
+    if let (Some(path), Some(pid)) = (&options.run.create.pid_file, Pid::from_raw(init.pid)) {
+        files::write_pid(path, pid)?;
+    }
+    Ok(init)
 }
 
 /// CRIU depends on the kernel's version in many ways, and knows itself whether
 /// they fit.
 fn check(context: &Context) -> Result<(), Error> {
-    let program = &context.criu;
-    let output = Command::new(program).arg("check").output().map_err(|error| {
-        Error::Criu(format!(
-            "checkpoints need CRIU, and {} cannot be run: {error}; install criu, or name it with --criu",
-            program.display()
-        ))
-    })?;
+    let mut command = Command::new(&context.criu);
+    command.arg("check");
+    let output = start(command)?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let why = said
-        .lines()
-        .find(|line| line.contains("Error"))
-        .unwrap_or("it does not say why");
     Err(Error::Criu(format!(
         "this CRIU does not work with this kernel (criu check: {}); a newer CRIU may",
-        why.trim()
+        complaint(&String::from_utf8_lossy(&output.stderr))
     )))
+}
+
+/// What both commands are told.
+fn criu(context: &Context, action: &str, options: &Images, images: &Path) -> Command {
+    let mut command = Command::new(&context.criu);
+    command
+        .args([action, "--manage-cgroups=ignore", "--images-dir"])
+        .arg(images)
+        .arg("--work-dir")
+        .arg(work(options, images))
+        .args(["--log-file", &format!("{action}.log")]);
+    for (asked, option) in [
+        (options.tcp_established, "--tcp-established"),
+        (options.ext_unix_sk, "--ext-unix-sk"),
+        (options.shell_job, "--shell-job"),
+        (options.file_locks, "--file-locks"),
+    ] {
+        if asked {
+            command.arg(option);
+        }
+    }
+    command
+}
+
+fn work(options: &Images, images: &Path) -> PathBuf {
+    options
+        .work_path
+        .clone()
+        .unwrap_or_else(|| images.to_path_buf())
+}
+
+/// The directory of images, which is made if it is not there.
+fn directory(options: &Images) -> Result<PathBuf, Error> {
+    let path = options.image_path.clone().unwrap_or_else(|| IMAGES.into());
+    fs::create_dir_all(&path).map_err(|error| Error::file("make", &path, error))?;
+    fs::canonicalize(&path).map_err(|error| Error::file("find", &path, error))
+}
+
+fn run(command: Command, work: &Path, log: &str) -> Result<(), Error> {
+    let output = start(command)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let log = work.join(log);
+    let text = fs::read(&log).unwrap_or_default();
+    Err(Error::Criu(format!(
+        "CRIU failed: {}; {} has more",
+        complaint(&String::from_utf8_lossy(&text)),
+        log.display()
+    )))
+}
+
+fn start(mut command: Command) -> Result<Output, Error> {
+    command.output().map_err(|error| {
+        let program = command.get_program().display();
+        Error::Criu(match error.kind() {
+            io::ErrorKind::NotFound => format!(
+                "checkpoints need CRIU, and there is no {program}; install criu, or name it with --criu"
+            ),
+            _ => format!("cannot run {program}: {error}"),
+        })
+    })
+}
+
+/// The first thing that CRIU calls an error: later ones follow from it.
+fn complaint(text: &str) -> &str {
+    // That it cannot raise its own limits does not stop it.
+    let is_error = |line: &&str| line.contains("Error") && !line.contains("rlimit:");
+    let line = text.lines().find(is_error);
+    line.map_or("it does not say why", str::trim)
+}
+
+/// Places in the container where something is mounted that is not its own, and
+/// what it was.
+fn outside(init: Process, spec: &Spec) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let path = format!("/proc/{}/mountinfo", init.pid);
+    let text = fs::read_to_string(&path).map_err(|error| Error::file("read", path, error))?;
+    let bound = binds(spec);
+    let mut found = BTreeMap::new();
+    for line in text.lines() {
+        let Some(mount) = Mount::parse(line) else {
+            continue;
+        };
+        if mount.place == "/" {
+            continue;
+        }
+        if let Some(source) = bound.get(mount.place) {
+            found.insert(mount.place.to_owned(), source.clone());
+        } else if matches!(mount.kind, "cgroup" | "cgroup2") {
+            found.insert(mount.place.to_owned(), PathBuf::from(mount.root));
+        } else if mount.kind == "devtmpfs" {
+            // A device that could not be made, or what hides a file.
+            found.insert(
+                mount.place.to_owned(),
+                Path::new("/dev").join(mount.root.trim_start_matches('/')),
+            );
+        }
+    }
+    Ok(found)
+}
+
+/// A line of mountinfo (proc_pid_mountinfo(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Mount<'a> {
+    root: &'a str,
+    place: &'a str,
+    kind: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (front, back) = line.split_once(" - ")?;
+        let mut front = front.split(' ').skip(3);
+        Some(Mount {
+            root: front.next()?,
+            place: front.next()?,
+            kind: back.split(' ').next()?,
+        })
+    }
+}
+
+/// What the description binds, by place.
+fn binds(spec: &Spec) -> BTreeMap<String, PathBuf> {
+    let is_bind = |mount: &&oci_spec::runtime::Mount| {
+        let options = mount.options().iter().flatten();
+        mount.typ().as_deref() == Some("bind")
+            || options
+                .into_iter()
+                .any(|one| one == "bind" || one == "rbind")
+    };
+    let mounts = spec.mounts().iter().flatten().filter(is_bind);
+    mounts
+        .filter_map(|mount| {
+            let place = mount.destination().to_str()?.to_owned();
+            Some((place, mount.source().clone()?))
+        })
+        .collect()
+}
+
+/// What there is now for places of the container.
+fn sources(spec: &Spec, hierarchies: &Hierarchies, group: &Group) -> BTreeMap<String, PathBuf> {
+    let mut sources = binds(spec);
+    for hierarchy in hierarchies.iter() {
+        let controller = match hierarchy.controllers {
+            controllers if controllers.is_empty() => Controllers::CPUACCT,
+            controllers => controllers,
+        };
+        let path = group
+            .paths()
+            .find(|path| path.starts_with(&hierarchy.mount));
+        let path = path.or_else(|| group.path_of(controller));
+        if let (Some(place), Some(path)) = (hierarchy.mount.to_str(), path) {
+            sources.insert(place.to_owned(), path.to_path_buf());
+        }
+    }
+    sources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mountinfo() {
+        let line =
+            "204 200 0:32 /a/b /sys/fs/cgroup/memory ro,nosuid shared:3 - cgroup cgroup rw,memory";
+        let mount = Mount::parse(line).unwrap();
+        assert_eq!(
+            (mount.root, mount.place, mount.kind),
+            ("/a/b", "/sys/fs/cgroup/memory", "cgroup")
+        );
+        assert_eq!(Mount::parse("204 200"), None);
+    }
+
+    #[test]
+    fn binds_are_outside() {
+        let spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","mounts":[
+                {"destination":"/a","type":"bind","source":"/x"},
+                {"destination":"/b","type":"none","source":"/y","options":["rbind","ro"]},
+                {"destination":"/proc","type":"proc","source":"proc"}]}"#,
+        )
+        .unwrap();
+        let found = binds(&spec);
+        assert_eq!(found.len(), 2);
+        assert_eq!(found.get("/b"), Some(&PathBuf::from("/y")));
+    }
+
+    #[test]
+    fn the_first_error_is_told() {
+        let text = "Warn x\nError (u.c:9): rlimit: no\n(00.1) Error (a.c:1): first\nError (b.c:2): second\n";
+        assert_eq!(complaint(text), "(00.1) Error (a.c:1): first");
+        assert_eq!(complaint(""), "it does not say why");
+    }
 }

@@ -36,8 +36,19 @@ pub fn exec(context: &Context, options: &Exec) -> Result<u8, Error> {
         .ok_or_else(gone)?;
     let target_pid = Pid::from_raw(init.pid).ok_or_else(gone)?;
     let spec = entry.spec()?;
+    if crate::needs_seal(&spec) {
+        crate::seal(super::NAME)?;
+    }
     let process = process(options, &spec)?;
     check_console(&process, options)?;
+    if let Some(affinity) = process.exec_cpu_affinity().as_ref() {
+        let before = affinity.initial().as_deref().and_then(processors);
+        if let Some(before) = before {
+            context
+                .log
+                .debug(|| format!("CPU affinity: {before:#x} before the container's"));
+        }
+    }
     let mut joined = crate::exec(crate::Exec {
         target: target.as_fd(),
         target_pid,
@@ -71,7 +82,7 @@ fn enter(options: &Exec, record: &Record) -> Result<Groups, Error> {
         Some(below) => path.join(below.trim_start_matches('/')),
         None => path.clone(),
     };
-    let group = Group::open(&hierarchies, &path)?;
+    let group = Group::open(&hierarchies, &path)?.for_program()?;
     if group.is_nowhere() && options.cgroup.is_some() {
         return Err(Error::Content {
             path,
@@ -99,9 +110,10 @@ fn process(options: &Exec, spec: &Spec) -> Result<Process, Error> {
     if let Some(cwd) = &options.cwd {
         process.set_cwd(cwd.clone());
     }
-    let mut env = process.env().clone().unwrap_or_default();
-    env.extend(options.env.iter().cloned());
-    process.set_env(Some(env));
+    process.set_env(Some(with_env(
+        process.env().as_deref().unwrap_or_default(),
+        &options.env,
+    )));
     if options.user.is_some() || !options.additional_gids.is_empty() {
         process.set_user(user(options, process.user()));
     }
@@ -119,6 +131,36 @@ fn process(options: &Exec, spec: &Spec) -> Result<Process, Error> {
         process.set_no_new_privileges(Some(true));
     }
     Ok(process)
+}
+
+/// A list of processors as bits, as far as they fit; for the log.
+fn processors(list: &str) -> Option<u128> {
+    let mut bits = 0_u128;
+    for part in list.split(',') {
+        let (first, last) = part
+            .trim()
+            .split_once('-')
+            .unwrap_or((part.trim(), part.trim()));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        for one in first..=last.min(u128::BITS - 1) {
+            bits |= 1_u128.checked_shl(one)?;
+        }
+    }
+    Some(bits)
+}
+
+/// Variables, in which later ones replace those of the same name.
+fn with_env(before: &[String], more: &[String]) -> Vec<String> {
+    let name = |one: &str| {
+        one.split_once('=')
+            .map_or(one.len(), |(name, _)| name.len())
+    };
+    let replaced = |one: &&String| {
+        let own = one.get(..name(one));
+        more.iter().any(|other| other.get(..name(other)) == own)
+    };
+    let kept = before.iter().filter(|one| !replaced(one));
+    kept.chain(more).cloned().collect()
 }
 
 fn user(options: &Exec, before: &User) -> User {
@@ -213,6 +255,20 @@ mod tests {
         let others = Spec::default().process().clone().unwrap();
         let others = others.capabilities().clone().unwrap();
         assert_eq!(held.inheritable(), others.inheritable());
+    }
+
+    #[test]
+    fn lists_of_processors() {
+        assert_eq!(processors("0-2, 4"), Some(0b1_0111));
+        assert_eq!(processors("0-4000000000").map(u128::count_ones), Some(128));
+        assert_eq!(processors("x"), None);
+    }
+
+    #[test]
+    fn later_variables_replace_earlier_ones() {
+        let before = ["A=1", "AB=2", "C"].map(str::to_owned);
+        let more = ["A=3=4", "D="].map(str::to_owned);
+        assert_eq!(with_env(&before, &more), ["AB=2", "C", "A=3=4", "D="]);
     }
 
     #[test]

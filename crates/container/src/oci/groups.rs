@@ -34,6 +34,24 @@ pub fn create(path: &Path, log: &Log) -> Result<(Hierarchies, Group), Error> {
     Ok((hierarchies, group))
 }
 
+/// Sets a new container's limits.
+pub fn limit(group: &Group, spec: &Spec, log: &Log) -> Result<(), Error> {
+    let linux = spec.linux().as_ref();
+    match linux.and_then(|linux| linux.resources().as_ref()) {
+        Some(resources) => apply(group, &with_devices(resources), log),
+        None => Ok(()),
+    }
+}
+
+/// The devices that every container has are its own whatever its rules say.
+fn with_devices(resources: &LinuxResources) -> LinuxResources {
+    let mut resources = resources.clone();
+    if let Some(rules) = resources.devices_mut() {
+        rules.extend(crate::allowed_devices());
+    }
+    resources
+}
+
 /// Sets limits.
 ///
 /// # Errors

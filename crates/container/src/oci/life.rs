@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::slice;
+use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Spec};
 use rustix::io::Errno;
@@ -27,6 +28,9 @@ use crate::{Created, Gate, Groups, Root, Stdio, hooks, start_through};
 
 /// How many may ask for `start`, or for the state, at the same time.
 const BACKLOG: i32 = 16;
+/// How long `delete` waits for a program that may be about to end: whoever saw
+/// its last output, or sent it a signal, comes this early.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// Who has a container when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +186,13 @@ pub fn delete(context: &Context, options: &Delete) -> Result<u8, Error> {
         Err(Error::Content { .. }) if options.force => None,
         record => record?,
     };
-    let status = status::of(&entry, record.as_ref())?;
+    let mut status = status::of(&entry, record.as_ref())?;
+    if status == Status::Running && !options.force {
+        let init = record.as_ref().and_then(|record| record.init);
+        if init.is_some_and(|init| init.ends_within(ENDING)) {
+            status = Status::Stopped;
+        }
+    }
     if status.is_alive() {
         if !options.force {
             return Err(status.refuse(&options.id, "stop it first, or delete it with --force"));
@@ -225,7 +235,7 @@ fn end_init(init: Option<Process>) -> Result<(), Error> {
 
 /// Removes all that is left of a container without processes, and says so to
 /// its hooks.
-fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), Error> {
+pub fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), Error> {
     let spec = entry.spec();
     if let Some(record) = record
         && let Some(group) = groups::open(record)?
@@ -311,12 +321,19 @@ impl Made {
 
 /// Makes a container that waits.
 fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Error> {
-    // Before anything is opened.
     let sockets = files::listening();
     let preserve_fds = files::preserved(options.preserve_fds, sockets)?;
     let mut bundle = Bundle::read(options.bundle.as_deref())?;
+    if crate::needs_seal(&bundle.spec) {
+        crate::seal(super::NAME)?;
+    }
     check_console(&bundle.spec, options, keeper)?;
     pass_sockets(&mut bundle.spec, sockets);
+    if let Some(what) = bundle.not_mounted() {
+        context.log.warn(&format!(
+            "without a mount namespace of its own the container has no {what}"
+        ));
+    }
     let rootfs = bundle.rootfs();
     let entry = context.store.create(&options.id)?;
     let mut record = Record::new(&options.id, bundle.path.clone(), rootfs, &bundle.spec);
@@ -345,7 +362,7 @@ fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Err
 }
 
 /// After a failure, before there was a container: no hooks are told.
-fn clear(entry: &Entry, record: &Record) -> Result<(), Error> {
+pub fn clear(entry: &Entry, record: &Record) -> Result<(), Error> {
     if let Some(group) = groups::open(record)? {
         group.kill()?;
         group.delete()?;
@@ -368,10 +385,7 @@ fn make_in(
     // Known before it is there: a killed maker leaves nothing unknown.
     entry.write(record)?;
     let (hierarchies, group) = groups::create(&path, &context.log)?;
-    let linux = bundle.spec.linux().as_ref();
-    if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
-        groups::apply(&group, resources, &context.log)?;
-    }
+    groups::limit(&group, &bundle.spec, &context.log)?;
     let gate = match keeper {
         Keeper::Nobody => Gate::Socket(listen_at(&entry.socket())?),
         Keeper::Start | Keeper::End => Gate::Caller,

@@ -92,7 +92,8 @@ impl Log {
         // A warning on standard error would be in the way of who takes
         // whatever is there for a failure, or shows it as the container's.
         if level == Level::Error || self.debug {
-            let _ = writeln!(io::stderr(), "croft-oci: {message}");
+            let level = level.word();
+            let _ = writeln!(io::stderr(), "croft-oci: {level}: {message}");
         }
         let Some(path) = &self.path else {
             return;

@@ -42,6 +42,8 @@ use self::error::Error;
 use self::log::Log;
 use self::store::Store;
 
+/// The program's name.
+const NAME: &str = "croft-oci";
 /// Version of the runtime-spec that is followed.
 pub const SPEC_VERSION: &str = "1.2.1";
 

@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -62,6 +64,18 @@ impl Process {
         };
         // Only now: the number cannot go to another any more.
         Ok(self.is_alive().then_some(descriptor))
+    }
+
+    /// Waits for its end, at most so long; says whether it has ended.
+    pub fn ends_within(self, limit: Duration) -> bool {
+        if let Ok(Some(descriptor)) = self.open()
+            && let Ok(limit) = Timespec::try_from(limit)
+        {
+            let mut all = [PollFd::new(&descriptor, PollFlags::IN)];
+            // Interrupted or not, it is looked at.
+            let _ = poll(&mut all, Some(&limit));
+        }
+        !self.is_alive()
     }
 
     /// Sends it a signal; says whether it was there.
@@ -145,7 +159,10 @@ mod tests {
         let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
         let process = Process::of(pid).unwrap();
         assert!(process.is_alive());
-        assert_eq!(process.signal(35), Ok(true), "a real-time signal");
+        assert_eq!(process.signal(0), Ok(true));
+        assert!(!process.ends_within(Duration::from_millis(1)));
+        drop(child.stdin.take());
+        assert!(process.ends_within(Duration::from_secs(20)));
         child.wait().unwrap();
         assert!(!process.is_alive());
         assert_eq!(process.signal(9), Ok(false));

@@ -327,6 +327,14 @@ impl Entry {
     }
 }
 
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // A container that waits has a copy of the descriptor until its program
+        // runs: that it is closed here does not end the lock.
+        self.unlock();
+    }
+}
+
 impl AsFd for Entry {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
     unlinkat,
@@ -34,6 +34,32 @@ const LINKS: [(&str, &str); 5] = [
     ("/dev/stderr", "/proc/self/fd/2"),
     ("/dev/ptmx", "pts/ptmx"),
 ];
+
+/// Devices that no container is refused: those that every container has, its
+/// terminals, and the making of nodes, which gives no right to the device. To
+/// be put behind the rules of a description, which often begin by denying all.
+pub fn allowed() -> Vec<LinuxDeviceCgroup> {
+    let rule = |kind, major: Option<u32>, minor: Option<u32>, access: &str| {
+        let mut rule = LinuxDeviceCgroup::default();
+        rule.set_allow(true);
+        rule.set_typ(Some(kind));
+        rule.set_major(major.map(i64::from));
+        rule.set_minor(minor.map(i64::from));
+        rule.set_access(Some(access.to_owned()));
+        rule
+    };
+    let mut rules = vec![
+        rule(LinuxDeviceType::C, None, None, "m"),
+        rule(LinuxDeviceType::B, None, None, "m"),
+    ];
+    for (_, major, minor) in DEFAULT {
+        rules.push(rule(LinuxDeviceType::C, Some(major), Some(minor), "rwm"));
+    }
+    // Terminals and their maker (Linux `admin-guide/devices.txt`).
+    rules.push(rule(LinuxDeviceType::C, Some(136), None, "rwm"));
+    rules.push(rule(LinuxDeviceType::C, Some(5), Some(2), "rwm"));
+    rules
+}
 
 /// A device, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,8 +177,12 @@ pub fn fill(root: InRoot<'_>, bound: Option<&[OwnedFd]>) -> Result<(), Error> {
     let dev = dev.at(Step::Devices, what)?;
     match bound {
         Some(bound) => {
-            for (node, device) in defaults().zip(bound) {
-                node.bind(root, device)?;
+            for (index, node) in defaults().enumerate() {
+                match bound.get(index) {
+                    Some(device) => node.bind(root, device)?,
+                    // Nobody has opened it for us.
+                    None => node.bind(root, &node.open_host()?)?,
+                }
             }
         }
         None => {

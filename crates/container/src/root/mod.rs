@@ -85,8 +85,24 @@ impl Trees {
             for mount in plan.mounts.iter().filter(|one| one.options.bind.is_some()) {
                 trees.binds.push(mount.open_bind(ids, Some(propagation))?);
             }
+            trees.part(plan).at(Step::Mounts, || "the host's mounts")?;
         }
         Ok(trees)
+    }
+
+    /// What was opened in the host's mount namespace is a peer of what it was
+    /// copied from: mounts in it would be mounts of the host's.
+    fn part(&self, plan: &Plan<'_>) -> Result<(), Errno> {
+        // A root that is shared could not become one.
+        let kind = match plan.propagation_of_binds() {
+            libc::MS_SHARED => libc::MS_PRIVATE,
+            kind => kind,
+        };
+        propagate(&self.root, kind, true)?;
+        let single = self.devices.iter().chain(&self.null);
+        single
+            .into_iter()
+            .try_for_each(|one| propagate(one, libc::MS_SLAVE, false))
     }
 
     /// Descriptors, to be handed over.

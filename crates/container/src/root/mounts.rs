@@ -205,7 +205,11 @@ impl Planned {
             let mode = rustix::fs::Mode::empty();
             match openat2(root.0, &self.destination, flags, mode, resolve) {
                 Err(Errno::LOOP) => {
-                    let text = format!("{}: there is a symbolic link", what());
+                    let text = format!(
+                        "{}: {} must be mounted on ordinary directory, and there is a symbolic link",
+                        what(),
+                        self.kind
+                    );
                     return Err(Error::new(Step::Mounts, text));
                 }
                 Err(Errno::NOENT) => {}

@@ -51,7 +51,8 @@ const ATTRIBUTES: [(&str, u64, bool); 18] = [
     ("strictatime", ATTR_STRICTATIME, true),
     ("relatime", 0, true),
     ("atime", 0, true),
-    ("norelatime", ATTR_STRICTATIME, true),
+    // The kernel's own choice again, which is relatime.
+    ("norelatime", 0, true),
     ("nostrictatime", 0, true),
 ];
 

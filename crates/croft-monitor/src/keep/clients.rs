@@ -27,6 +27,8 @@ pub struct Clients {
     clients: Vec<Client>,
     /// Numbers the clients.
     next: u64,
+    /// Who has gone and was not asked for yet.
+    left: Vec<u64>,
 }
 
 /// A command that is connected.
@@ -68,6 +70,7 @@ impl Clients {
             listener: Some((listener, file)),
             clients: Vec::new(),
             next: 0,
+            left: Vec::new(),
         })
     }
 
@@ -159,10 +162,17 @@ impl Clients {
                 client.gone = true;
             }
         }
+        let gone = self.clients.iter().filter(|client| client.gone);
+        self.left.extend(gone.map(|client| client.number));
         self.clients.retain(|client| !client.gone);
         self.clients
             .iter()
             .all(|client| client.sender.backlog() == 0)
+    }
+
+    /// Who has gone since this was last asked for.
+    pub fn left(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.left)
     }
 
     /// Nobody can connect any more, and the socket's file is gone.

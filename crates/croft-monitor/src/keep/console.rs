@@ -8,17 +8,20 @@
 //! ```
 //!
 //! The guest is never held up by who looks: a viewer whose queue is full loses
-//! what is in it, and is told so.
+//! what is in it, and is told so. Only a viewer that waits for all of it, as
+//! whoever runs a container in the foreground does, holds it up.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use croft_api::control::Writing;
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::log::Log;
+use crate::wait::{asked, ready};
 
 /// What a new viewer sees of the past, in bytes.
 const SCROLLBACK: usize = 64 * 1024;
@@ -34,13 +37,15 @@ const VIEWERS_MAX: usize = 32;
 /// A console.
 #[derive(Debug)]
 pub struct Console {
-    log: Log,
+    log: Option<Log>,
     scrollback: VecDeque<u8>,
     viewers: Vec<Viewer>,
     /// Numbers the viewers.
     next: u64,
     writer: Option<u64>,
     input: VecDeque<u8>,
+    /// A writer has said that there is no more.
+    input_ended: bool,
 }
 
 #[derive(Debug)]
@@ -48,6 +53,10 @@ struct Viewer {
     number: u64,
     socket: OwnedFd,
     queue: VecDeque<u8>,
+    /// It gets everything, and the guest waits for it.
+    patient: bool,
+    /// It has no more to type.
+    silent: bool,
     /// Bytes lost since the queue was last empty.
     skipped: usize,
     gone: bool,
@@ -55,7 +64,7 @@ struct Viewer {
 
 impl Console {
     /// One whose output is appended to `log`.
-    pub fn new(log: Log) -> Self {
+    pub fn new(log: Option<Log>) -> Self {
         Console {
             log,
             scrollback: VecDeque::new(),
@@ -63,6 +72,7 @@ impl Console {
             next: 0,
             writer: None,
             input: VecDeque::new(),
+            input_ended: false,
         }
     }
 
@@ -92,10 +102,34 @@ impl Console {
             number,
             socket,
             queue: self.past(lines),
+            patient: false,
+            silent: false,
             skipped: 0,
             gone: false,
         });
         Ok(writer)
+    }
+
+    /// Adds a viewer who sees everything from now on, and writes: whoever runs
+    /// the guest.
+    pub fn attach_starter(&mut self, socket: OwnedFd) {
+        self.next += 1;
+        self.writer = Some(self.next);
+        self.viewers.push(Viewer {
+            number: self.next,
+            socket,
+            queue: VecDeque::new(),
+            patient: true,
+            silent: false,
+            skipped: 0,
+            gone: false,
+        });
+    }
+
+    /// Whether the guest is to wait until somebody has read.
+    pub fn is_full(&self) -> bool {
+        let mut viewers = self.viewers.iter();
+        viewers.any(|viewer| viewer.patient && viewer.queue.len() > BEHIND / 2)
     }
 
     /// What is known of the past.
@@ -119,8 +153,11 @@ impl Console {
         self.viewers.iter().map(|viewer| {
             let mut flags = PollFlags::empty();
             let writes = self.writer == Some(viewer.number);
-            flags.set(PollFlags::IN, !writes || self.input.len() < INPUT);
+            let reads = !viewer.silent && (!writes || self.input.len() < INPUT);
+            flags.set(PollFlags::IN, reads);
             flags.set(PollFlags::OUT, !viewer.queue.is_empty());
+            // Of one that has no more to type, that it has gone.
+            flags.set(PollFlags::PRI, viewer.silent);
             (viewer.number, viewer.socket.as_fd(), flags)
         })
     }
@@ -138,8 +175,11 @@ impl Console {
         }
     }
 
-    fn output(&mut self, bytes: &[u8]) {
-        self.log.append(bytes);
+    /// Takes what the guest has printed.
+    pub fn output(&mut self, bytes: &[u8]) {
+        if let Some(log) = &mut self.log {
+            log.append(bytes);
+        }
         self.scrollback.extend(bytes);
         let surplus = self.scrollback.len().saturating_sub(SCROLLBACK);
         self.scrollback.drain(..surplus);
@@ -155,8 +195,13 @@ impl Console {
 
     /// Gives the guest what it takes.
     pub fn give_input(&mut self, guest: impl AsFd) {
+        self.give_input_by(|bytes| send(guest, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL));
+    }
+
+    /// As [`give_input`](Self::give_input), by other means than a socket.
+    pub fn give_input_by(&mut self, give: impl FnOnce(&[u8]) -> Result<usize, Errno>) {
         let (first, _) = self.input.as_slices();
-        match send(guest, first, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        match give(first) {
             Ok(count) => drop(self.input.drain(..count)),
             Err(Errno::AGAIN | Errno::INTR) => {}
             // It is ending.
@@ -167,6 +212,12 @@ impl Console {
     /// What was typed to a guest that is gone is not for the next one.
     pub fn forget_input(&mut self) {
         self.input.clear();
+        self.input_ended = false;
+    }
+
+    /// Whether a writer has said that there is no more, and all is given.
+    pub fn is_input_ended(&self) -> bool {
+        self.input_ended && self.input.is_empty()
     }
 
     /// A viewer can be read from or written to.
@@ -177,10 +228,15 @@ impl Console {
                 let input = writes.then_some(&mut self.input);
                 viewer.read(input);
             }
+            self.input_ended |= writes && viewer.silent && !viewer.gone;
             viewer.write();
         }
         self.viewers.retain(|viewer| !viewer.gone);
-        let there = |writer: &u64| self.viewers.iter().any(|v| v.number == *writer);
+        let types = |viewer: &&Viewer| !viewer.silent;
+        let there = |writer: &u64| {
+            let mut viewers = self.viewers.iter().filter(types);
+            viewers.any(|viewer| viewer.number == *writer)
+        };
         self.writer = self.writer.filter(there);
     }
 
@@ -188,11 +244,37 @@ impl Console {
     pub fn is_seen(&self) -> bool {
         self.viewers.iter().all(|viewer| viewer.queue.is_empty())
     }
+
+    /// Lets the viewers read what is left, until `end` at most; one that waits
+    /// for all of it is waited for.
+    pub fn finish(&mut self, end: Instant) {
+        loop {
+            let viewers: Vec<u64> = self.sources().map(|(number, ..)| number).collect();
+            for number in viewers {
+                self.serve(number);
+            }
+            if self.is_seen() {
+                return;
+            }
+            let waits = |viewer: &Viewer| viewer.patient && !viewer.queue.is_empty();
+            let left = end.saturating_duration_since(Instant::now());
+            let left = (!self.viewers.iter().any(waits)).then_some(left);
+            let interests = self.sources();
+            let interests =
+                interests.map(|(number, fd, flags)| (number, fd, flags & PollFlags::OUT));
+            let interests: Vec<_> = interests.filter(asked).collect();
+            match ready(&interests, left) {
+                Ok(ready) if !ready.is_empty() => {}
+                Err(Errno::INTR) => {}
+                _ => return,
+            }
+        }
+    }
 }
 
 impl Viewer {
     fn push(&mut self, bytes: &[u8]) {
-        if self.queue.len().saturating_add(bytes.len()) > BEHIND {
+        if !self.patient && self.queue.len().saturating_add(bytes.len()) > BEHIND {
             self.skipped = self.skipped.saturating_add(self.queue.len());
             self.queue.clear();
             let notice = format!("\r\n[croft: {} bytes were skipped]\r\n", self.skipped);
@@ -203,6 +285,10 @@ impl Viewer {
 
     /// Reads what it types, to nowhere if it does not write.
     fn read(&mut self, input: Option<&mut VecDeque<u8>>) {
+        if self.silent {
+            self.gone |= self.is_closed();
+            return;
+        }
         let mut buffer = [0; 4096];
         match recv(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
             Ok((count @ 1.., _)) => {
@@ -211,7 +297,23 @@ impl Viewer {
                 }
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Ok(_) | Err(_) => self.gone = true,
+            // It may still read.
+            Ok(_) => {
+                self.silent = true;
+                self.gone = self.is_closed();
+            }
+            Err(_) => self.gone = true,
+        }
+    }
+
+    /// Whether the other end is closed in both directions.
+    fn is_closed(&self) -> bool {
+        let mut wait = [PollFd::new(&self.socket, PollFlags::PRI)];
+        match poll(&mut wait, Some(&Timespec::default())) {
+            Ok(_) => wait
+                .iter()
+                .any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)),
+            Err(_) => false,
         }
     }
 
@@ -243,7 +345,7 @@ mod tests {
     use super::*;
 
     fn console(place: &tempfile::TempDir) -> Console {
-        Console::new(Log::new(place.path(), "console.log", 1 << 20))
+        Console::new(Some(Log::new(place.path(), "console.log", 1 << 20)))
     }
 
     fn read(socket: &OwnedFd) -> Vec<u8> {

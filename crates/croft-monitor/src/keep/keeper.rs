@@ -1,104 +1,135 @@
-//! The loop of an instance that is kept.
-
-mod hotplug;
-mod requests;
+//! The loop of an instance that is kept, whatever its kind.
+//!
+//! ```text
+//! signals, starter, clients ─┐                        ┌─► clients, starter, state.json
+//!                            ├─► inputs ─► Lifecycle ─┤
+//! payload, clock ────────────┘                        └─► actions ─► payload
+//! ```
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use croft_api::agent::READY_PORT;
-use croft_api::control::Event as Told;
-use croft_api::disk::place as place_disks;
-use croft_api::instance::Status;
-use croft_api::monitor::{Event as Starting, RunRequest};
-use croft_api::{Outcome, Phase, Receiver, Sender, pair, vmm};
+use croft_api::control::{Event as Told, Request, TIMEOUT_MAX};
+use croft_api::instance::{Plugged, Status};
+use croft_api::monitor::Event as Starting;
+use croft_api::{Outcome, Phase, Receiver, Sender};
 use croft_host::lifecycle::{Action, Command, Input, Lifecycle};
-use croft_host::{InstanceLock, now, process, store};
+use croft_host::store::{self, Config};
+use croft_host::{InstanceLock, now, process};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::Place;
-use super::agent::Agent;
-use super::clients::{self, Clients};
+use super::clients::{self, Asked, Clients};
 use super::console::Console;
 use super::log::Log;
-use super::running::Running;
-use crate::ports;
-use crate::vsock::{self, Vsock};
-use crate::wait::{asked, ready};
-use requests::Answer;
+use crate::wait::{Interest, asked, ready};
 
-/// Most bytes of each of the console's two logs.
-const CONSOLE_LOG: u64 = 1 << 20;
-/// Most bytes of each of the monitor's own two.
+/// Most bytes of each of the monitor's own two logs.
 const MONITOR_LOG: u64 = 256 << 10;
 /// How long the guest has when this process is told to end.
 const TERMINATED: Duration = Duration::from_secs(30);
 /// How long viewers have for what they have not read yet.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Messages waiting for a payload that is asked no further.
+/// Messages waiting for a starter that reads no further.
 const BACKLOG: usize = 64;
+
+/// An event and what comes along, or why not.
+pub type Answer = Result<(Told, Vec<OwnedFd>), String>;
+
+/// What an instance runs: what differs between a machine and a container.
+pub trait Payload: Sized {
+    /// What a descriptor of it in the poll set is for.
+    type Source: Copy;
+
+    /// Does what its life asks for; what comes of it are inputs.
+    fn act(keeper: &mut Keeper<Self>, action: Action);
+
+    /// What is worth waiting for.
+    fn interests(&self) -> Vec<Interest<'_, Self::Source>>;
+
+    /// When [`look`](Self::look) is wanted.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// Something can be read or written.
+    fn hear(keeper: &mut Keeper<Self>, source: Self::Source, ready: PollFlags);
+
+    /// Looks at the clock, and whether it has ended.
+    fn look(keeper: &mut Keeper<Self>);
+
+    /// What a client asks for; `None` if it is answered later.
+    fn answer(
+        keeper: &mut Keeper<Self>,
+        client: u64,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> Option<Answer>;
+
+    /// Whether a client's connection has ended, and what hung on it.
+    fn left(keeper: &mut Keeper<Self>, client: u64);
+
+    /// Sends what waits for it.
+    fn flush(&mut self);
+
+    /// Ends it at once, as nothing can be waited for any more.
+    fn abandon(&mut self);
+
+    /// What is plugged in.
+    fn devices(&self) -> Vec<Plugged>;
+
+    /// Its consoles.
+    fn consoles(&mut self) -> &mut [Console];
+
+    /// Whoever started it hears of its end too.
+    fn keeps_starter(&self) -> bool;
+}
 
 /// What a descriptor in the poll set is for.
 #[derive(Clone, Copy, Debug)]
-enum Source {
+enum Source<S> {
     Signals,
     Starter,
-    Payload,
-    Guest,
-    Stderr,
     Client(clients::Source),
-    Viewer(u64),
-    Vsock(vsock::Source),
-    Port(usize, ports::End),
-    Nic(u32),
-    Agent,
+    Payload(S),
 }
 
+/// What can be read or written.
+type Ready<S> = Vec<(Source<S>, PollFlags)>;
+
 /// An instance, and everything that belongs to it.
-pub struct Keeper {
-    life: Lifecycle,
+pub struct Keeper<P> {
+    pub(super) life: Lifecycle,
     /// When the time of `life` began.
     begun: Instant,
-    run: RunRequest,
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     ephemeral: bool,
     lock: InstanceLock,
     signals: SignalFd,
     /// Whoever started it, until it runs or they are gone.
     starter: Option<(Sender, Receiver)>,
-    clients: Clients,
-    /// Who asked for the save that is under way.
-    saving: Option<u64>,
-    /// Who asked for new sizes of disks, in the order of the answers.
-    resizing: VecDeque<u64>,
-    console: Console,
-    log: Log,
-    /// The guest's agent while it says that it is ready.
-    agent: Option<Agent>,
-    running: Option<Running>,
+    pub(super) clients: Clients,
+    pub(super) log: Log,
     /// What has happened and is not dealt with.
-    inputs: VecDeque<Input>,
-    status: Status,
+    pub(super) inputs: VecDeque<Input>,
+    pub(super) status: Status,
     /// What there is to say of the next phase.
-    note: Option<String>,
+    pub(super) note: Option<String>,
     /// What was last told and written.
     told: Option<Status>,
+    /// What is its kind's alone.
+    pub(super) own: P,
 }
 
-impl Keeper {
+impl<P: Payload> Keeper<P> {
     /// An instance that is about to start.
-    pub fn new(mut run: RunRequest, place: Place, sender: Sender, receiver: Receiver) -> Self {
+    pub fn new(own: P, place: Place, sender: Sender, receiver: Receiver) -> Self {
         let before = place.before;
-        // They keep their places when others come and go.
-        place_disks(run.disks.iter_mut().map(|disk| &mut disk.index));
         Keeper {
             life: Lifecycle::new(place.restart),
             begun: Instant::now(),
-            console: Console::new(Log::new(&place.directory, "console.log", CONSOLE_LOG)),
             log: Log::new(&place.directory, "monitor.log", MONITOR_LOG),
             directory: place.directory,
             ephemeral: place.ephemeral,
@@ -106,10 +137,6 @@ impl Keeper {
             signals: place.signals,
             starter: Some((sender, receiver)),
             clients: place.clients,
-            saving: None,
-            resizing: VecDeque::new(),
-            agent: None,
-            running: None,
             inputs: VecDeque::from([Input::Command(Command::Start)]),
             status: Status {
                 monitor: process::identify(std::process::id()),
@@ -119,18 +146,20 @@ impl Keeper {
             },
             note: None,
             told: None,
-            run,
+            own,
         }
     }
 
     /// Until it has ended for good.
     pub fn run(mut self) {
         self.settle();
+        // It may be long until something else happens.
+        P::look(&mut self);
         while self.life.phase().is_live() {
             if let Err(error) = self.step() {
                 // Without poll there is nothing that could go on.
                 self.say(&format!("cannot wait: {error}"));
-                self.running = None;
+                self.own.abandon();
                 self.inputs.push_back(Input::Command(Command::Kill));
                 self.inputs.push_back(Input::Ended(Outcome::Failed {
                     message: format!("croft-monitor cannot wait: {error}"),
@@ -156,10 +185,7 @@ impl Keeper {
             self.act(actions);
         }
         self.publish();
-        if let Some(running) = &mut self.running {
-            // One that cannot be written to is about to be seen dead.
-            let _ = running.payload.sender.flush();
-        }
+        self.own.flush();
         let starter_lost = match &mut self.starter {
             Some((sender, _)) => sender.flush().is_err(),
             None => false,
@@ -168,48 +194,8 @@ impl Keeper {
             self.starter = None;
         }
         self.clients.flush();
-    }
-
-    fn act(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            let request = match action {
-                Action::Spawn => {
-                    self.spawn();
-                    continue;
-                }
-                Action::Kill => {
-                    if let Some(running) = &mut self.running {
-                        running.payload.kill();
-                    }
-                    continue;
-                }
-                Action::PressButton => vmm::Request::PowerButton,
-                Action::PullPlug => vmm::Request::Stop,
-                Action::Hold => vmm::Request::Pause,
-                Action::Continue => vmm::Request::Resume,
-            };
-            if let Some(running) = &mut self.running {
-                running.ask(&request);
-            }
-        }
-    }
-
-    fn spawn(&mut self) {
-        self.status.starts = self.status.starts.saturating_add(1);
-        self.status.engine = None;
-        self.status.agent = None;
-        self.agent = None;
-        self.console.forget_input();
-        match Running::spawn(&self.run) {
-            Ok(mut running) => {
-                self.status.payload = process::identify(running.payload.id());
-                let complaints = std::mem::take(&mut running.payload.complaints);
-                self.running = Some(running);
-                complaints.iter().for_each(|line| self.say(line));
-            }
-            Err(outcome) => {
-                self.inputs.push_back(Input::Ended(outcome));
-            }
+        for client in self.clients.left() {
+            P::left(self, client);
         }
     }
 
@@ -220,8 +206,7 @@ impl Keeper {
             self.status.since = now();
             self.status.note = self.note.take();
         }
-        let running = self.running.as_ref();
-        self.status.devices = running.map_or_else(Vec::new, |r| r.devices.status());
+        self.status.devices = self.own.devices();
         self.status.phase = phase;
         self.status.restarts = self.life.restarts();
         if !phase.has_payload() {
@@ -249,21 +234,27 @@ impl Keeper {
     fn tell_starter(&mut self, phase: Phase) {
         let event = match (phase, &self.status.engine) {
             (Phase::Starting | Phase::Stopping, _) => return,
+            // It has not ended for good.
+            (Phase::Waiting, _) if self.own.keeps_starter() => return,
             (phase, Some((engine, reason))) if phase.has_payload() => Starting::Started {
                 engine: engine.clone(),
                 reason: reason.clone(),
             },
             _ => Starting::Stopped(self.status.outcome.clone().unwrap_or(Outcome::Requested)),
         };
-        if let Some((mut sender, _)) = self.starter.take() {
+        let ended = matches!(event, Starting::Stopped(_));
+        if let Some((sender, _)) = &mut self.starter {
             // It is small, and what came before it was read or is lost.
             let _ = sender.push(&event, vec![]);
             let _ = sender.flush();
         }
+        if ended || !self.own.keeps_starter() {
+            self.starter = None;
+        }
     }
 
     /// A line for the operator.
-    fn say(&mut self, text: &str) {
+    pub(super) fn say(&mut self, text: &str) {
         self.log.append(format!("{} {text}\n", now()).as_bytes());
         let text = text.to_owned();
         self.clients.tell(&Told::Log { text: text.clone() });
@@ -275,106 +266,102 @@ impl Keeper {
         }
     }
 
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            P::act(self, action);
+        }
+    }
+
     /// Waits for something to do, and does it.
     fn step(&mut self) -> Result<(), Errno> {
         for (source, ready) in self.wait()? {
-            let readable = ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
             match source {
                 Source::Signals => self.hear_signals(),
                 Source::Starter => self.hear_starter(),
-                Source::Payload if readable => self.hear_payload(),
-                Source::Payload => {}
-                Source::Guest => self.serve_guest(readable),
-                Source::Stderr => self.hear_stderr(),
                 Source::Client(source) => {
                     for asked in self.clients.hear(source) {
                         self.answer(asked);
                     }
                 }
-                Source::Viewer(number) => self.console.serve(number),
-                Source::Vsock(source) => self.hear_vsock(source),
-                Source::Port(index, end) => {
-                    let running = self.running.as_mut();
-                    if let Some(port) = running.and_then(|r| r.kept.ports.get_mut(index)) {
-                        port.hear(end, ready);
-                    }
-                }
-                Source::Agent => self.hear_agent(),
-                Source::Nic(process) => {
-                    let lines = self.running.as_mut().map(|r| r.kept.nics.hear(process));
-                    lines.iter().flatten().for_each(|line| self.say(line));
-                }
+                Source::Payload(source) => P::hear(self, source, ready),
             }
         }
-        let lines = self.running.as_mut().map(Running::look_at_the_clock);
-        lines.iter().flatten().for_each(|line| self.say(line));
-        if let Some(running) = self.running.take_if(|running| running.is_done()) {
-            let requested = self.life.phase() == Phase::Stopping;
-            let (outcome, devices) = running.reap(requested);
-            self.end_save(&outcome);
-            self.end_resizes();
-            self.end_hotplug(devices);
-            self.inputs.push_back(Input::Ended(outcome));
-        }
+        P::look(self);
         self.inputs.push_back(Input::Time);
         self.settle();
         Ok(())
     }
 
-    fn wait(&self) -> Result<Vec<(Source, PollFlags)>, Errno> {
-        let mut interests: Vec<(Source, BorrowedFd<'_>, PollFlags)> =
+    fn wait(&self) -> Result<Ready<P::Source>, Errno> {
+        let mut interests: Vec<Interest<'_, Source<P::Source>>> =
             vec![(Source::Signals, self.signals.as_fd(), PollFlags::IN)];
         if let Some((sender, receiver)) = &self.starter {
             let mut flags = PollFlags::IN;
             flags.set(PollFlags::OUT, sender.backlog() > 0);
             interests.push((Source::Starter, receiver.as_fd(), flags));
         }
-        if let Some(running) = &self.running {
-            let payload = &running.payload;
-            let mut flags = PollFlags::empty();
-            flags.set(
-                PollFlags::IN,
-                !payload.receiver.ended() && running.has_room(),
-            );
-            flags.set(
-                PollFlags::OUT,
-                payload.sender.backlog() > 0 && !payload.receiver.ended(),
-            );
-            interests.push((Source::Payload, payload.receiver.as_fd(), flags));
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, !running.console_ended);
-            flags.set(
-                PollFlags::OUT,
-                self.console.has_input() && !running.console_ended,
-            );
-            interests.push((Source::Guest, payload.console.as_fd(), flags));
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, running.has_stderr());
-            interests.push((Source::Stderr, payload.stderr.as_fd(), flags));
-            let vsock = running.kept.vsock.iter().filter(|_| running.has_room());
-            let vsock = vsock.flat_map(Vsock::sources);
-            interests.extend(vsock.map(|(source, fd)| (Source::Vsock(source), fd, PollFlags::IN)));
-            let nics = running.kept.nics.sources();
-            interests.extend(nics.map(|(process, fd)| (Source::Nic(process), fd, PollFlags::IN)));
-            for (index, port) in running.kept.ports.iter().enumerate() {
-                let wanted = port.interests().into_iter();
-                interests
-                    .extend(wanted.map(|(end, fd, flags)| (Source::Port(index, end), fd, flags)));
-            }
-        }
-        if let Some(agent) = &self.agent {
-            interests.push((Source::Agent, agent.as_fd(), PollFlags::IN));
-        }
+        let own = self.own.interests().into_iter();
+        interests.extend(own.map(|(source, fd, flags)| (Source::Payload(source), fd, flags)));
         let clients = self.clients.sources();
         interests.extend(clients.map(|(source, fd, flags)| (Source::Client(source), fd, flags)));
-        let viewers = self.console.sources();
-        interests.extend(viewers.map(|(number, fd, flags)| (Source::Viewer(number), fd, flags)));
         let now = self.time();
         let life = self.life.deadline().map(|at| at.saturating_sub(now));
-        let running = self.running.as_ref().and_then(Running::deadline);
-        let running = running.map(|at| at.saturating_duration_since(Instant::now()));
+        let own = self.own.deadline();
+        let own = own.map(|at| at.saturating_duration_since(Instant::now()));
         interests.retain(asked);
-        ready(&interests, life.into_iter().chain(running).min())
+        ready(&interests, life.into_iter().chain(own).min())
+    }
+
+    /// Does what a client asks for, and answers it now or later.
+    fn answer(&mut self, asked: Asked) {
+        let Asked {
+            client,
+            request,
+            descriptors,
+        } = asked;
+        let answer = match request {
+            Request::Status => Ok((Told::Status(Box::new(self.status.clone())), vec![])),
+            Request::Watch => {
+                self.clients.watch(client);
+                Ok((Told::Status(Box::new(self.status.clone())), vec![]))
+            }
+            Request::Stop { timeout } => self.command(Command::Stop(patience(timeout))),
+            Request::Kill => self.command(Command::Kill),
+            Request::Restart { timeout } => self.command(Command::Restart(patience(timeout))),
+            Request::Pause => self.command(Command::Pause),
+            Request::Resume => self.command(Command::Resume),
+            request => match P::answer(self, client, request, descriptors) {
+                Some(answer) => answer,
+                None => return,
+            },
+        };
+        self.reply(client, answer);
+    }
+
+    /// Answers a client.
+    pub(super) fn reply(&mut self, client: u64, answer: Answer) {
+        match answer {
+            Ok((event, descriptors)) => self.clients.answer(client, &event, descriptors),
+            Err(message) => self
+                .clients
+                .answer(client, &Told::Failed { message }, vec![]),
+        }
+    }
+
+    /// Does what a client asks for, at once, so that it can be refused.
+    fn command(&mut self, command: Command) -> Answer {
+        let actions = self
+            .life
+            .handle(Input::Command(command), self.time())
+            .map_err(|refusal| refusal.to_string())?;
+        self.act(actions);
+        Ok((Told::Done, vec![]))
+    }
+
+    /// Changes what the instance is from its next start on.
+    pub(super) fn change_config(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), String> {
+        store::change_kept(&self.directory, &self.lock, change)
+            .map_err(|error| format!("cannot write its configuration: {error}"))
     }
 
     fn hear_signals(&mut self) {
@@ -394,139 +381,6 @@ impl Keeper {
         }
     }
 
-    fn hear_payload(&mut self) {
-        let events = self.running.as_mut().map(Running::hear);
-        for event in events.into_iter().flatten() {
-            match event {
-                vmm::Event::Started { engine, reason } => {
-                    self.status.engine = Some((engine, reason));
-                    self.inputs.push_back(Input::Started);
-                }
-                vmm::Event::Paused => self.inputs.push_back(Input::Held),
-                vmm::Event::Resumed => self.inputs.push_back(Input::Continued),
-                vmm::Event::DiskFailed { disk, message } => {
-                    let text = format!("disk {disk}: {message}");
-                    self.say(&text);
-                    self.note = Some(text);
-                    self.inputs.push_back(Input::Held);
-                }
-                vmm::Event::DiskResized { disk, error } => {
-                    self.say(&match &error {
-                        None => format!("disk{disk} has its new size"),
-                        Some(error) => format!("disk{disk} is not resized: {error}"),
-                    });
-                    if let Some(client) = self.resizing.pop_front() {
-                        let event = error.map_or(Told::Done, |message| Told::Failed { message });
-                        self.clients.answer(client, &event, vec![]);
-                    }
-                }
-                vmm::Event::Attached { device } => self.attached(device),
-                vmm::Event::AttachFailed { message } => self.attach_failed(message),
-                vmm::Event::Detached { device } => self.detached(&device),
-                vmm::Event::DetachFailed { device, message } => {
-                    self.detach_failed(&device, &message);
-                }
-                vmm::Event::SaveFailed { message } => {
-                    self.say(&format!("not saved: {message}"));
-                    if let Some(client) = self.saving.take() {
-                        self.clients
-                            .answer(client, &Told::Failed { message }, vec![]);
-                    }
-                }
-                vmm::Event::Panicked { crash_kernel } => {
-                    let how = if crash_kernel {
-                        "; it goes on with its crash kernel"
-                    } else {
-                        ""
-                    };
-                    self.status.note = Some(format!("the guest's kernel panicked{how}"));
-                }
-                vmm::Event::NicLost { nic } => self.say(&format!("{nic} has lost its network")),
-                vmm::Event::VsockRequest { id, port } => self.connect_host(id, port),
-                vmm::Event::Log { text } => self.say(&text),
-                // Kept until the payload is gone.
-                vmm::Event::Stopped(_) => {}
-            }
-        }
-    }
-
-    fn serve_guest(&mut self, readable: bool) {
-        let Some(running) = &mut self.running else {
-            return;
-        };
-        let guest = &running.payload.console;
-        if self.console.has_input() {
-            self.console.give_input(guest);
-        }
-        if readable && !self.console.take_output(guest) {
-            running.console_ended = true;
-        }
-    }
-
-    /// A program of the host's wants to be connected to the guest.
-    fn hear_vsock(&mut self, source: vsock::Source) {
-        let Some(running) = &mut self.running else {
-            return;
-        };
-        let asked = running.kept.vsock.as_mut().and_then(|v| v.hear(source));
-        if let Some((port, socket)) = asked {
-            running.give(&vmm::Request::VsockConnect { port }, Some(socket));
-        }
-    }
-
-    /// The guest wants to be connected to a port of the host's: to this
-    /// process, if its agent wants to say that it is ready.
-    fn connect_host(&mut self, id: u64, port: u32) {
-        let socket = if port == READY_PORT {
-            pair().ok().map(|(ours, theirs)| {
-                self.agent = Some(Agent::new(ours));
-                theirs
-            })
-        } else {
-            let vsock = self.running.as_ref().and_then(|r| r.kept.vsock.as_ref());
-            vsock.and_then(|vsock| vsock.connect(port).ok())
-        };
-        if let Some(running) = &mut self.running {
-            running.give(&vmm::Request::VsockAnswer { id }, socket);
-        }
-    }
-
-    fn connect_guest(&mut self, port: u32) -> Answer {
-        if self.run.vsock.is_none() {
-            return Err("it has no vsock, by which its guest could be reached".to_owned());
-        }
-        let running = self.running.as_mut().filter(|_| {
-            let phase = self.life.phase();
-            matches!(phase, Phase::Running | Phase::Stopping)
-        });
-        let running = running.ok_or_else(|| format!("it is {}", self.life.phase()))?;
-        let (ours, theirs) = pair().map_err(|error| format!("cannot make a socket: {error}"))?;
-        running.give(&vmm::Request::VsockConnect { port }, Some(ours));
-        Ok((Told::Connected, vec![theirs]))
-    }
-
-    fn hear_agent(&mut self) {
-        let heard = self.agent.as_mut().map(Agent::hear);
-        match heard {
-            Some(Ok(Some(_))) => {
-                self.agent = None;
-                self.status.agent.get_or_insert_default().ready = true;
-            }
-            Some(Ok(None)) | None => {}
-            Some(Err(error)) => {
-                self.agent = None;
-                self.say(&format!("the guest's agent: {error}"));
-            }
-        }
-    }
-
-    fn hear_stderr(&mut self) {
-        let lines = self.running.as_mut().map(Running::hear_stderr);
-        for line in lines.into_iter().flatten() {
-            self.say(&format!("croft-vmm: {line}"));
-        }
-    }
-
     /// Ends what is left, in the order in which it can be relied on: who sees
     /// a connection end can start the instance anew.
     fn leave(mut self) {
@@ -535,8 +389,8 @@ impl Keeper {
         while !self.clients.flush() {
             let left = end.saturating_duration_since(Instant::now());
             let interests = self.clients.sources();
-            let interests = interests
-                .map(|(source, fd, flags)| (Source::Client(source), fd, flags & PollFlags::OUT));
+            let interests =
+                interests.map(|(source, fd, flags)| (source, fd, flags & PollFlags::OUT));
             let interests: Vec<_> = interests.filter(asked).collect();
             match ready(&interests, Some(left)) {
                 Ok(ready) if !ready.is_empty() => {}
@@ -553,23 +407,12 @@ impl Keeper {
             drop(self.lock);
         }
         self.clients.disconnect();
-        loop {
-            let viewers: Vec<u64> = self.console.sources().map(|(number, ..)| number).collect();
-            for number in viewers {
-                self.console.serve(number);
-            }
-            if self.console.is_seen() {
-                return;
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            let interests = self.console.sources();
-            let interests = interests
-                .map(|(number, fd, flags)| (Source::Viewer(number), fd, flags & PollFlags::OUT));
-            let interests: Vec<_> = interests.filter(asked).collect();
-            match ready(&interests, Some(left)) {
-                Ok(ready) if !ready.is_empty() => {}
-                _ => return,
-            }
+        for console in self.own.consoles() {
+            console.finish(end);
         }
     }
+}
+
+fn patience(timeout: u64) -> Duration {
+    Duration::from_millis(timeout.min(TIMEOUT_MAX))
 }

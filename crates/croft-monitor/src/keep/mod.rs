@@ -14,14 +14,14 @@
 //! the payload goes with it, and the lock: whoever looks next sees from the
 //! lock that what `state.json` says is no longer so.
 
-mod agent;
 mod clients;
 mod console;
-mod devices;
+mod container;
 mod keeper;
 mod log;
-mod running;
+mod machine;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,7 +33,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::clients::Clients;
+use self::container::Container;
 use self::keeper::Keeper;
+use self::machine::Machine;
 
 /// How long a payload may take to be gone whose monitor was killed.
 const ORPHAN: Duration = Duration::from_secs(10);
@@ -43,22 +45,36 @@ pub fn serve(
     request: KeepRequest,
     mut sender: Sender,
     receiver: Receiver,
+    attached: Vec<OwnedFd>,
 ) -> Result<(), WireError> {
-    let prepared = prepare(&request).and_then(|place| match request.payload {
-        KeepPayload::Machine(run) => Ok((place, *run)),
-        KeepPayload::Container(_) => Err("this monitor runs machines only".to_owned()),
-    });
-    match prepared {
-        Ok((place, run)) => {
-            Keeper::new(run, place, sender, receiver).run();
-            Ok(())
+    if attached.len() != usize::from(request.attached) {
+        return Err(WireError::Damaged("Keep comes with other descriptors"));
+    }
+    let kept = prepare(&request).and_then(|place| match request.payload {
+        KeepPayload::Machine(run) => {
+            let machine = Machine::new(*run, &place);
+            Ok(Kept::Machine(Box::new((machine, place))))
         }
+        KeepPayload::Container(run) => {
+            let container = Container::new(*run, &place, attached)?;
+            Ok(Kept::Container(Box::new((container, place))))
+        }
+    });
+    match kept {
+        Ok(Kept::Machine(kept)) => Keeper::new(kept.0, kept.1, sender, receiver).run(),
+        Ok(Kept::Container(kept)) => Keeper::new(kept.0, kept.1, sender, receiver).run(),
         Err(message) => {
             // Whoever asked may have gone.
             let _ = sender.deliver(&Event::Stopped(Outcome::Invalid { message }), vec![]);
-            Ok(())
         }
     }
+    Ok(())
+}
+
+/// What is kept, and where.
+enum Kept {
+    Machine(Box<(Machine, Place)>),
+    Container(Box<(Container, Place)>),
 }
 
 /// What an instance needs before it can live.

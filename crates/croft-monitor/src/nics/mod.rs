@@ -7,8 +7,11 @@
 //! ```
 //!
 //! The vmm gets descriptors; what has to be watched for them is here ([`user`]),
-//! or undone when they are gone ([`tap`]).
+//! or undone when they are gone ([`tap`]). A container's NICs are interfaces in
+//! its network namespace ([`container`]).
 
+pub mod container;
+mod helper;
 mod tap;
 mod user;
 
@@ -67,7 +70,7 @@ impl Wire {
 
     /// Its passt, while it has one.
     fn passt(&self) -> Option<&Passt> {
-        self.user()?.passt.as_ref()
+        self.user()?.helper.process.as_ref()
     }
 }
 
@@ -177,7 +180,8 @@ impl Wires {
         let Some(wire) = self.0.iter_mut().find(is) else {
             return Vec::new();
         };
-        let lines = wire.user_mut().map(UserWire::hear).unwrap_or_default();
+        let lines = wire.user_mut().map(|user| user.helper.hear());
+        let lines = lines.unwrap_or_default();
         let lines = lines.into_iter();
         lines.map(|line| format!("{}: {line}", wire.name)).collect()
     }
@@ -185,7 +189,7 @@ impl Wires {
     /// When it is to be looked at again.
     pub fn deadline(&self) -> Option<Instant> {
         let users = self.0.iter().filter_map(Wire::user);
-        users.filter_map(|user| user.again).min()
+        users.filter_map(|user| user.helper.again).min()
     }
 
     /// Mends those whose time has come: what the payload is to be asked, with

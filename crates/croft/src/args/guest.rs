@@ -6,8 +6,8 @@ use super::instance::NameOptions;
 
 /// What follows the help.
 pub const HELP: &str = "\
-The agent in the guest does it: built images have one. The guest needs no
-network.
+The agent in a machine's guest does it: built images have one. The guest needs no
+network. A container needs nothing.
 
 Exit codes:
   those of the command; 128 + N if signal N ended it
@@ -16,8 +16,8 @@ Exit codes:
   127  there is no such command
 
 Examples:
-  croft exec web -- systemctl status
-  croft exec -t web -- top
+  croft exec web systemctl status
+  croft exec -t web top
   tar c src | croft exec web -- tar x -C /srv
   croft shell web
   croft cp web:/var/log/syslog .
@@ -33,6 +33,10 @@ pub struct ExecOptions {
     #[arg(short, long)]
     pub tty: bool,
 
+    /// Give the command standard input, as it has without --no-stdin
+    #[arg(short, long, conflicts_with = "no_stdin")]
+    pub interactive: bool,
+
     /// Give the command nothing to read, and leave standard input alone: in a loop that reads it
     #[arg(short, long, conflicts_with = "tty")]
     pub no_stdin: bool,
@@ -41,7 +45,7 @@ pub struct ExecOptions {
     pub task: TaskOptions,
 
     /// The command
-    #[arg(required = true, last = true, value_name = "COMMAND")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 
@@ -58,12 +62,12 @@ pub struct ShellOptions {
 /// As whom and where.
 #[derive(Debug, Default, clap::Args)]
 pub struct TaskOptions {
-    /// User in the guest; root when not given
+    /// User in the guest; root when not given, and the container's own in a container
     #[arg(short, long)]
     pub user: Option<String>,
 
     /// Directory in the guest; the user's home when not given
-    #[arg(long, value_name = "DIRECTORY")]
+    #[arg(short = 'w', long, visible_alias = "workdir", value_name = "DIRECTORY")]
     pub cwd: Option<OsString>,
 
     /// Variable to set; can be given several times

@@ -16,12 +16,13 @@ Exit codes:
 
 /// What follows the help of `croft wait`.
 pub const WAIT_HELP: &str = "\
-Ready is what the agent in the guest says it is: the guest has come up and can
-be used. An instance without an agent never says so.
+Ready is what the agent in a machine's guest says it is: the guest has come up
+and can be used. A machine without an agent never says so. Of a container its end
+is waited for, and its exit code printed.
 
 Exit codes:
-  0    it is ready
-  1    it has ended, or will
+  0    it is ready; or the container has ended
+  1    the machine has ended, or will
   2    wrong usage, or there is no such instance
   124  it was not ready in time";
 
@@ -74,9 +75,10 @@ pub struct StopOptions {
     #[arg(long, conflicts_with = "names")]
     pub all: bool,
 
-    /// Seconds that the guest has to end by itself before its plug is pulled
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
-    pub timeout: u64,
+    /// Seconds that it has to end by itself before its plug is pulled: 60, and 10 for a
+    /// container of one program, when not given
+    #[arg(short, long, visible_alias = "time", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub timeout: Option<u64>,
 
     /// Pull the plug at once: what the guest has not written to its disk is lost
     #[arg(short, long, conflicts_with = "timeout")]
@@ -124,8 +126,12 @@ pub struct LogsOptions {
     pub follow: bool,
 
     /// Only the last lines
-    #[arg(short = 'n', long, value_name = "COUNT")]
+    #[arg(short = 'n', long, visible_alias = "tail", value_name = "COUNT")]
     pub lines: Option<usize>,
+
+    /// Say when each line was printed; of containers
+    #[arg(short, long, conflicts_with = "monitor")]
+    pub timestamps: bool,
 
     /// What Croft has to say of it, instead of what the guest printed
     #[arg(long, conflicts_with = "follow")]
@@ -157,9 +163,9 @@ pub struct WaitOptions {
     #[command(flatten)]
     pub name: NameOptions,
 
-    /// Seconds to wait at most
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=86_400))]
-    pub timeout: u64,
+    /// Seconds to wait at most: 300, and as long as it takes for a container, when not given
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub timeout: Option<u64>,
 }
 
 /// `croft autostart`.
@@ -170,7 +176,8 @@ pub struct AutostartOptions {
     pub unit: bool,
 }
 
-fn name_parser() -> ValueParser {
+/// A name, checked.
+pub fn name_parser() -> ValueParser {
     ValueParser::new(|text: &str| text.parse::<InstanceName>())
 }
 

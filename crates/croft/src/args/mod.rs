@@ -1,5 +1,7 @@
 //! The command line: a file for each command, and what they share.
 
+pub mod container;
+pub mod container_values;
 pub mod create;
 pub mod disk;
 pub mod doctor;
@@ -14,9 +16,11 @@ pub mod output;
 pub mod resize;
 pub mod restore;
 pub mod run;
+pub mod running;
 pub mod save;
 pub mod ssh;
 pub mod values;
+pub mod volume;
 
 use std::ffi::OsString;
 
@@ -37,14 +41,27 @@ pub struct Args {
 /// What `croft` can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make an instance from an image and run it; or run a kernel in the foreground
+    /// Make an instance from an image and run it; or run a kernel in the foreground. Containers
+    /// have options of their own: 'croft run --container --help'
     #[command(after_help = "See 'croft run --help' for examples and exit codes.",
               after_long_help = format!("{}\n\n{}\n\n{}\n\n{}\n\n{EXIT_CODES}", run::EXAMPLES, disk::HELP, net::HELP, run::CONSOLE))]
     Run(Box<run::RunOptions>),
-    /// Make an instance, and leave it
+    /// Make an instance, and leave it. Containers have options of their own: 'croft create
+    /// --container --help'
     #[command(after_help = "See 'croft create --help' for the options of disks and NICs, and examples.",
               after_long_help = format!("{}\n\n{}\n\n{}", disk::HELP, net::HELP, create::HELP))]
     Create(Box<create::CreateOptions>),
+    /// Make a container from an image and run it
+    #[command(hide = true, name = "run-container", bin_name = "croft run --container",
+              override_usage = "croft run --container [OPTIONS] IMAGE [COMMAND]...",
+              after_help = "See 'croft run --container --help' for examples and exit codes.",
+              after_long_help = format!("{}\n\n{}", container::HELP, net::HELP))]
+    RunContainer(Box<container::RunOptions>),
+    /// Make a container from an image, and leave it
+    #[command(hide = true, name = "create-container", bin_name = "croft create --container",
+              override_usage = "croft create --container [OPTIONS] IMAGE [COMMAND]...",
+              after_long_help = format!("{}\n\n{}", container::HELP, net::HELP))]
+    CreateContainer(Box<container::CreateOptions>),
     /// Start instances
     #[command(after_help = instance::HELP)]
     Start(instance::StartOptions),
@@ -68,10 +85,22 @@ pub enum Command {
     List(instance::ListOptions),
     /// Tell all that is known of an instance
     Show(instance::ShowOptions),
-    /// Print what an instance's serial console has printed
+    /// End instances at once, or send a container's first program a signal
+    #[command(after_help = instance::HELP)]
+    Kill(running::KillOptions),
+    /// Change what a container may use, while it runs too
+    #[command(after_help = running::SET_HELP)]
+    Set(running::SetOptions),
+    /// List a container's processes
+    Top(running::TopOptions),
+    /// Show what containers use
+    Stats(running::StatsOptions),
+    /// Print what an instance's console, or a container's program, has printed
     Logs(instance::LogsOptions),
     /// Look at an instance's console, and type; Ctrl-] leaves
     Console(instance::ConsoleOptions),
+    /// Take part in a container's standard streams; Ctrl-] leaves
+    Attach(running::AttachOptions),
     /// Run a command in an instance
     #[command(after_help = guest::HELP)]
     Exec(guest::ExecOptions),
@@ -84,7 +113,7 @@ pub enum Command {
     /// Log in to an instance by ssh, without a network
     #[command(after_help = ssh::HELP)]
     Ssh(ssh::SshOptions),
-    /// Wait until an instance is ready
+    /// Wait until a machine is ready, or a container has ended
     #[command(after_help = instance::WAIT_HELP)]
     Wait(instance::WaitOptions),
     /// Start all instances that were created with --autostart
@@ -96,9 +125,12 @@ pub enum Command {
     /// Give an instance NICs, take them away, pull and plug their cables
     #[command(subcommand)]
     Nic(nic::NicCommand),
-    /// Build, import, list and export the images that instances are made from
+    /// Build, pull, import, list and export the images that instances are made from
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Make, list and delete the volumes of containers
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Make and change networks of instances: addresses, names, a firewall (for root)
     #[command(subcommand)]
     Network(network::NetworkCommand),
@@ -143,7 +175,9 @@ mod tests {
 
     #[test]
     fn words_of_the_oci_runtime_are_its_own() {
-        let words = ["croft", "oci", "--root", "/r", "kill", "--all", "box", "--help"];
+        let words = [
+            "croft", "oci", "--root", "/r", "kill", "--all", "box", "--help",
+        ];
         let Command::Oci { words: passed } = Args::parse_from(words).command else {
             panic!("another command");
         };

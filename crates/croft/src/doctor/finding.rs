@@ -12,6 +12,8 @@ pub enum Part {
     ControlGroups,
     /// What sets containers and helpers apart.
     Namespaces,
+    /// What containers are made with.
+    Containers,
     /// What keeps machines from the host.
     Jail,
     /// What joins instances to networks.
@@ -27,6 +29,7 @@ impl Part {
             Part::Engines => "engines",
             Part::ControlGroups => "control groups",
             Part::Namespaces => "namespaces",
+            Part::Containers => "containers",
             Part::Jail => "jail",
             Part::Networking => "networking",
             Part::Tools => "tools",

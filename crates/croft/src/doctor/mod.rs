@@ -1,9 +1,10 @@
 //! `croft doctor`: what is there, what is missing, what to do.
 //!
-//! It changes nothing. An engine is all that machines need; everything else
-//! is said so that its absence is no surprise later.
+//! It changes nothing. An engine is all that machines need, and the kernel has
+//! what containers need, or not; everything else is said so that its absence is no surprise later.
 
 mod cgroups;
+mod containers;
 mod engines;
 mod finding;
 mod jail;
@@ -48,6 +49,7 @@ pub fn run(options: &DoctorOptions) -> Exit {
     };
     findings.extend(cgroups::findings());
     findings.extend(namespaces::findings());
+    findings.extend(containers::findings(&findings));
     findings.extend(jail::findings());
     findings.extend(networks::findings());
     findings.extend(tools::findings());
@@ -114,6 +116,12 @@ fn table(report: &Report) -> String {
         None => "machines cannot run here: no engine is usable".to_owned(),
     };
     let _ = writeln!(text, "\n{verdict}");
+    let containers = if containers::can_run(&report.findings) {
+        "containers can run here"
+    } else {
+        "containers cannot run here: something of theirs is missing, see above"
+    };
+    let _ = writeln!(text, "{containers}");
     text
 }
 
@@ -164,6 +172,7 @@ mod tests {
                 "                     -> install it",
                 "",
                 "machines can run here; --engine auto takes software",
+                "containers can run here",
             ]
         );
     }

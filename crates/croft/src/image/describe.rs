@@ -152,7 +152,7 @@ pub fn show(store: &Store, reference: &str, output: OutputFormat) -> Result<Exit
     let image = store.resolve(reference)?;
     let text = match output {
         OutputFormat::Json => json(&Described::of(&image))?,
-        OutputFormat::Table => page(&image),
+        OutputFormat::Table => page(&image) + &usage(store, &image)?,
     };
     Ok(print(text.as_bytes()))
 }
@@ -191,6 +191,43 @@ fn page(image: &Image) -> String {
     rows.into_iter().fold(String::new(), |text, (what, value)| {
         format!("{text}{:<14}{value}\n", format!("{what}:"))
     })
+}
+
+/// What is run in a container of an image of somebody else's.
+fn usage(store: &Store, image: &Image) -> Result<String, Fault> {
+    let Some(application) = &image.manifest.application else {
+        return Ok(String::new());
+    };
+    let (_, config) = store.use_of(image)?;
+    let words = |words: &[String]| {
+        let quoted = words.iter().map(|word| format!("{word:?}"));
+        quoted.collect::<Vec<_>>().join(" ")
+    };
+    let ports = config.ports.iter().map(|port| {
+        let protocol = if port.udp { "udp" } else { "tcp" };
+        match port.first == port.last {
+            true => format!("{}/{protocol}", port.first),
+            false => format!("{}-{}/{protocol}", port.first, port.last),
+        }
+    });
+    let rows = [
+        (
+            "OCI digest",
+            format!("sha256:{}", application.manifest.blob),
+        ),
+        ("layers", application.layers.len().to_string()),
+        ("entry point", words(&config.entrypoint)),
+        ("command", words(&config.cmd)),
+        ("user", config.user.escape_debug().to_string()),
+        ("directory", config.working_dir.escape_debug().to_string()),
+        ("variables", words(&config.env)),
+        ("ports", ports.collect::<Vec<_>>().join(", ")),
+        ("volumes", words(&config.volumes)),
+    ];
+    let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
+    Ok(rows.fold(String::new(), |text, (what, value)| {
+        format!("{text}{:<14}{value}\n", format!("{what}:"))
+    }))
 }
 
 #[cfg(test)]

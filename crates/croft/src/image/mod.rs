@@ -3,7 +3,7 @@
 //! The store and all that is done to it are the crate `croft-image`'s; this is
 //! what people see of it.
 
-mod bar;
+pub mod bar;
 mod describe;
 mod registry;
 mod users;
@@ -18,6 +18,7 @@ use croft_image::import::{self, Source};
 use croft_image::store::{Committed, Deleted, Store};
 
 use self::bar::Bar;
+pub use self::registry::pull_by_name;
 use crate::args::image::{BuildOptions, ExportOptions, ImageCommand, ImportOptions};
 use crate::exit::Exit;
 use crate::{print, say};

@@ -35,6 +35,22 @@ pub fn pull(
     Ok(committed(&pulled?))
 }
 
+/// Gets an image that somebody wants to use, by whatever is known of its
+/// registry.
+pub fn pull_by_name(
+    store: &Store,
+    directories: &Directories,
+    name: &str,
+) -> Result<(), croft_image::Error> {
+    let host = registry::host_of(name)?;
+    let login = credentials::find(&files(directories), &host)?;
+    let access = Access {
+        login,
+        ..Access::default()
+    };
+    by_name(store, name, &access).map(drop)
+}
+
 fn by_name(store: &Store, name: &str, access: &Access) -> Result<Committed, croft_image::Error> {
     let mut bar = Bar::new();
     let mut warnings = Vec::new();

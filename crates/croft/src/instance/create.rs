@@ -41,7 +41,7 @@ pub struct Wanted<'a> {
 /// What an instance without an image is called.
 const UNNAMED: &str = "machine";
 /// Most names tried.
-const TRIES: u32 = 1000;
+pub const TRIES: u32 = 1000;
 
 impl Wanted<'_> {
     /// Makes it; its name.
@@ -98,7 +98,7 @@ impl Wanted<'_> {
 }
 
 /// What instances of an image are called: `debian-12` of `debian:12`.
-fn base_name(image: &str) -> String {
+pub fn base_name(image: &str) -> String {
     // Room for a number behind it.
     const LENGTH_MAX: usize = 50;
     let plain = |c: char| match c {

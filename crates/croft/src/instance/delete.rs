@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use croft_host::StoreError;
 
-use super::{Fault, each, power};
+use super::{Fault, container, each, power};
 use crate::args::instance::DeleteOptions;
 use crate::exit::Exit;
 
@@ -24,6 +24,10 @@ pub fn delete(options: &DeleteOptions) -> Exit {
                 )));
             }
             power::stop_one(instances, name, Duration::ZERO)?;
+        }
+        let config = instances.config(name).ok();
+        if config.is_some_and(|config| config.container().is_some()) {
+            container::sweep(instances, name);
         }
         match instances.delete(name) {
             // An ephemeral one has deleted itself.

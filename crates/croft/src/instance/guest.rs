@@ -1,4 +1,4 @@
-//! `croft exec`, `shell` and `cp`: by the agent in the guest.
+//! `croft exec` and `shell`: by the agent in the guest, of a machine.
 //!
 //! ```text
 //! standard input ──thread──► Input ──┐
@@ -6,11 +6,9 @@
 //! standard outputs ◄─────── Output ◄─┘
 //! ```
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -18,21 +16,27 @@ use std::time::Duration;
 
 use croft_agent::AgentError;
 use croft_agent::client::{Client, Event, Input, failure_status, status};
-use croft_api::agent::{Exec, Get, PORT, Put, Size};
+use croft_api::agent::{Exec, PORT, Size};
 use croft_host::{InstanceName, Instances};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::net::{Shutdown, shutdown};
 use rustix::stdio::{stdin, stdout};
 use rustix::termios::{isatty, tcgetwinsize};
 
-use super::{Fault, connect, finish, open};
-use crate::args::guest::{CpOptions, ExecOptions, ShellOptions, TaskOptions};
+use super::{Fault, connect, container, finish, open};
+use crate::args::guest::{ExecOptions, ShellOptions, TaskOptions};
 use crate::exit::Exit;
 use crate::run::terminal::Terminal;
 use crate::say;
 
 /// How long the agent may take to accept a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A login shell of a container's: the best that it has.
+const LOGIN: [&str; 3] = [
+    "/bin/sh",
+    "-c",
+    "if command -v bash > /dev/null; then exec bash -l; else exec sh -l; fi",
+];
 /// Bytes of input moved at once.
 const PIECE: usize = 32 * 1024;
 /// The exit status of a command that was not started.
@@ -69,7 +73,7 @@ fn task(options: &TaskOptions, command: &[std::ffi::OsString]) -> Exec {
 }
 
 fn run_task(name: &InstanceName, task: Exec, tty: bool) -> Exit {
-    let done = open().and_then(|instances| in_guest(&instances, name, task, tty));
+    let done = open().and_then(|instances| in_instance(&instances, name, task, tty));
     match done {
         Ok(exit) => exit,
         Err(fault) => match finish(Err(fault)) {
@@ -77,6 +81,22 @@ fn run_task(name: &InstanceName, task: Exec, tty: bool) -> Exit {
             exit => exit,
         },
     }
+}
+
+/// Runs a command in an instance of either kind.
+pub fn in_instance(
+    instances: &Instances,
+    name: &InstanceName,
+    mut task: Exec,
+    tty: bool,
+) -> Result<Exit, Fault> {
+    if instances.config(name)?.container().is_none() {
+        return in_guest(instances, name, task, tty);
+    }
+    if task.argv.is_empty() {
+        task.argv = LOGIN.map(OsString::from).to_vec();
+    }
+    container::in_container(instances, name, &task, tty)
 }
 
 /// Runs a command in a guest, with this process's inputs and outputs.
@@ -248,88 +268,4 @@ fn pass_on(signals: &SigSet, input: &Shared, socket: &OwnedFd, ended_by: &Atomic
 fn write(mut output: impl Write, bytes: &[u8]) -> io::Result<()> {
     output.write_all(bytes)?;
     output.flush()
-}
-
-/// Copies into a guest or out of one.
-pub fn cp(options: &CpOptions) -> Exit {
-    finish(open().and_then(|instances| {
-        match (place(&options.from), place(&options.to)) {
-            (Place::Host(from), Place::Guest(name, to)) => {
-                let put = Put {
-                    path: to.to_owned(),
-                    // What is copied belongs to the guest's root.
-                    owner: match options.archive {
-                        true => None,
-                        false => Some(options.owner.unwrap_or((0, 0))),
-                    },
-                };
-                let put = agent(&instances, &name)?.put(from, put);
-                put.map_err(|error| copying(&name, &error))?;
-            }
-            (Place::Guest(name, from), Place::Host(to)) => {
-                let get = Get {
-                    path: from.to_owned(),
-                };
-                let got = agent(&instances, &name)?.get(get, to);
-                let got = got.map_err(|error| copying(&name, &error))?;
-                for skipped in &got.skipped {
-                    say::line(&format!("croft: {name}: left out: {skipped}"));
-                }
-                if got.skips > 0 {
-                    let text = format!("{} entries were left out", got.skips);
-                    return Err(Fault::failed(text).of(&name));
-                }
-            }
-            _ => {
-                return Err(Fault::usage(
-                    "copy into a guest or out of one: give one path, and one NAME:PATH",
-                ));
-            }
-        }
-        Ok(Exit::PowerOff)
-    }))
-}
-
-fn copying(name: &InstanceName, error: &AgentError) -> Fault {
-    Fault::failed(error.to_string()).of(name)
-}
-
-/// One end of a copy.
-#[derive(Debug, PartialEq, Eq)]
-enum Place<'a> {
-    Host(&'a Path),
-    Guest(InstanceName, &'a OsStr),
-}
-
-/// `NAME:PATH` is in a guest; what has a slash before the colon, or no name,
-/// is a path of the host.
-fn place(text: &OsStr) -> Place<'_> {
-    let bytes = text.as_bytes();
-    let guest = bytes.iter().position(|byte| *byte == b':').and_then(|at| {
-        let (name, path) = bytes.split_at(at);
-        let name = str::from_utf8(name).ok()?.parse().ok()?;
-        Some(Place::Guest(name, OsStr::from_bytes(path.get(1..)?)))
-    });
-    guest.unwrap_or_else(|| Place::Host(Path::new(text)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_and_a_colon_are_in_a_guest() {
-        let guest = |text: &'static str| match place(OsStr::new(text)) {
-            Place::Guest(name, path) => Some((name.to_string(), path.to_str().unwrap())),
-            Place::Host(path) => {
-                assert_eq!(path, Path::new(text));
-                None
-            }
-        };
-        assert_eq!(guest("web:/etc"), Some(("web".to_owned(), "/etc")));
-        assert_eq!(guest("web:/a:b"), Some(("web".to_owned(), "/a:b")));
-        for host in ["file", "./web:/etc", "/a:b", ":x", ""] {
-            assert_eq!(guest(host), None);
-        }
-    }
 }

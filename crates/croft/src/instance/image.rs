@@ -73,7 +73,15 @@ impl<'a> Images<'a> {
         let machine = machine.ok_or_else(|| Fault::usage("a container has no disk"))?;
         let name = machine.machine.name.clone();
         let image = self.store.resolve(self.reference)?;
-        let (path, about) = image.machine_disk()?;
+        let (path, about) = match image.machine_disk() {
+            Err(error) if self.store.use_of(&image).is_ok() => {
+                return Err(Fault::usage(format!(
+                    "{error}; a container can be made from it: croft run --container {}",
+                    self.reference
+                )));
+            }
+            disk => disk?,
+        };
         let size = options.disk_size.unwrap_or(about.virtual_size);
         if size < about.virtual_size {
             return Err(Fault::usage(format!(

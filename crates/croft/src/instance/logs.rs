@@ -8,7 +8,7 @@ use croft_api::control::Writing;
 use croft_host::{InstanceName, Instances};
 
 use super::console::{self, View};
-use super::{Fault, finish, open};
+use super::{Fault, container, finish, open};
 use crate::args::instance::LogsOptions;
 use crate::exit::Exit;
 use crate::print;
@@ -20,6 +20,15 @@ const LENGTH_MAX: u64 = 8 << 20;
 pub fn logs(options: &LogsOptions) -> Exit {
     let name = &options.name.name;
     finish(open().and_then(|instances| {
+        let config = instances.config(name)?;
+        if !options.monitor && config.container().is_some() {
+            return container::logs(&instances, name, options);
+        }
+        if options.timestamps {
+            return Err(Fault::usage(
+                "--timestamps is for containers; a machine's console has none",
+            ));
+        }
         let live = instances.status(name)?.phase.is_live();
         if options.follow && live {
             // What its monitor has of the past comes first.

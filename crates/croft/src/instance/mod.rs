@@ -1,7 +1,9 @@
-//! Instances: machines that are kept, and run in the background.
+//! Instances: machines and containers that are kept, and run in the background.
 
 mod autostart;
 mod console;
+pub mod container;
+mod copy;
 mod create;
 mod delete;
 mod devices;
@@ -29,14 +31,15 @@ use croft_host::{
 
 pub use self::autostart::autostart;
 pub use self::console::console;
+pub use self::copy::cp;
 pub use self::create::create;
 pub use self::delete::delete;
 pub use self::devices::{disk, nic};
-pub use self::guest::{cp, exec, shell};
+pub use self::guest::{exec, shell};
 pub use self::list::list;
 pub use self::logs::logs;
 pub use self::nics::{ByDefault, nics};
-pub use self::power::{pause, restart, resume, start, stop};
+pub use self::power::{kill, pause, restart, resume, start, stop};
 pub use self::run::run;
 pub use self::show::show;
 pub use self::spec::machine_spec;
@@ -109,6 +112,7 @@ impl From<StartError> for Fault {
         match error {
             StartError::Store(error) => error.into(),
             StartError::Invalid(message) => Fault::usage(message),
+            StartError::NotExecuted { message, .. } => Fault::failed(message),
             error => Fault::failed(error.to_string()),
         }
     }

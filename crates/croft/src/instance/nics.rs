@@ -13,6 +13,8 @@ const ONE_USER: &str = "--net user: once; the addresses of a second one would be
 pub enum ByDefault {
     /// A user network, where there can be one.
     User,
+    /// A user network, where containers can have one.
+    Container,
     /// Nothing.
     None,
 }

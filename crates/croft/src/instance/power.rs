@@ -2,16 +2,23 @@
 
 use std::time::{Duration, Instant};
 
+use croft_api::container::ContainerRole;
 use croft_api::control::{Event, Request};
 use croft_api::{Outcome, Phase, Status};
 use croft_host::{Client, ClientError, InstanceName, Instances};
 
 use super::console::{self, View};
+use super::container::foreground::{self, Foreground};
 use super::{Fault, SOON, connect, each, finish, open};
 use crate::args::instance::{NamesOptions, StartOptions, StopOptions};
+use crate::args::running::KillOptions;
 use crate::exit::Exit;
 use crate::say;
 
+/// How long a whole system has to end by itself.
+const SYSTEM: Duration = Duration::from_secs(60);
+/// How long a container of one program has.
+const APPLICATION: Duration = Duration::from_secs(10);
 /// How much longer than the guest's own time stopping may take: the plug's
 /// and the kill's.
 const FORCE: Duration = Duration::from_secs(15);
@@ -27,6 +34,13 @@ pub fn start(options: &StartOptions) -> Exit {
         )));
     };
     finish(open().and_then(|instances| {
+        if let Some(container) = instances.config(name)?.container() {
+            let foreground = Foreground {
+                tty: container.tty,
+                stdin: container.stdin,
+            };
+            return foreground::run(&instances, name, foreground);
+        }
         start_one(&instances, name)?;
         console::view(&instances, name, View::default())
     }))
@@ -50,7 +64,7 @@ pub fn start_one(instances: &Instances, name: &InstanceName) -> Result<(), Fault
 /// Stops instances.
 pub fn stop(options: &StopOptions) -> Exit {
     with(options, |instances, name| {
-        stop_one(instances, name, patience(options))
+        stop_one(instances, name, patience(instances, name, options))
     })
 }
 
@@ -77,12 +91,37 @@ fn with(
     }
 }
 
-fn patience(options: &StopOptions) -> Duration {
+fn patience(instances: &Instances, name: &InstanceName, options: &StopOptions) -> Duration {
     if options.force {
-        Duration::ZERO
-    } else {
-        Duration::from_secs(options.timeout)
+        return Duration::ZERO;
     }
+    options
+        .timeout
+        .map_or_else(|| patience_with(instances, name), Duration::from_secs)
+}
+
+/// How long an instance may take to end by itself if nobody says.
+pub fn patience_with(instances: &Instances, name: &InstanceName) -> Duration {
+    let config = instances.config(name).ok();
+    let container = config.as_ref().and_then(|config| config.container());
+    match container.map(|container| container.role) {
+        Some(ContainerRole::Application) => APPLICATION,
+        _ => SYSTEM,
+    }
+}
+
+/// Ends instances at once, or sends containers a signal.
+pub fn kill(options: &KillOptions) -> Exit {
+    each(&options.names.names, |instances, name| {
+        let mut client = connect(instances, name)?;
+        match options.signal {
+            Some(signal) => Ok(client.command(&Request::Signal { signal })?),
+            None => {
+                drop(client);
+                stop_one(instances, name, Duration::ZERO)
+            }
+        }
+    })
 }
 
 /// Stops an instance; one that does not run is stopped.
@@ -126,7 +165,7 @@ pub fn stop_one(
 /// Restarts instances.
 pub fn restart(options: &StopOptions) -> Exit {
     with(options, |instances, name| {
-        restart_one(instances, name, patience(options))
+        restart_one(instances, name, patience(instances, name, options))
     })
 }
 

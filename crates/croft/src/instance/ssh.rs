@@ -15,7 +15,7 @@ use std::process::Command;
 use croft_api::agent::Exec;
 use croft_host::{InstanceName, Instances};
 
-use super::guest::{NOT_STARTED, agent, in_guest};
+use super::guest::{NOT_STARTED, agent, in_instance};
 use super::{Fault, finish, open};
 use crate::args::ssh::SshOptions;
 use crate::exit::Exit;
@@ -57,7 +57,7 @@ fn connect(instances: &Instances, name: &InstanceName) -> Result<Exit, Fault> {
         stdin: true,
         ..Exec::default()
     };
-    in_guest(instances, name, server, false)
+    in_instance(instances, name, server, false)
 }
 
 /// Becomes ssh; only back if it does not.
@@ -68,7 +68,11 @@ fn log_in(instances: &Instances, options: &SshOptions) -> Fault {
         .map_err(Fault::from)
         .and_then(|config| {
             // Says what is wrong before ssh says that something is.
-            agent(instances, name)?;
+            if config.container().is_none() {
+                agent(instances, name)?;
+            } else {
+                super::connect(instances, name).map_err(|fault| fault.of(name))?;
+            }
             let user = options.to.user.clone().or(config.user);
             let program = std::env::current_exe()
                 .map_err(|error| Fault::failed(format!("cannot find croft itself: {error}")))?;

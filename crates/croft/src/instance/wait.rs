@@ -6,15 +6,22 @@ use croft_api::{Phase, Status};
 use croft_host::{Client, InstanceName, Instances};
 
 use super::power::{because, follow};
-use super::{Fault, connect, finish, open};
+use super::{Fault, connect, container, finish, open};
 use crate::args::instance::WaitOptions;
 use crate::exit::Exit;
 
-/// Waits until an instance is ready.
+/// How long a machine may take to be ready if nobody says.
+const READY: Duration = Duration::from_secs(300);
+
+/// Waits until a machine is ready, or a container has ended.
 pub fn wait(options: &WaitOptions) -> Exit {
     let name = &options.name.name;
-    let patience = Duration::from_secs(options.timeout);
+    let patience = options.timeout.map(Duration::from_secs);
     finish(open().and_then(|instances| {
+        if instances.config(name)?.container().is_some() {
+            return container::wait(&instances, name, patience);
+        }
+        let patience = patience.unwrap_or(READY);
         until_ready(&instances, name, patience).map_err(|fault| fault.of(name))?;
         Ok(Exit::PowerOff)
     }))

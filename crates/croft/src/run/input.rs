@@ -78,13 +78,19 @@ impl Input {
         Heard::Input
     }
 
+    /// Whether there is no more, and all is given.
+    pub fn is_ended(&self) -> bool {
+        self.ended && self.pending.is_empty()
+    }
+
     /// Gives the console what it takes.
     pub fn write(&mut self, console: impl AsFd) {
-        match send(
-            console,
-            &self.pending,
-            SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-        ) {
+        self.write_by(|bytes| send(console, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL));
+    }
+
+    /// As [`write`](Self::write), to what is no socket.
+    pub fn write_by(&mut self, give: impl FnOnce(&[u8]) -> Result<usize, Errno>) {
+        match give(&self.pending) {
             Ok(count) => drop(self.pending.drain(..count)),
             Err(Errno::INTR | Errno::AGAIN) => {}
             // The machine is ending.

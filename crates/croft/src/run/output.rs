@@ -1,7 +1,7 @@
 //! From the guest's console to standard output.
 
 use std::io::{self, PipeReader};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
 use rustix::net::{RecvFlags, recv};
@@ -20,13 +20,18 @@ pub struct Output {
 }
 
 impl Output {
-    /// Starts it.
+    /// Starts it, to standard output.
     pub fn start(console: OwnedFd) -> io::Result<Self> {
+        Self::start_to(console, stdout())
+    }
+
+    /// Starts it, to another descriptor.
+    pub fn start_to(console: OwnedFd, to: BorrowedFd<'static>) -> io::Result<Self> {
         let (ended, end) = io::pipe()?;
         let thread = thread::Builder::new()
             .name("output".to_owned())
             .spawn(move || {
-                let result = copy(&console);
+                let result = copy(&console, to);
                 drop(end);
                 result
             })?;
@@ -41,7 +46,7 @@ impl Output {
     }
 }
 
-fn copy(console: &OwnedFd) -> io::Result<()> {
+fn copy(console: &OwnedFd, to: BorrowedFd<'_>) -> io::Result<()> {
     let mut buffer = [0; PIECE];
     loop {
         let count = match recv(console, &mut buffer, RecvFlags::empty()) {
@@ -53,23 +58,20 @@ fn copy(console: &OwnedFd) -> io::Result<()> {
         };
         let mut rest = buffer.get(..count).unwrap_or_default();
         while !rest.is_empty() {
-            match rustix::io::write(stdout(), rest) {
+            match rustix::io::write(to, rest) {
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => wait_for_room()?,
+                Err(rustix::io::Errno::AGAIN) => wait_for_room(to)?,
                 Err(error) => return Err(error.into()),
             }
         }
     }
 }
 
-/// Standard output may have been made non-blocking by somebody else.
-fn wait_for_room() -> io::Result<()> {
+/// It may have been made non-blocking by somebody else.
+fn wait_for_room(to: BorrowedFd<'_>) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
-    match poll(
-        &mut [PollFd::from_borrowed_fd(stdout(), PollFlags::OUT)],
-        None,
-    ) {
+    match poll(&mut [PollFd::from_borrowed_fd(to, PollFlags::OUT)], None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }

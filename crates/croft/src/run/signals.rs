@@ -14,13 +14,19 @@ impl Signals {
     /// Blocks those that end croft, and SIGCONT, in this thread and in those
     /// that it makes.
     pub fn new() -> io::Result<Self> {
-        let set = SigSet::from_iter([
+        Self::with(&[])
+    }
+
+    /// As [`new`](Self::new), and these too.
+    pub fn with(others: &[Signal]) -> io::Result<Self> {
+        let own = [
             Signal::SIGINT,
             Signal::SIGTERM,
             Signal::SIGHUP,
             Signal::SIGQUIT,
             Signal::SIGCONT,
-        ]);
+        ];
+        let set = SigSet::from_iter(own.into_iter().chain(others.iter().copied()));
         set.thread_block()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         Ok(Signals(SignalFd::with_flags(&set, flags)?))

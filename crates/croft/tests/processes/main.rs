@@ -1,8 +1,11 @@
 //! `croft run`, its monitor and a stand-in for the vmm: what goes in and out,
 //! how they end, and what they leave behind.
 
+mod containers;
+mod containers_walk;
 mod deaths;
 mod devices;
+mod images;
 mod input_output;
 mod instances;
 mod save;

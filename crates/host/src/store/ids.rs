@@ -8,9 +8,10 @@
 //! 524288 to 1879048191), where neither distributions begin to give
 //! subordinate ids nor systemd-nspawn does.
 //!
-//! A user to whom few are given has them in all containers once each other
-//! range is taken: what is behind them is that user's in any case. Root's are
-//! never shared.
+//! All containers of a user have the same range, the first that is given: the
+//! files of images and volumes have owners of it, and only root can map the ids
+//! of a mount to others. What is behind it is that user's in any case. Root's
+//! are never shared.
 //!
 //! A range belongs to an instance from the moment in which the file `ids` is
 //! in its directory, which may be that of one that is being made, and until
@@ -67,7 +68,7 @@ pub enum IdsError {
 impl NewInstance {
     /// Takes a range of the host's ids for this instance.
     pub fn allocate_ids(&self) -> Result<IdRange, IdsError> {
-        let given = given(Path::new("/etc"))?;
+        let given = container_ids()?;
         let instances = self.instances.directories().instances();
         let failed = |what| move |source| IdsError::Io { what, source };
         let lock = OpenOptions::new()
@@ -80,17 +81,23 @@ impl NewInstance {
         let _lock = Flock::lock(lock, FlockArg::LockExclusive)
             .map_err(|(_, error)| failed("cannot lock them")(error.into()))?;
         let taken = taken(&instances).map_err(failed("cannot read those in use"))?;
-        let shared = given.first().filter(|_| !geteuid().is_root());
-        let shared = shared.map(|given| IdRange {
-            first: given.first,
-            count: IDS,
-        });
-        let range = free(&given, &taken).or(shared);
+        let range = match given.first() {
+            Some(first) if !geteuid().is_root() => Some(IdRange {
+                first: first.first,
+                count: IDS,
+            }),
+            _ => free(&given, &taken),
+        };
         let range = range.ok_or(IdsError::AllInUse)?;
         files::write_json(&self.directory, FILE, &range)
             .map_err(failed("cannot write them down"))?;
         Ok(range)
     }
+}
+
+/// The host's ids that this user's containers can have.
+pub fn container_ids() -> Result<Vec<IdRange>, IdsError> {
+    given(Path::new("/etc"))
 }
 
 /// The ranges of all instances, and of those that are being made.

@@ -26,7 +26,7 @@ mod tests;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use croft_api::instance::STATE_VERSION;
@@ -34,7 +34,7 @@ use croft_api::{Phase, Status};
 use thiserror::Error;
 
 pub use config::{Config, ImageUse, Kind, VERSION as CONFIG_VERSION};
-pub use ids::IdsError;
+pub use ids::{IdsError, container_ids};
 pub use machine::{Boot, Disk, Layer, Machine, Share};
 
 use crate::directories::Directories;
@@ -48,6 +48,8 @@ const STATE: &str = "state.json";
 const NEW: &str = ".new-";
 /// How that of one that is being deleted begins.
 const GONE: &str = ".gone-";
+/// Control group of all containers' groups.
+const GROUPS: &str = "croft";
 /// How often a state that changes while it is read is read again.
 const TRIES: u32 = 5;
 
@@ -255,6 +257,15 @@ pub fn remove(directory: &Path, lock: InstanceLock) -> io::Result<()> {
     let removed = fs::remove_dir_all(&gone);
     drop(lock);
     removed
+}
+
+/// The control group of the container in `directory`, beneath the host's: of
+/// its name, and of what no other instance has, of whoever's.
+pub fn control_group(directory: &Path) -> io::Result<PathBuf> {
+    let name = directory.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut group = name.to_owned();
+    group.push(format!(".{:x}", fs::metadata(directory)?.ino()));
+    Ok(Path::new(GROUPS).join(group))
 }
 
 /// Reads what the monitor of the instance in `directory` last knew.

@@ -9,6 +9,7 @@
 //! archive. The rest is done by this crate on its own files ([`crate::tree`])
 //! and needs no privilege.
 
+mod container;
 mod finish;
 mod mode;
 mod packages;
@@ -30,8 +31,9 @@ use crate::{Error, Manifest};
 const SPACE: u64 = 2 << 30;
 
 /// Counts up when what this crate makes of packages changes so that images
-/// should be built anew: 2 brings NICs up that are renamed.
-pub const REVISION: u32 = 2;
+/// should be built anew: 2 brings NICs up that are renamed, 3 has a network in
+/// containers.
+pub const REVISION: u32 = 3;
 /// How the origin of images begins that were built.
 const ORIGIN: &str = "built from packages of ";
 
@@ -69,9 +71,10 @@ pub fn build(
     finish::finish(&mut tree, recipe, agent, warn)?;
 
     let disk = forms::disk(&tree, &staging, progress)?;
+    let mut manifest = forms::describe(&tree);
+    container::convert(&mut tree)?;
     let rootfs = forms::rootfs(&tree, &staging, progress)?;
     progress.phase("storing");
-    let mut manifest = forms::describe(&tree);
     manifest.origin = format!("{ORIGIN}{}", recipe.release.suite);
     manifest.recipe = Some(REVISION);
     manifest.disk = Some(disk);

@@ -67,7 +67,7 @@ impl Owners {
         if rustix::process::geteuid().is_root() {
             Owners::Host
         } else {
-            Owners::Flat
+            crate::rootless::maps().unwrap_or(Owners::Flat)
         }
     }
 

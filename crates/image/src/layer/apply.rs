@@ -344,8 +344,7 @@ impl Work<'_> {
         }
         let mut from = found.open()?;
         let mut file = self.create(path)?;
-        copy(&mut from, &mut file, 0, size)?;
-        file.set_len(size)?;
+        copy_data(&mut from, &mut file, size)?;
         found.attributes(&from)?.set(&file, self.rights)?;
         Ok(())
     }
@@ -419,6 +418,12 @@ fn make_opaque(directory: BorrowedFd<'_>) -> Result<(), Fault> {
     } else {
         Err(Errno::PERM.into())
     }
+}
+
+/// Copies a file's contents into one that is empty, with its holes.
+pub(crate) fn copy_data(from: &mut impl Read, to: &mut File, length: u64) -> Result<(), Fault> {
+    copy(from, to, 0, length)?;
+    Ok(to.set_len(length)?)
 }
 
 /// Copies `length` bytes to a place in a file that is empty there; zeros

@@ -32,6 +32,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use apply::Left;
+pub(crate) use apply::copy_data;
 pub use reader::{Member, Reader};
 pub use stack::{Found, Stack};
 

@@ -60,8 +60,7 @@ impl Found {
     }
 
     /// Its attributes; `file` is it, open.
-    pub(super) fn attributes(&self, file: &File) -> io::Result<Attributes> {
-        let about = &self.about;
+    pub(crate) fn attributes(&self, file: &File) -> io::Result<Attributes> {
         let mut extended = BTreeMap::new();
         let mut names = vec![0u8; LIST];
         let length = match rustix::fs::flistxattr(file, names.as_mut_slice()) {
@@ -85,6 +84,15 @@ impl Found {
             extended.insert(name.to_owned(), value);
         }
         Ok(Attributes {
+            extended,
+            ..self.plain_attributes()
+        })
+    }
+
+    /// Its attributes but for the extended ones.
+    pub(crate) fn plain_attributes(&self) -> Attributes {
+        let about = &self.about;
+        Attributes {
             mode: about.st_mode & 0o7777,
             uid: about.st_uid,
             gid: about.st_gid,
@@ -92,8 +100,8 @@ impl Found {
                 about.st_mtime,
                 u32::try_from(about.st_mtime_nsec).unwrap_or(0),
             ),
-            extended,
-        })
+            extended: BTreeMap::new(),
+        }
     }
 
     /// Where it links to, if it is a symbolic link.

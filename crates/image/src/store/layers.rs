@@ -21,7 +21,7 @@ use crate::import::probe::Compression;
 use crate::layer::{self, Left, Rights, Source, Stack};
 use crate::progress::Progress;
 use crate::tree::Limits;
-use crate::{Digest, Error, Manifest, media};
+use crate::{Digest, Error, Manifest, media, rootless};
 
 /// The version of a layer's `about.json` that this Croft writes.
 const VERSION: u32 = 1;
@@ -262,6 +262,9 @@ fn unpack_here(
     owners: &Owners,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Left, Error> {
+    if matches!(owners, Owners::Mapped { .. }) {
+        return rootless::unpack(owners, blob, source, tree, lowers);
+    }
     let below = Stack::open(lowers).map_err(Error::io("open the layers below", tree))?;
     let rights = Rights {
         owners: *owners != Owners::Flat,

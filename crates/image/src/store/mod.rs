@@ -11,13 +11,13 @@
 //! what else it leaves is removed when the store is next opened (`sweep.rs`).
 //! [`layout`] says what lies where; its locks keep processes apart.
 
-mod durable;
+pub(crate) mod durable;
 mod index;
 mod layers;
 pub mod layout;
 mod lock;
 mod staging;
-mod sweep;
+pub(crate) mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use index::Index;
 use layout::Layout;
-use lock::Lock;
+pub(crate) use lock::Lock;
 
 pub use staging::{Committed, Staging};
 pub use sweep::Swept;

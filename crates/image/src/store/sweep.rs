@@ -13,8 +13,10 @@ use super::layers::chain;
 use super::layout::Layout;
 use super::load;
 use super::lock::Lock;
-use crate::Error;
+use crate::{Error, rootless};
 
+/// Hundredths of a second in which whoever looks at the index is done.
+const PATIENCE: u32 = 25;
 /// How long blobs on their way are kept.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -37,9 +39,9 @@ pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
     };
     // Against a deletion, or a new name, of which the index is being written
     // in the staging directory.
-    // Somebody who holds images may be about to unpack one, and must not
-    // be waited for.
-    let Some(_index_lock) = Lock::try_exclusive(&layout.index_lock())? else {
+    // Somebody who holds images may be about to unpack one, who waits for the
+    // other lock: so this one is not waited for in earnest.
+    let Some(_index_lock) = soon(&layout.index_lock())? else {
         return Ok(swept);
     };
     for name in names(&layout.staging())? {
@@ -83,6 +85,17 @@ pub fn sweep(layout: &Layout) -> Result<Swept, Error> {
     Ok(swept)
 }
 
+/// The lock, if it is to be had within a moment.
+fn soon(path: &Path) -> Result<Option<Lock>, Error> {
+    for _ in 0..PATIENCE {
+        if let Some(lock) = Lock::try_exclusive(path)? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(None)
+}
+
 /// Removes blobs on their way that nobody has gone on with for so long.
 pub fn partial(layout: &Layout, kept: Duration) -> Result<(), Error> {
     for name in names(&layout.partial())? {
@@ -107,7 +120,8 @@ fn names(directory: &Path) -> Result<Vec<OsString>, Error> {
         .collect()
 }
 
-fn remove(path: &Path) -> Result<(), Error> {
+/// Removes a file or a whole tree, if it is there.
+pub fn remove(path: &Path) -> Result<(), Error> {
     let directory = match fs::symlink_metadata(path) {
         Ok(data) => data.is_dir(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -126,7 +140,14 @@ fn remove_tree(path: &Path) -> Result<(), Error> {
         return Ok(());
     }
     open_up(path);
-    fs::remove_dir_all(path).map_err(Error::io("remove", path))
+    let removed = fs::remove_dir_all(path);
+    match (removed, rootless::maps()) {
+        // Files of subordinate ids: only their root can remove them.
+        (Err(error), Some(owners)) if error.kind() == ErrorKind::PermissionDenied => {
+            rootless::remove(&owners, path)
+        }
+        (removed, _) => removed.map_err(Error::io("remove", path)),
+    }
 }
 
 fn open_up(path: &Path) {

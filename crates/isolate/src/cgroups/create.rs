@@ -18,6 +18,8 @@ const NAME_MAX: usize = 255;
 /// Deepest path of a group: the kernel bounds it too (`cgroup.max.depth`),
 /// but not by default.
 const DEEPEST: usize = 64;
+/// Beneath a container's group: programs that were put into it from outside.
+const PROGRAMS: &str = "croft.exec";
 
 /// Names of a path, from the top.
 pub fn parts(path: &Path) -> Result<Vec<&str>, Error> {
@@ -310,6 +312,29 @@ fn open_at(hierarchy: &Hierarchy, path: PathBuf) -> Result<Option<Place>, Error>
         controllers,
         dir,
     }))
+}
+
+/// The group that takes another process: this one, or one beneath it that is
+/// made for that. A group of version 2 that gives controllers to those beneath
+/// it has no processes of its own (`cgroup-v2.rst`, "No Internal Process
+/// Constraint").
+pub fn with_room(place: &Place) -> Result<Place, Error> {
+    let gives = place.version == Version::Two && given(&place.dir).is_ok_and(|all| !all.is_empty());
+    let failed = |source| Error::Make {
+        path: place.dir.path().join(PROGRAMS),
+        source,
+    };
+    let dir = if gives {
+        place.dir.make(PROGRAMS).map_err(failed)?;
+        place.dir.child(PROGRAMS)
+    } else {
+        Dir::open(place.dir.path().to_owned())
+    };
+    Ok(Place {
+        version: place.version,
+        controllers: place.controllers,
+        dir: dir.map_err(failed)?,
+    })
 }
 
 /// The group of a process.

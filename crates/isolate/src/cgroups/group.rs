@@ -105,6 +105,18 @@ impl Group {
         Ok(group)
     }
 
+    /// The group for another program in a running container. It is this one,
+    /// but in version 2 for an init that has made groups of its own with
+    /// limits: then one beneath it, which is made if need be and goes with
+    /// this one.
+    pub fn for_program(&self) -> Result<Self, Error> {
+        let places = self.places.iter().map(create::with_room);
+        Ok(Group {
+            places: places.collect::<Result<_, _>>()?,
+            left_out: Vec::new(),
+        })
+    }
+
     /// The group that a process is in, `/proc/PID/cgroup` says where.
     pub fn of_process(hierarchies: &Hierarchies, process: Pid) -> Result<Self, Error> {
         create::of_process(hierarchies, process)

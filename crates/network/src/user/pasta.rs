@@ -62,13 +62,7 @@ impl ContainerEnd<'_> {
                 source,
             };
             let mut netlink = Netlink::open().map_err(NetworkError::Interfaces)?;
-            if netlink
-                .link(self.name)
-                .map_err(NetworkError::Interfaces)?
-                .is_none()
-            {
-                make_tap(self.name)?;
-            }
+            make_tap(self.name)?;
             let link = netlink
                 .link(self.name)
                 .map_err(NetworkError::Interfaces)?

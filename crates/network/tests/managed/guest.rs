@@ -168,18 +168,20 @@ impl Guest {
 /// Has somebody in a namespace listen on a port, who tells everybody from
 /// where they seem to come.
 pub fn serve(namespace: &str, port: u16) {
-    within(namespace, move || {
-        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let peer = stream.peer_addr().unwrap().ip().to_canonical();
-                // As servers do: answers nobody who does not ask. (Debian 12's
-                // pasta loses what comes before.)
-                let _ = std::io::Read::read(&mut stream, &mut [0]);
-                let _ = std::io::Write::write_all(&mut stream, peer.to_string().as_bytes());
-            }
-        });
+    within(namespace, move || serve_here(port));
+}
+
+fn serve_here(port: u16) {
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let peer = stream.peer_addr().unwrap().ip().to_canonical();
+            // As servers do: answers nobody who does not ask. (Debian 12's
+            // pasta loses what comes before.)
+            let _ = std::io::Read::read(&mut stream, &mut [0]);
+            let _ = std::io::Write::write_all(&mut stream, peer.to_string().as_bytes());
+        }
     });
 }
 

@@ -15,7 +15,9 @@ pub fn apply(writes: &mut Writes<'_>, memory: &LinuxMemory) -> Result<(), Error>
         total: said(memory.swap()),
         reservation: said(memory.reservation()),
     };
-    let others = memory.swappiness().is_some() || memory.disable_oom_killer() == Some(true);
+    let others = memory.swappiness().is_some()
+        || memory.disable_oom_killer() == Some(true)
+        || memory.kernel_tcp().is_some();
     if wanted == Wanted::default() && !others {
         return Ok(());
     }
@@ -49,6 +51,7 @@ impl Wanted {
         memory: &LinuxMemory,
     ) -> Result<(), Error> {
         const TOTAL: &str = "memory.memsw.limit_in_bytes";
+        const TCP: &str = "memory.kmem.tcp.limit_in_bytes";
         let bytes = |value: i64| value.max(-1);
         let mut all = Vec::new();
         all.extend(
@@ -87,6 +90,14 @@ impl Wanted {
         }
         if memory.disable_oom_killer() == Some(true) {
             dir.write("memory.oom_control", "1")?;
+        }
+        // Version 2 counts it as memory, kernels before 5.4 had one for all of
+        // the kernel's.
+        if let Some(tcp) = memory.kernel_tcp().filter(|value| *value != 0) {
+            match dir.has(TCP) {
+                true => dir.write(TCP, &bytes(tcp).to_string())?,
+                false => writes.leave_out("kernelTCP", "this kernel has no such limit"),
+            }
         }
         Ok(())
     }

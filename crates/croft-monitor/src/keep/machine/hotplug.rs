@@ -6,20 +6,21 @@ use croft_api::control::Event as Told;
 use croft_api::disk::{RunDisk, disk_name};
 use croft_api::net::{NAME_MAX, NicChange, NicSpec};
 use croft_api::vmm;
-use croft_host::store::{self, Config, Disk as KeptDisk, Layer};
+use croft_host::store::{Disk as KeptDisk, Layer};
 
-use super::super::devices::{Attaching, Coming, Detaching, Devices};
-use super::super::running::Running;
-use super::Keeper;
+use super::super::keeper::Keeper;
+use super::Machine;
+use super::devices::{Attaching, Coming, Detaching, Devices};
+use super::running::Running;
 use crate::disks::Disk;
 use crate::nics::Nic;
 
-impl Keeper {
+impl Keeper<Machine> {
     /// The payload, if its machine has been made.
     fn executing(&mut self) -> Result<&mut Running, String> {
         let phase = self.life.phase();
         let executes = matches!(phase, Phase::Running | Phase::Paused | Phase::Crashed);
-        let running = self.running.as_mut().filter(|_| executes);
+        let running = self.own.running.as_mut().filter(|_| executes);
         let running = running.ok_or_else(|| format!("it is {phase}"))?;
         if !running.devices.has_room() {
             return Err("too many devices come and go; wait for the others".to_owned());
@@ -34,7 +35,7 @@ impl Keeper {
         mut disk: RunDisk,
         live_only: bool,
     ) -> Result<(), String> {
-        if self.saving.is_some() {
+        if self.own.saving.is_some() {
             return Err("it is being saved".to_owned());
         }
         disk.index = disk.index.or(self.free_place());
@@ -55,13 +56,13 @@ impl Keeper {
         nic: NicSpec,
         live_only: bool,
     ) -> Result<(), String> {
-        if self.saving.is_some() {
+        if self.own.saving.is_some() {
             return Err("it is being saved".to_owned());
         }
         if nic.name.is_empty() || nic.name.len() > NAME_MAX || nic.name.starts_with("disk") {
             return Err(format!("'{}' is no name of a NIC", nic.name.escape_debug()));
         }
-        let machine = self.run.machine.clone();
+        let machine = self.own.run.machine.clone();
         let running = self.executing()?;
         if running.devices.has(&nic.name) {
             return Err(format!("there is a {} already", nic.name));
@@ -99,17 +100,17 @@ impl Keeper {
         if live_only {
             return Ok(());
         }
-        set(&mut self.run.nics, name, change);
+        set(&mut self.own.run.nics, name, change);
         self.change_config(|config| set(&mut config.nics, name, change))
     }
 
     /// A place for a disk, where the machine is not to choose by itself: it
     /// does not know which places come to be used again at the next start.
     fn free_place(&self) -> Option<u8> {
-        let kept = self.run.disks.iter().filter_map(|disk| disk.index);
+        let kept = self.own.run.disks.iter().filter_map(|disk| disk.index);
         let kept: Vec<u8> = kept.collect();
         let there = |index: u8| {
-            let running = self.running.as_ref();
+            let running = self.own.running.as_ref();
             running.is_some_and(|running| running.devices.has(&disk_name(index)))
         };
         if kept.iter().all(|index| there(*index)) {
@@ -134,7 +135,7 @@ impl Keeper {
 
     /// The payload has what it was given first.
     pub(super) fn attached(&mut self, device: String) {
-        let Some(running) = &mut self.running else {
+        let Some(running) = &mut self.own.running else {
             return;
         };
         let Some(Attaching {
@@ -152,7 +153,7 @@ impl Keeper {
                 if live_only {
                     Ok(())
                 } else {
-                    self.run.disks.push(disk.clone());
+                    self.own.run.disks.push(disk.clone());
                     self.change_config(|config| {
                         if let Some(machine) = config.machine_mut() {
                             machine.add_disk(kept_disk(&disk));
@@ -166,7 +167,7 @@ impl Keeper {
                 if live_only {
                     Ok(())
                 } else {
-                    self.run.nics.push((*nic).clone());
+                    self.own.run.nics.push((*nic).clone());
                     self.change_config(|config| config.nics.push(*nic))
                 }
             }
@@ -183,7 +184,7 @@ impl Keeper {
 
     /// The payload did not take what it was given first.
     pub(super) fn attach_failed(&mut self, message: String) {
-        let running = self.running.as_mut();
+        let running = self.own.running.as_mut();
         let failed = running.and_then(|running| running.devices.attach_failed());
         if let Some(Attaching { client, .. }) = failed {
             self.clients
@@ -193,7 +194,7 @@ impl Keeper {
 
     /// The payload has closed a device.
     pub(super) fn detached(&mut self, device: &str) {
-        let Some(running) = &mut self.running else {
+        let Some(running) = &mut self.own.running else {
             return;
         };
         running.saved.disks.retain(|disk| !is_named(disk, device));
@@ -211,7 +212,7 @@ impl Keeper {
 
     /// The payload keeps a device.
     pub(super) fn detach_failed(&mut self, device: &str, message: &str) {
-        let running = self.running.as_mut();
+        let running = self.own.running.as_mut();
         let wanted = running.and_then(|running| running.devices.detach_failed(device));
         for client in wanted.into_iter().flat_map(|wanted| wanted.clients) {
             let message = message.to_owned();
@@ -230,9 +231,9 @@ impl Keeper {
         let kept = if live_only {
             Ok(())
         } else {
-            let disks = &mut self.run.disks;
+            let disks = &mut self.own.run.disks;
             disks.retain(|disk| !is_named(disk, &device));
-            self.run.nics.retain(|nic| nic.name != device);
+            self.own.run.nics.retain(|nic| nic.name != device);
             self.change_config(|config| {
                 if let Some(machine) = config.machine_mut() {
                     machine.remove_disk(&device);
@@ -263,11 +264,6 @@ impl Keeper {
         for wanted in going {
             self.gone(wanted);
         }
-    }
-
-    fn change_config(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), String> {
-        store::change_kept(&self.directory, &self.lock, change)
-            .map_err(|error| format!("cannot write its configuration: {error}"))
     }
 }
 

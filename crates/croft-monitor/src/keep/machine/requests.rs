@@ -1,14 +1,12 @@
 //! What clients ask for.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use croft_api::control::{Event as Told, Request, TIMEOUT_MAX, Writing};
+use croft_api::control::{Event as Told, Request, Writing};
 use croft_api::{Outcome, Phase, pair, vmm};
-use croft_host::lifecycle::{Command, Input};
 
-use super::super::clients::Asked;
-use super::Keeper;
+use super::super::keeper::{Answer, Keeper};
+use super::Machine;
 use crate::control;
 
 /// Most disks waiting for their new size.
@@ -16,42 +14,34 @@ const RESIZING_MAX: usize = 64;
 /// The serial console, the only one.
 const SERIAL: u32 = 0;
 
-/// An event and what comes along, or why not.
-pub(super) type Answer = Result<(Told, Vec<OwnedFd>), String>;
-
-impl Keeper {
-    /// Does what a client asks for, and answers it now or later.
-    pub(super) fn answer(&mut self, asked: Asked) {
-        let Asked {
-            client,
-            request,
-            descriptors,
-        } = asked;
-        let answer = match request {
-            Request::Status => Ok((Told::Status(Box::new(self.status.clone())), vec![])),
-            Request::Watch => {
-                self.clients.watch(client);
-                Ok((Told::Status(Box::new(self.status.clone())), vec![]))
-            }
+impl Keeper<Machine> {
+    /// Does what a client asks for; `None` if it is answered later.
+    pub(super) fn answer_machine(
+        &mut self,
+        client: u64,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> Option<Answer> {
+        Some(match request {
             Request::Save => match self.save(client, descriptors) {
                 // Answered when it is done.
-                Ok(()) => return,
+                Ok(()) => return None,
                 Err(message) => Err(message),
             },
             Request::ResizeDisk { disk, bytes } => match self.resize(client, disk, bytes) {
                 // Answered later.
-                Ok(()) => return,
+                Ok(()) => return None,
                 Err(message) => Err(message),
             },
             Request::AttachDisk { disk, live_only } => {
                 match self.attach_disk(client, disk, live_only) {
-                    Ok(()) => return,
+                    Ok(()) => return None,
                     Err(message) => Err(message),
                 }
             }
             Request::AttachNic { nic, live_only } => {
                 match self.attach_nic(client, *nic, live_only) {
-                    Ok(()) => return,
+                    Ok(()) => return None,
                     Err(message) => Err(message),
                 }
             }
@@ -68,15 +58,10 @@ impl Keeper {
                 force,
                 live_only,
             } => match self.detach(client, device, force, live_only) {
-                Ok(()) => return,
+                Ok(()) => return None,
                 Err(message) => Err(message),
             },
             Request::PowerButton => self.press_button(),
-            Request::Stop { timeout } => self.command(Command::Stop(patience(timeout))),
-            Request::Kill => self.command(Command::Kill),
-            Request::Restart { timeout } => self.command(Command::Restart(patience(timeout))),
-            Request::Pause => self.command(Command::Pause),
-            Request::Resume => self.command(Command::Resume),
             Request::Attach {
                 console,
                 writing,
@@ -87,34 +72,12 @@ impl Keeper {
                 SERIAL => Err("a serial console knows no size".to_owned()),
                 other => Err(no_console(other)),
             },
-            Request::AttachStreams { .. }
-            | Request::Exec(_)
-            | Request::ExecSignal { .. }
-            | Request::Signal { .. }
-            | Request::Stats
-            | Request::Processes
-            | Request::SetLimits(_) => Err("it is a machine; this is for containers".to_owned()),
-        };
-        match answer {
-            Ok((event, descriptors)) => self.clients.answer(client, &event, descriptors),
-            Err(message) => self
-                .clients
-                .answer(client, &Told::Failed { message }, vec![]),
-        }
-    }
-
-    /// Does what a client asks for, at once, so that it can be refused.
-    fn command(&mut self, command: Command) -> Answer {
-        let actions = self
-            .life
-            .handle(Input::Command(command), self.time())
-            .map_err(|refusal| refusal.to_string())?;
-        self.act(actions);
-        Ok((Told::Done, vec![]))
+            _ => Err("it is a machine; this is for containers".to_owned()),
+        })
     }
 
     fn press_button(&mut self) -> Answer {
-        match &mut self.running {
+        match &mut self.own.running {
             Some(running) => {
                 running.ask(&vmm::Request::PowerButton);
                 Ok((Told::Done, vec![]))
@@ -128,7 +91,7 @@ impl Keeper {
             return Err(no_console(console));
         }
         let (ours, theirs) = pair().map_err(|error| format!("cannot make a socket: {error}"))?;
-        let writer = self.console.attach(ours, writing, lines)?;
+        let writer = self.own.console.attach(ours, writing, lines)?;
         Ok((Told::Attached { writer }, vec![theirs]))
     }
 
@@ -137,7 +100,11 @@ impl Keeper {
         if !matches!(phase, Phase::Running | Phase::Paused) {
             return Err(format!("it is {phase}"));
         }
-        let running = self.running.as_mut().filter(|_| self.saving.is_none());
+        let running = self
+            .own
+            .running
+            .as_mut()
+            .filter(|_| self.own.saving.is_none());
         let running = running.ok_or("it is being saved already")?;
         if running.devices.is_attaching() {
             return Err("a device is being attached; save it again".to_owned());
@@ -148,13 +115,13 @@ impl Keeper {
         let request = vmm::Request::Save { devices };
         let pushed = running.payload.sender.push(&request, vec![file]);
         pushed.map_err(|error| error.to_string())?;
-        self.saving = Some(client);
+        self.own.saving = Some(client);
         Ok(())
     }
 
     /// Whoever asked for a save hears of it once the disks are free.
     pub(super) fn end_save(&mut self, outcome: &Outcome) {
-        let Some(client) = self.saving.take() else {
+        let Some(client) = self.own.saving.take() else {
             return;
         };
         let event = match outcome {
@@ -169,19 +136,19 @@ impl Keeper {
     fn resize(&mut self, client: u64, disk: u32, bytes: u64) -> Result<(), String> {
         let phase = self.life.phase();
         let executes = matches!(phase, Phase::Running | Phase::Paused | Phase::Crashed);
-        let running = self.running.as_mut().filter(|_| executes);
+        let running = self.own.running.as_mut().filter(|_| executes);
         let running = running.ok_or_else(|| format!("it is {phase}"))?;
-        if self.resizing.len() >= RESIZING_MAX {
+        if self.own.resizing.len() >= RESIZING_MAX {
             return Err("too many disks wait for their new size".to_owned());
         }
         running.ask(&vmm::Request::ResizeDisk { disk, bytes });
-        self.resizing.push_back(client);
+        self.own.resizing.push_back(client);
         Ok(())
     }
 
     /// Whoever asked for a size of a disk hears that there is no machine.
     pub(super) fn end_resizes(&mut self) {
-        for client in self.resizing.drain(..) {
+        for client in self.own.resizing.drain(..) {
             let message = "the machine ended before its disk was resized".to_owned();
             self.clients
                 .answer(client, &Told::Failed { message }, vec![]);
@@ -191,8 +158,4 @@ impl Keeper {
 
 fn no_console(console: u32) -> String {
     format!("it has no console {console}; {SERIAL} is its serial console")
-}
-
-fn patience(timeout: u64) -> Duration {
-    Duration::from_millis(timeout.min(TIMEOUT_MAX))
 }

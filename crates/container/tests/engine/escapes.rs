@@ -1,0 +1,129 @@
+//! Ways out that others have had.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use serde_json::json;
+
+use crate::stage::{driver, stage};
+
+#[test]
+fn links_of_an_image_lead_nowhere_else() {
+    let Some(mut stage) = stage() else { return };
+    let outside = stage.path("outside");
+    fs::create_dir(&outside).unwrap();
+    symlink(&outside, stage.inside("absolute")).unwrap();
+    symlink("../outside", stage.inside("relative")).unwrap();
+    for to in ["/absolute/made", "/relative/made"] {
+        stage.mount(json!({
+            "destination": to, "type": "tmpfs", "source": "tmpfs", "options": []
+        }));
+    }
+    let said = stage.ask(&["pid"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
+fn procfs_is_not_mounted_where_a_link_leads() {
+    let Some(mut stage) = stage() else { return };
+    for name in ["proc", "sys"] {
+        fs::remove_dir(stage.inside(name)).unwrap();
+        symlink("/tmp", stage.inside(name)).unwrap();
+        let said = stage.ask(&["pid"]);
+        assert_eq!(said.code, Some(125));
+        assert!(said.errors.contains("symbolic link"), "{said:?}");
+        fs::remove_file(stage.inside(name)).unwrap();
+        fs::create_dir(stage.inside(name)).unwrap();
+    }
+}
+
+#[test]
+fn no_working_directory_leads_out() {
+    let Some(mut stage) = stage() else { return };
+    let mut inside = 0;
+    for number in 3..20 {
+        stage.spec["process"]["cwd"] = json!(format!("/proc/self/fd/{number}"));
+        let said = stage.ask(&["cwd", "list=../../../..", "list=/"]);
+        // One of them is the container's own root.
+        if said.code == Some(0) {
+            assert_eq!(said.to("cwd"), "/", "{number}: {said:?}");
+            assert_eq!(said.to("list=../../../.."), said.to("list=/"));
+            inside += 1;
+        } else {
+            assert_eq!(said.code, Some(125), "{number}: {said:?}");
+            assert!(said.answers.is_empty(), "{said:?}");
+        }
+    }
+    assert!(inside <= 1);
+    symlink("/proc/self/fd/5", stage.inside("way")).unwrap();
+    stage.spec["process"]["cwd"] = json!("/way");
+    let said = stage.ask(&["cwd"]);
+    assert!(said.code == Some(125) || said.to("cwd") == "/", "{said:?}");
+}
+
+#[test]
+fn masks_cover_what_a_link_leads_to() {
+    let Some(mut stage) = stage() else { return };
+    fs::write(stage.inside("secret"), "s").unwrap();
+    symlink("/secret", stage.inside("way")).unwrap();
+    stage.spec["linux"]["maskedPaths"] = json!(["/way"]);
+    let said = stage.ask(&["read=/secret", "stat=/secret"]);
+    assert_eq!(said.to("read=/secret"), "");
+    // The null device, 1:3.
+    assert!(said.to("stat=/secret").ends_with(" 259"), "{said:?}");
+}
+
+#[test]
+fn the_old_root_is_gone() {
+    let Some(mut stage) = stage() else { return };
+    let said = stage.ask(&[
+        "read=/proc/self/mountinfo",
+        "link=/proc/1/cwd",
+        "link=/proc/1/root",
+    ]);
+    let table = said.to("read=/proc/self/mountinfo");
+    // Root, what is mounted, what covers: no more.
+    assert!(
+        !table.contains("/run/") && !table.contains("ext4 /boot"),
+        "{table}"
+    );
+    assert_eq!(said.to("link=/proc/1/root"), "/");
+}
+
+#[test]
+fn the_maker_s_program_is_out_of_reach() {
+    let Some(mut stage) = stage() else { return };
+    let maker = fs::metadata(driver()).unwrap().ino();
+    // Its own link as the program, and as the interpreter of one.
+    let script = stage.inside("bin/script");
+    fs::write(&script, "#!/proc/self/exe\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut options = Vec::new();
+    for (number, words) in [
+        json!(["/proc/self/exe", "/bin/driver", "inside", "sleep=0.3"]),
+        json!(["/bin/script"]),
+        json!(["/bin/driver", "inside", "sleep=0.1"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut process = stage.spec["process"].clone();
+        process["args"] = words;
+        let path = stage.path(&format!("exec{number}"));
+        fs::write(&path, process.to_string()).unwrap();
+        options.extend(["--exec".to_owned(), path.to_str().unwrap().to_owned()]);
+    }
+    stage.spec["process"]["args"] =
+        json!(["/bin/driver", "inside", format!("hunt={maker}"), "exit=6"]);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let said = stage.run(&options);
+    assert_eq!(said.code, Some(6), "{said:?}");
+    let hunted = said.to(&format!("hunt={maker}"));
+    assert!(hunted.starts_with("nothing in "), "{said:?}");
+    assert_eq!(said.rest.len(), 3, "{said:?}");
+    // As the container's own program it is a page of memory that runs nothing
+    // of the maker's.
+    stage.spec["process"]["args"] = json!(["/bin/script"]);
+    assert_ne!(stage.run(&[]).code, Some(2));
+}

@@ -1,0 +1,165 @@
+//! Containers with ids of their own.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use serde_json::json;
+
+use crate::stage::{IDS, stage};
+
+/// Somebody without privilege.
+const USER: u32 = 54_321;
+
+#[test]
+fn root_of_a_container_is_nobody_outside() {
+    let Some(mut stage) = stage() else { return };
+    stage.own_ids();
+    let said = stage.ask(&[
+        "ids",
+        "pid",
+        "read=/proc/self/uid_map",
+        "write=/new",
+        "write=/dev/null",
+        "stat=/dev/zero",
+        "write=/proc/sys/kernel/printk",
+        "list=/dev/mqueue",
+        "rights",
+    ]);
+    assert_eq!(
+        said.to("ids"),
+        "Uid 0 0 0 0; Gid 0 0 0 0; Groups",
+        "{said:?}"
+    );
+    assert_eq!(said.to("pid"), "1");
+    assert!(
+        said.to("read=/proc/self/uid_map")
+            .contains(&IDS.to_string())
+    );
+    assert_eq!(said.to("write=/new"), "done");
+    assert_eq!(said.to("write=/dev/null"), "done");
+    assert!(
+        said.to("rights").contains("CapEff 0000000000000021"),
+        "{said:?}"
+    );
+    assert_ne!(said.to("write=/proc/sys/kernel/printk"), "done");
+    assert_eq!(fs::metadata(stage.inside("new")).unwrap().uid(), IDS);
+}
+
+#[test]
+fn binds_can_have_their_ids_mapped() {
+    let Some(mut stage) = stage() else { return };
+    fs::create_dir(stage.path("data")).unwrap();
+    fs::write(stage.path("data/file"), "x").unwrap();
+    let bind = |to: &str, options: &[&str]| json!({ "destination": to, "type": "bind", "source": "data", "options": options });
+    stage.own_ids();
+    stage.mount(bind("/mapped", &["rbind", "idmap"]));
+    stage.mount(bind("/plain", &["rbind"]));
+    let said = stage.ask(&["stat=/mapped/file", "stat=/plain/file", "write=/mapped/new"]);
+    assert_eq!(said.to("stat=/mapped/file"), "100644 0:0 0", "{said:?}");
+    assert_eq!(said.to("stat=/plain/file"), "100644 65534:65534 0");
+    assert_eq!(said.to("write=/mapped/new"), "done");
+    assert_eq!(fs::metadata(stage.path("data/new")).unwrap().uid(), 0);
+}
+
+#[test]
+fn a_mount_can_have_a_map_of_its_own() {
+    let Some(mut stage) = stage() else { return };
+    fs::create_dir(stage.path("data")).unwrap();
+    fs::write(stage.path("data/file"), "x").unwrap();
+    let map = json!([{ "containerID": 0, "hostID": 5000, "size": 10 }]);
+    stage.mount(json!({
+        "destination": "/mapped", "type": "bind", "source": "data",
+        "options": ["bind"], "uidMappings": map, "gidMappings": map
+    }));
+    let said = stage.ask(&["stat=/mapped/file"]);
+    assert_eq!(
+        said.to("stat=/mapped/file"),
+        "100644 5000:5000 0",
+        "{said:?}"
+    );
+}
+
+#[test]
+fn namespaces_of_others_are_joined() {
+    let Some(mut stage) = stage() else { return };
+    let own = |kind: &str| fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+    for (kind, file) in [
+        ("network", "net"),
+        ("ipc", "ipc"),
+        ("uts", "uts"),
+        ("pid", "pid"),
+    ] {
+        stage.without_namespace(kind);
+        let path = format!("/proc/{}/ns/{file}", std::process::id());
+        stage.namespace(json!({ "type": kind, "path": path }));
+    }
+    // It would be the host's that got the name.
+    stage.spec["hostname"] = json!("");
+    let said = stage.ask(&[
+        "link=/proc/self/ns/net",
+        "link=/proc/self/ns/uts",
+        "link=/proc/self/ns/pid",
+        "pid",
+    ]);
+    for file in ["net", "uts", "pid"] {
+        let question = format!("link=/proc/self/ns/{file}");
+        assert_eq!(said.to(&question), own(file).to_str().unwrap(), "{said:?}");
+    }
+    assert_ne!(said.to("pid"), "1");
+}
+
+#[test]
+fn a_user_namespace_of_others_is_joined() {
+    let Some(mut stage) = stage() else { return };
+    // Somebody who has one: a process that sleeps in it.
+    let mut child = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "sleep", "60"])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    stage.namespace(json!({ "type": "user", "path": format!("/proc/{}/ns/user", child.id()) }));
+    // Its groups are not mapped.
+    let mounts = stage.spec["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| mount["type"] != "devpts");
+    let said = stage.ask(&["read=/proc/self/uid_map", "pid"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(said.to("pid"), "1", "{said:?}");
+    let map: Vec<&str> = said
+        .to("read=/proc/self/uid_map")
+        .split_whitespace()
+        .collect();
+    assert_eq!(map, ["0", "0", "1"]);
+}
+
+#[test]
+fn a_user_who_is_not_root_has_containers_too() {
+    let Some(mut stage) = stage() else { return };
+    stage.namespace(json!({ "type": "user" }));
+    let map = json!([{ "containerID": 0, "hostID": USER, "size": 1 }]);
+    stage.spec["linux"]["uidMappings"] = map.clone();
+    stage.spec["linux"]["gidMappings"] = map;
+    // Of the groups but one is mapped.
+    for mount in stage.spec["mounts"].as_array_mut().unwrap() {
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "gid=5");
+        }
+    }
+    stage.spec["process"]["args"] = json!([
+        "/bin/driver",
+        "inside",
+        "ids",
+        "pid",
+        "write=/new",
+        "write=/dev/null",
+        "list=/dev"
+    ]);
+    let said = stage.run_as_user(USER);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(said.to("ids"), "Uid 0 0 0 0; Gid 0 0 0 0; Groups");
+    assert_eq!(said.to("pid"), "1");
+    assert_eq!(said.to("write=/new"), "done");
+    assert_eq!(said.to("write=/dev/null"), "done");
+    assert!(said.to("list=/dev").contains("urandom"), "{said:?}");
+    assert_eq!(fs::metadata(stage.inside("new")).unwrap().uid(), USER);
+}

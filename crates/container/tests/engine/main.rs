@@ -1,0 +1,12 @@
+//! Containers by the engine, as a process with one thread makes them
+//! (`examples/driver`). They need root, and skip without.
+
+mod errors;
+mod escapes;
+mod execs;
+mod hooks;
+mod ids;
+mod mounts;
+mod rights;
+mod stage;
+mod terminal;

@@ -1,0 +1,263 @@
+//! A bundle of its own for each test.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// First of the host's ids that containers with ids of their own have.
+pub const IDS: u32 = 0x2000_0000;
+
+/// What a container said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    /// Answers, by question.
+    pub answers: HashMap<String, String>,
+    /// What else was said.
+    pub rest: Vec<String>,
+    pub errors: String,
+}
+
+impl Said {
+    #[track_caller]
+    pub fn to(&self, question: &str) -> &str {
+        match self.answers.get(question) {
+            Some(answer) => answer,
+            None => panic!("no answer to {question}: {self:?}"),
+        }
+    }
+}
+
+/// A bundle whose root has the driver, and what that is linked to.
+pub struct Stage {
+    directory: TempDir,
+    pub spec: Value,
+}
+
+/// Without root there is nothing to test.
+pub fn stage() -> Option<Stage> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: containers are tested as root");
+        return None;
+    }
+    Some(Stage::new())
+}
+
+/// The maker's program.
+pub fn driver() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let built = test.parent().and_then(Path::parent).unwrap();
+    let driver = built.join("examples/driver");
+    assert!(driver.is_file(), "cargo test builds {}", driver.display());
+    driver
+}
+
+/// The libraries of this program, which the driver has too.
+fn libraries() -> Vec<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let paths = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5));
+    let mut paths: Vec<PathBuf> = paths
+        .filter(|path| path.contains(".so"))
+        .map(PathBuf::from)
+        .collect();
+    paths.dedup();
+    paths.push("/lib64/ld-linux-x86-64.so.2".into());
+    paths
+}
+
+impl Stage {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("rootfs");
+        for name in ["bin", "etc", "dev", "proc", "sys", "tmp"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        fs::copy(driver(), root.join("bin/driver")).unwrap();
+        for library in libraries() {
+            let inside = root.join(library.strip_prefix("/").unwrap());
+            fs::create_dir_all(inside.parent().unwrap()).unwrap();
+            fs::copy(&library, inside).unwrap();
+        }
+        Stage {
+            directory,
+            spec: description(),
+        }
+    }
+
+    /// A path in its directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A path in its root.
+    pub fn inside(&self, name: &str) -> PathBuf {
+        self.path("rootfs").join(name)
+    }
+
+    /// The container has ids of its own, and its root is theirs.
+    pub fn own_ids(&mut self) {
+        let map = json!([{ "containerID": 0, "hostID": IDS, "size": 65536 }]);
+        self.spec["linux"]["uidMappings"] = map.clone();
+        self.spec["linux"]["gidMappings"] = map;
+        self.namespace(json!({ "type": "user" }));
+        own(&self.path("rootfs"));
+        // Their way to it.
+        open_to_all(self.directory.path());
+    }
+
+    pub fn namespace(&mut self, namespace: Value) {
+        let list = self.spec["linux"]["namespaces"].as_array_mut().unwrap();
+        list.push(namespace);
+    }
+
+    pub fn without_namespace(&mut self, kind: &str) {
+        let list = self.spec["linux"]["namespaces"].as_array_mut().unwrap();
+        list.retain(|one| one["type"] != kind);
+    }
+
+    pub fn mount(&mut self, mount: Value) {
+        self.spec["mounts"].as_array_mut().unwrap().push(mount);
+    }
+
+    /// Runs it; its program answers these.
+    pub fn ask(&mut self, questions: &[&str]) -> Said {
+        let mut words = vec!["/bin/driver", "inside"];
+        words.extend(questions);
+        self.spec["process"]["args"] = json!(words);
+        self.run(&[])
+    }
+
+    /// Runs it as somebody else, who gets the bundle, and a copy of the driver
+    /// where it can be reached.
+    pub fn run_as_user(&self, user: u32) -> Said {
+        use std::os::unix::process::CommandExt;
+        fs::write(self.path("config.json"), self.spec.to_string()).unwrap();
+        let copy = self.path("driver");
+        fs::copy(driver(), &copy).unwrap();
+        give(self.directory.path(), user);
+        let mut command = Command::new("timeout");
+        command.args(["-s", "KILL", "60"]).arg(copy);
+        command.arg("run").arg(self.directory.path());
+        command.uid(user).gid(user).stdin(Stdio::null());
+        said(command.output().unwrap())
+    }
+
+    /// Runs it, with more options.
+    pub fn run(&self, options: &[&str]) -> Said {
+        let text = self.spec.to_string();
+        fs::write(self.path("config.json"), text).unwrap();
+        // None of these takes seconds; what hangs is killed, and fails.
+        let output = Command::new("timeout")
+            .args(["-s", "KILL", "60"])
+            .arg(driver())
+            .arg("run")
+            .arg(self.directory.path())
+            .args(options)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        said(output)
+    }
+}
+
+fn said(output: Output) -> Said {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (mut answers, mut rest) = (HashMap::new(), Vec::new());
+    for line in text.lines() {
+        match line.split_once(": ") {
+            Some((question, answer)) if !question.contains(' ') => {
+                let answer = answer.trim().to_owned();
+                if question == "exec" {
+                    rest.push(answer);
+                } else {
+                    answers.insert(question.to_owned(), answer);
+                }
+            }
+            _ => {
+                if let Some(question) = line.strip_suffix(':') {
+                    answers.insert(question.to_owned(), String::new());
+                } else {
+                    rest.push(line.to_owned());
+                }
+            }
+        }
+    }
+    Said {
+        code: output.status.code(),
+        answers,
+        rest,
+        errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn open_to_all(directory: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Gives a tree to a container's ids.
+pub fn own(path: &Path) {
+    give(path, IDS);
+}
+
+fn give(path: &Path, id: u32) {
+    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), id);
+        }
+    }
+}
+
+fn description() -> Value {
+    let some = json!(["CAP_CHOWN", "CAP_KILL"]);
+    let limited = ["nosuid", "noexec", "nodev"];
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "user": { "uid": 0, "gid": 0 },
+            "args": [],
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+            "capabilities": {
+                "bounding": some, "effective": some, "permitted": some
+            },
+            "noNewPrivileges": true
+        },
+        "root": { "path": "rootfs" },
+        "hostname": "inner",
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            {
+                "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]
+            },
+            {
+                "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+            },
+            {
+                "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+                "options": limited
+            },
+            {
+                "destination": "/sys", "type": "sysfs", "source": "sysfs",
+                "options": ["nosuid", "noexec", "nodev", "ro"]
+            }
+        ],
+        "linux": {
+            "namespaces": [
+                { "type": "pid" }, { "type": "network" }, { "type": "ipc" },
+                { "type": "uts" }, { "type": "mount" }, { "type": "cgroup" }
+            ],
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware", "/nothing"],
+            "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger", "/nothing"]
+        }
+    })
+}

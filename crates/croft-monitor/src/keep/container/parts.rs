@@ -1,0 +1,250 @@
+//! What of the host a container is made from, opened or looked at before it is
+//! made.
+
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{
+    DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown,
+};
+use std::path::{Path, PathBuf};
+
+use croft_api::ContainerSpec;
+use croft_api::container::{ContainerRole, IdRange, Seccomp, VolumeSource};
+use croft_container::OverlayRoot;
+use oci_spec::runtime::LinuxSeccomp;
+use rustix::fs::{major, minor};
+
+use super::spec::{Disk, HostDevice};
+
+/// What is written in a container, in the instance's directory.
+const UPPER: &str = "upper";
+/// What overlayfs needs beside it.
+const WORK: &str = "work";
+/// Where an instance's own volumes are.
+const VOLUMES: &str = "volumes";
+/// Files that stand in for the image's, and where.
+const FILES: [(&str, &str); 3] = [
+    ("hosts", "/etc/hosts"),
+    ("resolv.conf", "/etc/resolv.conf"),
+    ("hostname", "/etc/hostname"),
+];
+/// Longest profile of system calls in bytes.
+const PROFILE_MAX: u64 = 1 << 20;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Parts {
+    /// Its root.
+    pub root: OverlayRoot,
+    /// Files that stand in for the image's.
+    pub files: Vec<(PathBuf, &'static str)>,
+    /// The sources of its volumes.
+    pub volumes: Vec<PathBuf>,
+    /// The devices that it was given.
+    pub devices: Vec<HostDevice>,
+    /// The disks with limits.
+    pub disks: Vec<Disk>,
+    /// The profile that was named.
+    pub profile: Option<LinuxSeccomp>,
+}
+
+impl Parts {
+    /// Looks for all of it, and makes what is the instance's own.
+    pub fn find(container: &ContainerSpec, directory: &Path) -> Result<Self, String> {
+        let root = root(container, directory)?;
+        let files = files(container, directory)?;
+        let volumes = container.volumes.iter();
+        let volumes: Result<_, String> = volumes
+            .map(|volume| source(&volume.source, directory, container.ids))
+            .collect();
+        let devices: Result<_, String> = container.devices.iter().map(device).collect();
+        Ok(Parts {
+            root,
+            files,
+            volumes: volumes?,
+            devices: devices?,
+            disks: disks(container)?,
+            profile: profile(&container.seccomp)?,
+        })
+    }
+
+    /// Writes the files that stand in for the image's.
+    pub fn write(&self, destination: &str, text: &str) -> io::Result<()> {
+        let mut files = self.files.iter();
+        match files.find(|(_, place)| *place == destination) {
+            // The same file, as the container has it open by its mount.
+            Some((path, _)) => {
+                let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+                file.write_all(text.as_bytes())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn root(container: &ContainerSpec, directory: &Path) -> Result<OverlayRoot, String> {
+    let lowers: Vec<PathBuf> = container
+        .lowers
+        .iter()
+        .map(|lower| directory.join(lower))
+        .collect();
+    if lowers.is_empty() {
+        return Err("it has no image's layers; create it again from an image".to_owned());
+    }
+    for lower in &lowers {
+        if !lower.is_dir() {
+            return Err(format!(
+                "a layer of its image, '{}', is gone; pull the image again",
+                lower.display()
+            ));
+        }
+    }
+    let upper = own(&directory.join(UPPER), 0o755, container.ids)?;
+    let work = own(&directory.join(WORK), 0o700, container.ids)?;
+    Ok(OverlayRoot {
+        lowers,
+        upper,
+        work,
+    })
+}
+
+/// A directory of the instance's own, which belongs to the container's root.
+fn own(path: &Path, mode: u32, ids: Option<IdRange>) -> Result<PathBuf, String> {
+    let failed = |error: io::Error| format!("cannot make '{}': {error}", path.display());
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Ok(path.to_owned());
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    // Whatever the umask has left of it.
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
+    give(path, ids).map_err(failed)?;
+    Ok(path.to_owned())
+}
+
+/// Gives a file to the container's root, where this process may do so.
+fn give(path: &Path, ids: Option<IdRange>) -> io::Result<()> {
+    match ids {
+        Some(ids) if rustix::process::geteuid().is_root() => {
+            chown(path, Some(ids.first), Some(ids.first))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An application's image knows neither its name nor its network. A system
+/// looks after both itself.
+fn files(
+    container: &ContainerSpec,
+    directory: &Path,
+) -> Result<Vec<(PathBuf, &'static str)>, String> {
+    if container.role == ContainerRole::System {
+        return Ok(Vec::new());
+    }
+    let named = |destination: &str| {
+        let mut volumes = container.volumes.iter();
+        volumes.any(|volume| volume.destination == destination)
+    };
+    let files = FILES.iter().filter(|(_, destination)| !named(destination));
+    let made = files.map(|(name, destination)| {
+        let path = directory.join(name);
+        let made = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open(&path)
+            .and_then(|file| file.set_permissions(Permissions::from_mode(0o644)))
+            .and_then(|()| give(&path, container.ids));
+        match made {
+            Ok(()) => Ok((path, *destination)),
+            Err(error) => Err(format!("cannot make '{}': {error}", path.display())),
+        }
+    });
+    made.collect()
+}
+
+fn source(
+    source: &VolumeSource,
+    directory: &Path,
+    ids: Option<IdRange>,
+) -> Result<PathBuf, String> {
+    match source {
+        VolumeSource::Path(path) => {
+            let path = directory.join(path);
+            match path.metadata() {
+                Ok(_) => Ok(path),
+                Err(error) => Err(format!(
+                    "volume '{}': {error}; name what is there",
+                    path.display()
+                )),
+            }
+        }
+        VolumeSource::Own(name) => {
+            let volumes = directory.join(VOLUMES);
+            own(&volumes, 0o711, None)?;
+            let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            if !plain || name.is_empty() {
+                return Err(format!("'{}' is no name of a volume", name.escape_debug()));
+            }
+            own(&volumes.join(name), 0o755, ids)
+        }
+        VolumeSource::Named(name) => Err(format!(
+            "volume '{}': this monitor has no pool of volumes",
+            name.escape_debug()
+        )),
+    }
+}
+
+fn device(device: &croft_api::container::Device) -> Result<HostDevice, String> {
+    let path = device.source.display();
+    let about = device
+        .source
+        .metadata()
+        .map_err(|error| format!("device '{path}': {error}"))?;
+    let kind = about.file_type();
+    if !kind.is_block_device() && !kind.is_char_device() {
+        return Err(format!("'{path}' is no device"));
+    }
+    Ok(HostDevice {
+        path: PathBuf::from(&device.destination),
+        block: kind.is_block_device(),
+        major: major(about.rdev()),
+        minor: minor(about.rdev()),
+        access: device.access.clone(),
+    })
+}
+
+/// The disks of a container's limits.
+pub fn disks(container: &ContainerSpec) -> Result<Vec<Disk>, String> {
+    let disks = container.limits.io.iter().map(|limit| {
+        let path = limit.device.display();
+        let about = limit
+            .device
+            .metadata()
+            .map_err(|error| format!("disk '{path}': {error}"))?;
+        if !about.file_type().is_block_device() {
+            return Err(format!("'{path}' is no disk"));
+        }
+        Ok(Disk {
+            major: major(about.rdev()),
+            minor: minor(about.rdev()),
+        })
+    });
+    disks.collect()
+}
+
+fn profile(seccomp: &Seccomp) -> Result<Option<LinuxSeccomp>, String> {
+    let Seccomp::Profile(path) = seccomp else {
+        return Ok(None);
+    };
+    let named = format!("seccomp profile '{}'", path.display());
+    let mut text = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(PROFILE_MAX).read_to_end(&mut text))
+        .map_err(|error| format!("{named}: {error}"))?;
+    let profile = serde_json::from_slice(&text).map_err(|error| format!("{named}: {error}"))?;
+    Ok(Some(profile))
+}

@@ -1,0 +1,269 @@
+//! A container's users, as its own `/etc/passwd` and `/etc/group` have them.
+//!
+//! Both files are the container's: they are bounded, and nothing in them leads
+//! out of its root.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
+use rustix::io::Errno;
+
+/// Longest file that is read, in bytes.
+const LENGTH_MAX: u64 = 4 << 20;
+/// Most groups of a user.
+const GROUPS_MAX: usize = 1024;
+
+/// As whom a program runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Its number in the container.
+    pub uid: u32,
+    /// Its group's.
+    pub gid: u32,
+    /// Its other groups.
+    pub groups: Vec<u32>,
+    /// Its directory.
+    pub home: String,
+}
+
+impl User {
+    /// Where nobody says who root is.
+    #[cfg(test)]
+    pub fn root() -> Self {
+        User {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            home: "/root".to_owned(),
+        }
+    }
+}
+
+/// What a container says of its users.
+#[derive(Debug, Default)]
+pub struct Users {
+    passwd: String,
+    group: String,
+}
+
+impl Users {
+    /// Of the roots of its layers, the topmost first.
+    pub fn of_layers<'a>(layers: impl Iterator<Item = &'a Path>) -> Self {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = layers.filter_map(|layer| open(layer, flags, Mode::empty()).ok());
+        let layers: Vec<OwnedFd> = opened.collect();
+        let find = |file: &str| {
+            let mut found = layers.iter().map(|layer| read(layer, file));
+            // Where a layer has taken it away those below it do not count.
+            found.find_map(|found| match found {
+                Found::There(text) => Some(text),
+                Found::Removed => Some(String::new()),
+                Found::Not => None,
+            })
+        };
+        Users {
+            passwd: find("etc/passwd").unwrap_or_default(),
+            group: find("etc/group").unwrap_or_default(),
+        }
+    }
+
+    /// Of its whole root.
+    pub fn of_root(root: impl AsFd) -> Self {
+        let find = |file: &str| match read(&root, file) {
+            Found::There(text) => text,
+            Found::Removed | Found::Not => String::new(),
+        };
+        Users {
+            passwd: find("etc/passwd"),
+            group: find("etc/group"),
+        }
+    }
+
+    /// Who that is: `user`, `user:group`, names or numbers; root if empty.
+    pub fn find(&self, text: &str) -> Result<User, String> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+            None => (text, None),
+        };
+        let user = if user.is_empty() { "0" } else { user };
+        let number: Option<u32> = user.parse().ok();
+        let line = self.passwd.lines().find_map(|line| {
+            let line = Line::new(line)?;
+            let is = line.name == user || Some(line.uid) == number;
+            is.then_some(line)
+        });
+        let (name, uid, gid, home) = match (line, number) {
+            (Some(line), _) => (Some(line.name), line.uid, line.gid, line.home),
+            (None, Some(0)) => (None, 0, 0, "/root"),
+            (None, Some(number)) => (None, number, 0, "/"),
+            (None, None) => {
+                return Err(format!(
+                    "there is no user '{}' in the container; name one of its /etc/passwd, or a number",
+                    user.escape_debug()
+                ));
+            }
+        };
+        let home = if home.is_empty() { "/" } else { home };
+        let (gid, groups) = match group {
+            Some(group) => (self.gid(group)?, Vec::new()),
+            None => (gid, name.map_or_else(Vec::new, |name| self.groups_of(name))),
+        };
+        Ok(User {
+            uid,
+            gid,
+            groups,
+            home: home.to_owned(),
+        })
+    }
+
+    fn gid(&self, group: &str) -> Result<u32, String> {
+        let mut groups = self.group.lines().filter_map(group_line);
+        let named = groups.find(|(name, ..)| *name == group);
+        named
+            .map(|(_, gid, _)| gid)
+            .or_else(|| group.parse().ok())
+            .ok_or_else(|| {
+                format!(
+                    "there is no group '{}' in the container; name one of its /etc/group, or a number",
+                    group.escape_debug()
+                )
+            })
+    }
+
+    fn groups_of(&self, user: &str) -> Vec<u32> {
+        let groups = self.group.lines().filter_map(group_line);
+        let with = groups.filter(|(_, _, members)| members.split(',').any(|one| one == user));
+        with.map(|(_, gid, _)| gid).take(GROUPS_MAX).collect()
+    }
+}
+
+/// A line of passwd(5).
+struct Line<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+    home: &'a str,
+}
+
+impl<'a> Line<'a> {
+    fn new(line: &'a str) -> Option<Self> {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        let home = fields.nth(1).unwrap_or_default();
+        Some(Line {
+            name,
+            uid,
+            gid,
+            home,
+        })
+    }
+}
+
+/// Name, number and members of a line of group(5).
+fn group_line(line: &str) -> Option<(&str, u32, &str)> {
+    let mut fields = line.split(':');
+    let name = fields.next()?;
+    let gid = fields.nth(1)?.parse().ok()?;
+    Some((name, gid, fields.next().unwrap_or_default()))
+}
+
+/// A file of a layer.
+enum Found {
+    There(String),
+    /// The layer says that it is gone (overlayfs: a character device 0/0).
+    Removed,
+    Not,
+}
+
+fn read(root: impl AsFd, file: &str) -> Found {
+    // Neither waits for whoever writes into a pipe nor follows out of the root.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let look = OFlags::PATH | OFlags::CLOEXEC;
+    let about = openat2(&root, file, look, Mode::empty(), resolve).and_then(|path| fstat(&path));
+    match about {
+        Ok(about) => match FileType::from_raw_mode(about.st_mode) {
+            FileType::RegularFile => {}
+            FileType::CharacterDevice if about.st_rdev == 0 => return Found::Removed,
+            _ => return Found::Not,
+        },
+        Err(Errno::NOENT | Errno::NOTDIR) => return Found::Not,
+        Err(_) => return Found::Not,
+    }
+    let mut bytes = Vec::new();
+    let opened = openat2(&root, file, flags, Mode::empty(), resolve).map(File::from);
+    let read = opened.map(|file| file.take(LENGTH_MAX).read_to_end(&mut bytes));
+    match read {
+        Ok(Ok(_)) => Found::There(String::from_utf8_lossy(&bytes).into_owned()),
+        _ => Found::Not,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbad\nodd:x:y:z\n";
+    const GROUP: &str = "root:x:0:\nadm:x:4:syslog,web\nwww:x:34:\nstaff:x:50:web\n";
+
+    fn users() -> Users {
+        Users {
+            passwd: PASSWD.to_owned(),
+            group: GROUP.to_owned(),
+        }
+    }
+
+    #[test]
+    fn users_are_names_or_numbers_with_or_without_a_group() {
+        for (text, uid, gid, groups, home) in [
+            ("", 0, 0, vec![], "/root"),
+            ("web", 33, 34, vec![4, 50], "/var/www"),
+            ("33", 33, 34, vec![4, 50], "/var/www"),
+            ("web:staff", 33, 50, vec![], "/var/www"),
+            ("1234", 1234, 0, vec![], "/"),
+            ("1234:7", 1234, 7, vec![], "/"),
+            (":4", 0, 4, vec![], "/root"),
+        ] {
+            let user = users().find(text).unwrap();
+            assert_eq!(
+                (user.uid, user.gid, user.home.as_str()),
+                (uid, gid, home),
+                "{text}"
+            );
+            assert_eq!(user.groups, groups, "{text}");
+        }
+        for bad in ["nobody", "odd", "web:none", "-1", "99999999999"] {
+            assert!(users().find(bad).is_err(), "{bad}");
+        }
+        assert_eq!(Users::default().find("").unwrap(), User::root());
+    }
+
+    #[test]
+    fn the_topmost_layer_counts_and_no_link_leads_out() {
+        let place = tempfile::tempdir().unwrap();
+        let (low, high) = (place.path().join("low"), place.path().join("high"));
+        for layer in [&low, &high] {
+            fs::create_dir_all(layer.join("etc")).unwrap();
+        }
+        fs::write(low.join("etc/passwd"), PASSWD).unwrap();
+        fs::write(low.join("etc/group"), GROUP).unwrap();
+        let users = |layers: &[&Path]| Users::of_layers(layers.iter().copied());
+        assert_eq!(users(&[&high, &low]).find("web").unwrap().gid, 34);
+        fs::write(high.join("etc/passwd"), "web:x:1:2::/:\n").unwrap();
+        assert_eq!(users(&[&high, &low]).find("web").unwrap().uid, 1);
+        fs::remove_file(high.join("etc/passwd")).unwrap();
+        fs::write(place.path().join("outside"), "web:x:7:7::/:\n").unwrap();
+        symlink("../../outside", high.join("etc/passwd")).unwrap();
+        assert_eq!(users(&[&high, &low]).find("web").unwrap().uid, 33);
+        assert!(users(&[]).find("web").is_err());
+    }
+}

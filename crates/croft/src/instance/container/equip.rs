@@ -1,0 +1,267 @@
+//! What a container is, of its image and of what somebody wants.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use croft_api::container::{ContainerLimits, ContainerRole, ContainerSpec, VolumeSource};
+use croft_host::Instances;
+use croft_host::store::ImageUse;
+use croft_image::build::Recipe;
+use croft_image::store::Hold;
+use croft_image::{ContainerImage, Error, Role, Store};
+
+use crate::args::container::{ContainerOptions, LimitOptions, ProgramOptions};
+use crate::args::container_values::{parse_env, parse_signal};
+use crate::image::bar::Bar;
+use crate::image::pull_by_name;
+use crate::instance::Fault;
+use crate::say;
+
+/// Most processes where nobody says how many: an accident with fork does not
+/// take the host's.
+const PIDS: u64 = 4096;
+
+/// An image that is there, with its layers unpacked.
+#[derive(Debug)]
+pub struct Image {
+    reference: String,
+    id: String,
+    image: ContainerImage,
+    /// Until it is written that the instance uses it, it could be deleted.
+    _hold: Hold,
+}
+
+impl Image {
+    /// The image with this name; one that can be built and is not there is.
+    pub fn open(instances: &Instances, reference: &str) -> Result<Self, Fault> {
+        let store = Store::open(&instances.directories().images())?;
+        let hold = store.hold()?;
+        let found = match store.resolve(reference) {
+            Err(Error::NotFound { .. }) if Recipe::new(reference).is_ok() => {
+                say::line(&format!(
+                    "croft: there is no image {reference} yet; building it"
+                ));
+                crate::image::build_by_name(&store, reference)?;
+                store.resolve(reference)?
+            }
+            Err(Error::NotFound { .. }) => {
+                say::line(&format!(
+                    "croft: there is no image {reference} here; asking its registry"
+                ));
+                pull_by_name(&store, instances.directories(), reference)?;
+                store.resolve(reference)?
+            }
+            found => found?,
+        };
+        let mut bar = Bar::new();
+        let mut warn = |text: &str| say::line(&format!("croft: {text}"));
+        let image = store.container(&found, &mut bar, &mut warn)?;
+        Ok(Image {
+            reference: reference.to_owned(),
+            id: found.id.to_string(),
+            image,
+            _hold: hold,
+        })
+    }
+
+    /// What an instance says of it.
+    pub fn usage(&self) -> ImageUse {
+        ImageUse {
+            name: self.reference.clone(),
+            id: self.id.clone(),
+        }
+    }
+}
+
+/// The configuration of a container of an image, but its name and ids.
+pub fn container(options: &ContainerOptions, image: &Image) -> Result<ContainerSpec, Fault> {
+    let from = &image.image;
+    let config = &from.config;
+    let role = match from.role {
+        Role::Application => ContainerRole::Application,
+        Role::System => ContainerRole::System,
+    };
+    let system = role == ContainerRole::System;
+    let program = &options.program;
+    let entrypoint = program.entrypoint.as_ref().map(|one| match one.as_str() {
+        "" => Vec::new(),
+        one => vec![one.to_owned()],
+    });
+    let command = config.command(entrypoint.as_deref(), &options.command);
+    if command.is_empty() {
+        return Err(Fault::usage(format!(
+            "image {} does not say what is to be run; give a command behind its name",
+            image.reference
+        )));
+    }
+    let stop_signal = match (program.stop_signal, &config.stop_signal) {
+        (Some(signal), _) => Some(signal),
+        (None, Some(name)) => Some(parse_signal(name).map_err(|_| {
+            Fault::failed(format!(
+                "image {}: its stop signal '{}' is none; give one by --stop-signal",
+                image.reference,
+                name.escape_debug()
+            ))
+        })?),
+        (None, None) => None,
+    };
+    let mut volumes = options.files.volumes.clone();
+    for volume in &mut volumes {
+        if let VolumeSource::Path(path) = &mut volume.source {
+            *path = absolute(path)?;
+        }
+    }
+    if options.files.read_only {
+        // What the image says is written to is its own.
+        for (number, path) in config.volumes.iter().enumerate() {
+            if !volumes.iter().any(|volume| volume.destination == *path) {
+                volumes.push(croft_api::container::Volume {
+                    source: VolumeSource::Own(number.to_string()),
+                    destination: path.clone(),
+                    read_only: false,
+                });
+            }
+        }
+    }
+    Ok(ContainerSpec {
+        name: String::new(),
+        role,
+        lowers: from.lowers.clone(),
+        read_only: options.files.read_only,
+        ids: None,
+        command,
+        env: environment(&config.env, program)?,
+        cwd: program
+            .workdir
+            .clone()
+            .unwrap_or_else(|| config.working_dir.clone()),
+        user: program.user.clone().unwrap_or_else(|| config.user.clone()),
+        tty: options.tty || system,
+        stdin: options.interactive || system,
+        hostname: program.hostname.clone().unwrap_or_default(),
+        volumes,
+        tmpfs: options.files.tmpfs.clone(),
+        devices: options.files.devices.clone(),
+        limits: limits(
+            &options.limits,
+            ContainerLimits {
+                pids: Some(PIDS),
+                ..ContainerLimits::default()
+            },
+        ),
+        rlimits: options
+            .rights
+            .ulimit
+            .iter()
+            .cloned()
+            .collect::<BTreeMap<_, _>>(),
+        cap_add: options.rights.cap_add.clone(),
+        cap_drop: options.rights.cap_drop.clone(),
+        sysctls: options.rights.sysctl.iter().cloned().collect(),
+        seccomp: options.rights.seccomp.clone(),
+        no_new_privileges: options.rights.no_new_privileges,
+        stop_signal,
+    })
+}
+
+/// What was limited before, and what is given.
+pub fn limits(given: &LimitOptions, before: ContainerLimits) -> ContainerLimits {
+    ContainerLimits {
+        cpus: given.cpus.or(before.cpus),
+        cpu_weight: given.cpu_weight.or(before.cpu_weight),
+        cpuset: given.cpuset.clone().or(before.cpuset),
+        memory: given.memory.or(before.memory),
+        memory_high: given.memory_high.or(before.memory_high),
+        swap: given.swap.or(before.swap),
+        pids: given.pids.or(before.pids),
+        io_weight: given.io_weight.or(before.io_weight),
+        io: before.io,
+    }
+}
+
+/// The image's variables, those of files, and those that are given; the last
+/// of a name counts.
+fn environment(image: &[String], program: &ProgramOptions) -> Result<Vec<String>, Fault> {
+    let mut env: Vec<String> = Vec::new();
+    let mut set = |variable: String| {
+        let name = |one: &str| one.split('=').next().unwrap_or_default().to_owned();
+        let own = name(&variable);
+        env.retain(|one| name(one) != own);
+        // One without a value is not set here, and so not there.
+        if variable.contains('=') {
+            env.push(variable);
+        }
+    };
+    image.iter().cloned().for_each(&mut set);
+    for file in &program.env_file {
+        let named = format!("--env-file '{}'", file.display());
+        let text =
+            fs::read_to_string(file).map_err(|error| Fault::usage(format!("{named}: {error}")))?;
+        let lines = text.lines().map(str::trim);
+        for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let variable = parse_env(line);
+            set(variable.map_err(|error| Fault::usage(format!("{named}: {error}")))?);
+        }
+    }
+    program.env.iter().cloned().for_each(&mut set);
+    Ok(env)
+}
+
+/// It is found from wherever the container is started.
+fn absolute(path: &Path) -> Result<std::path::PathBuf, Fault> {
+    let named = path.to_string_lossy();
+    let named = named.escape_debug();
+    let absolute =
+        std::path::absolute(path).map_err(|error| Fault::usage(format!("'{named}': {error}")))?;
+    match absolute.metadata() {
+        Ok(_) => Ok(absolute),
+        Err(error) => Err(Fault::usage(format!(
+            "--volume '{named}': {error}; name what is there"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_variable_of_a_name_counts() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("env");
+        fs::write(&file, "# mine\nB=file\nC=file\n").unwrap();
+        let program = ProgramOptions {
+            env: vec!["C=given".to_owned(), "NOT_SET_ANYWHERE".to_owned()],
+            env_file: vec![file],
+            workdir: None,
+            user: None,
+            entrypoint: None,
+            hostname: None,
+            stop_signal: None,
+        };
+        let image = ["A=image".to_owned(), "B=image".to_owned()];
+        assert_eq!(
+            environment(&image, &program).unwrap(),
+            ["A=image", "B=file", "C=given"]
+        );
+    }
+
+    #[test]
+    fn what_is_not_given_stays() {
+        let before = ContainerLimits {
+            memory: Some(1),
+            pids: Some(2),
+            ..ContainerLimits::default()
+        };
+        let given = LimitOptions {
+            memory: Some(3),
+            ..LimitOptions::default()
+        };
+        let after = limits(&given, before);
+        assert_eq!(
+            (after.memory, after.pids, after.cpus),
+            (Some(3), Some(2), None)
+        );
+    }
+}
