@@ -159,7 +159,12 @@ impl Directories {
 
     /// The volumes of containers.
     pub fn volumes(&self) -> PathBuf {
-        self.data.join("volumes")
+        Self::volumes_of(&self.data)
+    }
+
+    /// The same, of this data directory.
+    pub(crate) fn volumes_of(data: &Path) -> PathBuf {
+        data.join("volumes")
     }
 
     /// All instances.

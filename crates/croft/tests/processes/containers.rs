@@ -15,7 +15,7 @@ use crate::stage::{Stage, eventually, pid_of, wait};
 
 impl Stage {
     /// `croft run --container` in the foreground, called like the stage.
-    fn run_container(&self, options: &[&str], command: &[&str]) -> Output {
+    pub fn run_container(&self, options: &[&str], command: &[&str]) -> Output {
         let mut words = vec!["run", "--container", "--rm", "--net", "none"];
         words.extend(["--name", &self.name]);
         words.extend(options);
@@ -26,7 +26,7 @@ impl Stage {
     }
 
     /// One in the background.
-    fn start_container(&self, options: &[&str], command: &[&str]) {
+    pub fn start_container(&self, options: &[&str], command: &[&str]) {
         let mut words = vec!["run", "--container", "-d", "--net", "none"];
         words.extend(["--name", &self.name]);
         words.extend(options);
@@ -37,7 +37,7 @@ impl Stage {
     }
 
     /// `croft exec`: its exit code and what it said.
-    fn exec(&self, command: &[&str]) -> (Option<i32>, String) {
+    pub fn exec(&self, command: &[&str]) -> (Option<i32>, String) {
         let mut words = vec!["exec", &self.name];
         words.extend(command);
         self.ask(&words)
@@ -66,7 +66,7 @@ impl Stage {
             .collect()
     }
 
-    fn assert_nothing_left(&self) {
+    pub fn assert_nothing_left(&self) {
         self.assert_quiet();
         assert_eq!(Self::groups_of(&self.name), Vec::<String>::new());
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();

@@ -2,6 +2,7 @@
 //! how they end, and what they leave behind.
 
 mod containers;
+mod containers_system;
 mod containers_walk;
 mod deaths;
 mod devices;

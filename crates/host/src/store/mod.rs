@@ -50,6 +50,8 @@ const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
 /// Control group of all containers' groups.
 const GROUPS: &str = "croft";
+/// What a volume's directory has its files in.
+const VOLUME: &str = "data";
 /// How often a state that changes while it is read is read again.
 const TRIES: u32 = 5;
 
@@ -266,6 +268,16 @@ pub fn control_group(directory: &Path) -> io::Result<PathBuf> {
     let mut group = name.to_owned();
     group.push(format!(".{:x}", fs::metadata(directory)?.ino()));
     Ok(Path::new(GROUPS).join(group))
+}
+
+/// Where the containers' volume of this name has its files, beside the instance
+/// in `directory`. None for what is no name of a volume.
+pub fn volume(directory: &Path, name: &str) -> Option<PathBuf> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let first = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let data = directory.parent()?.parent()?;
+    let named = first && name.chars().all(plain);
+    named.then(|| Directories::volumes_of(data).join(name).join(VOLUME))
 }
 
 /// Reads what the monitor of the instance in `directory` last knew.

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use croft_api::ContainerSpec;
 use croft_api::container::{ContainerRole, IdRange, Seccomp, VolumeSource};
 use croft_container::OverlayRoot;
+use croft_host::store;
 use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{major, minor};
 
-use super::spec::{Disk, HostDevice};
+use super::spec::{Disk, HostDevice, hostname};
 
 /// What is written in a container, in the instance's directory.
 const UPPER: &str = "upper";
@@ -99,13 +100,29 @@ fn root(container: &ContainerSpec, directory: &Path) -> Result<OverlayRoot, Stri
             ));
         }
     }
-    let upper = own(&directory.join(UPPER), 0o755, container.ids)?;
+    let upper = directory.join(UPPER);
+    let first = !upper.exists();
+    own(&upper, 0o755, container.ids)?;
+    if first && container.role == ContainerRole::System {
+        name(container, &upper)?;
+    }
     let work = own(&directory.join(WORK), 0o700, container.ids)?;
     Ok(OverlayRoot {
         lowers,
         upper,
         work,
     })
+}
+
+/// A system takes its name from a file that it may change, of which the image
+/// has one that is every instance's: it gets its own at its first start.
+fn name(container: &ContainerSpec, upper: &Path) -> Result<(), String> {
+    let etc = own(&upper.join("etc"), 0o755, container.ids)?;
+    let path = etc.join("hostname");
+    fs::write(&path, format!("{}\n", hostname(container)))
+        .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)))
+        .and_then(|()| give(&path, container.ids))
+        .map_err(|error| format!("cannot make '{}': {error}", path.display()))
 }
 
 /// A directory of the instance's own, which belongs to the container's root.
@@ -191,10 +208,13 @@ fn source(
             }
             own(&volumes.join(name), 0o755, ids)
         }
-        VolumeSource::Named(name) => Err(format!(
-            "volume '{}': this monitor has no pool of volumes",
-            name.escape_debug()
-        )),
+        VolumeSource::Named(name) => match store::volume(directory, name) {
+            Some(path) if path.is_dir() => Ok(path),
+            _ => Err(format!(
+                "volume '{0}' is gone; 'croft volume create {0}' makes an empty one",
+                name.escape_debug()
+            )),
+        },
     }
 }
 
@@ -247,4 +267,45 @@ fn profile(seccomp: &Seccomp) -> Result<Option<LinuxSeccomp>, String> {
         .map_err(|error| format!("{named}: {error}"))?;
     let profile = serde_json::from_slice(&text).map_err(|error| format!("{named}: {error}"))?;
     Ok(Some(profile))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_system_has_its_own_name_and_keeps_what_it_makes_of_it() {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("lower")).unwrap();
+        let mut container = ContainerSpec {
+            name: "web_1".to_owned(),
+            lowers: vec!["lower".into()],
+            role: ContainerRole::System,
+            ..ContainerSpec::default()
+        };
+        let file = place.path().join("upper/etc/hostname");
+        root(&container, place.path()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "web-1\n");
+        fs::write(&file, "other\n").unwrap();
+        root(&container, place.path()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "other\n");
+        // An application's is mounted.
+        fs::remove_dir_all(place.path().join("upper")).unwrap();
+        container.role = ContainerRole::Application;
+        root(&container, place.path()).unwrap();
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_volumes_name_leads_nowhere_else() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("instances/web");
+        fs::create_dir_all(&directory).unwrap();
+        fs::create_dir_all(place.path().join("volumes/db/data")).unwrap();
+        let find = |name: &str| source(&VolumeSource::Named(name.to_owned()), &directory, None);
+        assert_eq!(find("db").unwrap(), place.path().join("volumes/db/data"));
+        for name in ["", "gone", "..", "../volumes/db", "/", ".db"] {
+            assert!(find(name).is_err(), "{name}");
+        }
+    }
 }

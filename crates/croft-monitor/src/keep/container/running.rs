@@ -361,6 +361,7 @@ fn describe(
         devices: &parts.devices,
         disks: &parts.disks,
         group: &store::control_group(directory).map_err(|error| error.to_string())?,
+        maps_ids: rustix::process::geteuid().is_root(),
         unified_memory,
         profile: parts.profile.clone(),
     })

@@ -13,6 +13,7 @@ use rustix::event::PollFlags;
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 
 use super::super::console::Console;
 use super::records::{Records, Stream};
@@ -25,6 +26,10 @@ const PIECE: usize = 16 * 1024;
 pub struct Streams {
     /// A terminal's other end.
     terminal: Option<OwnedFd>,
+    /// The program's end of it, until its init has ended. An init opens its
+    /// console for each line and closes it again: if nobody had it open in
+    /// between, that would be the terminal's end (EIO), for good.
+    kept: Option<OwnedFd>,
     input: Option<OwnedFd>,
     outputs: [Option<OwnedFd>; 2],
 }
@@ -55,9 +60,9 @@ impl Streams {
             unblock(end)?;
         }
         let streams = Streams {
-            terminal: None,
             input: ours,
             outputs: [Some(out), Some(err)],
+            ..Streams::default()
         };
         Ok((streams, [stdin, stdout, stderr]))
     }
@@ -65,7 +70,9 @@ impl Streams {
     /// Those of a program with a terminal.
     pub fn terminal(end: OwnedFd) -> Result<Self, Errno> {
         unblock(&end)?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         Ok(Streams {
+            kept: Some(ioctl_tiocgptpeer(&end, flags)?),
             terminal: Some(end),
             ..Streams::default()
         })
@@ -160,6 +167,7 @@ impl Streams {
     /// still holds open is not waited for.
     pub fn drain(&mut self, consoles: &mut [Console], records: &mut Records) {
         self.input = None;
+        self.kept = None;
         loop {
             let ready: Vec<End> = self
                 .interests(consoles)
@@ -206,7 +214,8 @@ fn take(
             true
         }
         Err(Errno::AGAIN | Errno::INTR) => true,
-        // A terminal's end (EIO) among them.
+        // A terminal's end (EIO) among them: its init is gone, and what was
+        // kept of it.
         Err(_) => false,
     }
 }

@@ -88,6 +88,7 @@ fn make(
     let nics = nics(&options.net, ByDefault::Container).map_err(Fault::usage)?;
     let image = Image::open(instances, &options.image)?;
     let container = equip::container(options, &image)?;
+    let _volumes = equip::volumes(instances, &container)?;
     let role = container.role;
     let mut tries = 0;
     loop {

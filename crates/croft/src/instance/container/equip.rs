@@ -9,6 +9,7 @@ use croft_host::Instances;
 use croft_host::store::ImageUse;
 use croft_image::build::Recipe;
 use croft_image::store::Hold;
+use croft_image::volume::{VolumeHold, Volumes};
 use croft_image::{ContainerImage, Error, Role, Store};
 
 use crate::args::container::{ContainerOptions, LimitOptions, ProgramOptions};
@@ -36,24 +37,10 @@ impl Image {
     /// The image with this name; one that can be built and is not there is.
     pub fn open(instances: &Instances, reference: &str) -> Result<Self, Fault> {
         let store = Store::open(&instances.directories().images())?;
+        // Whoever puts an image into the store waits for holds to be gone.
+        obtain(instances, &store, reference)?;
         let hold = store.hold()?;
-        let found = match store.resolve(reference) {
-            Err(Error::NotFound { .. }) if Recipe::new(reference).is_ok() => {
-                say::line(&format!(
-                    "croft: there is no image {reference} yet; building it"
-                ));
-                crate::image::build_by_name(&store, reference)?;
-                store.resolve(reference)?
-            }
-            Err(Error::NotFound { .. }) => {
-                say::line(&format!(
-                    "croft: there is no image {reference} here; asking its registry"
-                ));
-                pull_by_name(&store, instances.directories(), reference)?;
-                store.resolve(reference)?
-            }
-            found => found?,
-        };
+        let found = store.resolve(reference)?;
         let mut bar = Bar::new();
         let mut warn = |text: &str| say::line(&format!("croft: {text}"));
         let image = store.container(&found, &mut bar, &mut warn)?;
@@ -72,6 +59,55 @@ impl Image {
             id: self.id.clone(),
         }
     }
+}
+
+/// Sees to it that there is an image with this name.
+fn obtain(instances: &Instances, store: &Store, reference: &str) -> Result<(), Fault> {
+    match store.resolve(reference) {
+        Err(Error::NotFound { .. }) if Recipe::new(reference).is_ok() => {
+            say::line(&format!(
+                "croft: there is no image {reference} yet; building it"
+            ));
+            Ok(crate::image::build_by_name(store, reference)?)
+        }
+        Err(Error::NotFound { .. }) => {
+            say::line(&format!(
+                "croft: there is no image {reference} here; asking its registry"
+            ));
+            Ok(pull_by_name(store, instances.directories(), reference)?)
+        }
+        found => Ok(found.map(drop)?),
+    }
+}
+
+/// Makes the volumes that a container names and that are not there, with what
+/// the image has in their places. Until it is written that the instance uses
+/// them, they could be deleted.
+pub fn volumes(
+    instances: &Instances,
+    container: &ContainerSpec,
+) -> Result<Option<VolumeHold>, Fault> {
+    let named = container
+        .volumes
+        .iter()
+        .filter_map(|volume| match &volume.source {
+            VolumeSource::Named(name) => Some((name, &volume.destination)),
+            VolumeSource::Path(_) | VolumeSource::Own(_) => None,
+        });
+    let named: Vec<_> = named.collect();
+    if named.is_empty() {
+        return Ok(None);
+    }
+    let volumes = Volumes::open(&instances.directories().volumes())?;
+    for (name, destination) in &named {
+        volumes.ensure(name)?;
+        volumes.fill(name, &container.lowers, destination)?;
+    }
+    let hold = volumes.hold()?;
+    for (name, _) in &named {
+        volumes.get(name)?;
+    }
+    Ok(Some(hold))
 }
 
 /// The configuration of a container of an image, but its name and ids.

@@ -68,6 +68,8 @@ pub struct Given<'a> {
     pub disks: &'a [Disk],
     /// Its control group, beneath those of the host.
     pub group: &'a Path,
+    /// The host lets this process map ids of mounts.
+    pub maps_ids: bool,
     /// Memory is limited by version 2.
     pub unified_memory: bool,
     /// A profile of system calls that somebody named.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use croft_api::container::ContainerRole;
+use croft_api::container::{ContainerRole, VolumeSource};
 use oci_spec::runtime::Mount;
 
 use super::Given;
@@ -87,10 +87,17 @@ pub fn mounts(given: &Given<'_>) -> Vec<Mount> {
         mounts.push(mount(&tmpfs.destination, "tmpfs", "tmpfs", &options));
     }
     for (path, destination) in given.files {
-        mounts.push(bind(path, destination, false));
+        mounts.push(bind(path, destination, &["rw"]));
     }
     for (volume, path) in container.volumes.iter().zip(given.volumes) {
-        mounts.push(bind(path, &volume.destination, volume.read_only));
+        let mut options = vec![if volume.read_only { "ro" } else { "rw" }];
+        // Its files have the ids that they have in containers, whatever those
+        // are on the host.
+        let shared = matches!(volume.source, VolumeSource::Named(_));
+        if shared && given.maps_ids && container.ids.is_some() {
+            options.push("idmap");
+        }
+        mounts.push(bind(path, &volume.destination, &options));
     }
     mounts
 }
@@ -105,9 +112,9 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
     mount
 }
 
-fn bind(path: &Path, destination: &str, read_only: bool) -> Mount {
-    let access = if read_only { "ro" } else { "rw" };
-    let mut bind = mount(destination, "bind", "", &["rbind", "rprivate", access]);
+fn bind(path: &Path, destination: &str, options: &[&str]) -> Mount {
+    let options = [&["rbind", "rprivate"], options].concat();
+    let mut bind = mount(destination, "bind", "", &options);
     bind.set_source(Some(path.to_owned()));
     bind
 }

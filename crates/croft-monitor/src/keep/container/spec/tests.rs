@@ -33,6 +33,7 @@ fn described(container: &ContainerSpec, user: &User) -> Spec {
         }],
         disks: &[Disk { major: 8, minor: 0 }],
         group: Path::new("/croft/web_1"),
+        maps_ids: true,
         unified_memory: true,
         profile: None,
     };
@@ -237,4 +238,28 @@ fn weights_come_back() {
         let shares = made.cpu().as_ref().unwrap().shares().unwrap();
         assert_eq!(1 + (shares - 2) * 9_999 / 262_142, u64::from(weight));
     }
+}
+
+#[test]
+fn a_volume_with_a_name_has_the_ids_of_containers() {
+    let volume = |source| Volume {
+        source,
+        destination: "/data".to_owned(),
+        read_only: true,
+    };
+    let mut container = container();
+    container.volumes = vec![volume(VolumeSource::Named("db".to_owned()))];
+    let spec = described(&container, &User::root());
+    assert_eq!(
+        mount_of(&spec, "/data"),
+        ["rbind", "rprivate", "ro", "idmap"]
+    );
+    container.volumes = vec![volume(VolumeSource::Path("/srv".into()))];
+    let spec = described(&container, &User::root());
+    assert_eq!(mount_of(&spec, "/data"), ["rbind", "rprivate", "ro"]);
+    // Ids that are the host's are so already.
+    container.volumes = vec![volume(VolumeSource::Named("db".to_owned()))];
+    container.ids = None;
+    let spec = described(&container, &User::root());
+    assert_eq!(mount_of(&spec, "/data"), ["rbind", "rprivate", "ro"]);
 }

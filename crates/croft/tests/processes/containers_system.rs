@@ -1,0 +1,154 @@
+//! Containers of whole systems: their init, its console and its end.
+
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Stdio;
+
+use croft_image::{Store, build};
+use serde_json::json;
+
+use crate::images::IMAGE;
+use crate::stage::{Stage, eventually, wait};
+
+/// The image of a system.
+const SYSTEM: &str = "debian:12";
+
+impl Stage {
+    /// Whether a system can be tested here; says why not. Its image is there
+    /// then: the one that the checks of servers have built.
+    fn with_system(&self) -> bool {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: these tests look at control groups and ids, as root");
+            return false;
+        }
+        let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/server/images");
+        let found = images
+            .is_dir()
+            .then(|| Store::open(&images).ok()?.resolve(SYSTEM).ok());
+        match found.flatten() {
+            Some(image) if build::is_outdated(&image.manifest) => {
+                println!("skipped: {SYSTEM} is an older Croft's; scripts/server/image builds it");
+                return false;
+            }
+            Some(_) => {}
+            None => {
+                println!("skipped: {SYSTEM} is missing; scripts/server/image builds it");
+                return false;
+            }
+        }
+        std::fs::create_dir_all(self.path("data")).unwrap();
+        symlink(images, self.path("data/images")).unwrap();
+        true
+    }
+}
+
+#[test]
+fn a_terminal_stays_while_nobody_has_it_open() {
+    let stage = Stage::new();
+    if !stage.with_image() {
+        return;
+    }
+    // As an init does: it opens its console for each line.
+    let script = "exec <&- >&- 2>&-; sleep 0.3; echo first >/dev/console; sleep 0.3; \
+                  echo second >/dev/console; exec sleep 1000";
+    stage.start_container(&["-t"], &["sh", "-c", script]);
+    eventually("both lines are there", || {
+        let logs = stage.done(&["logs"]);
+        logs.contains("first") && logs.contains("second")
+    });
+    // And its end is seen nevertheless.
+    stage.done(&["kill"]);
+    assert_eq!(stage.phase(), "stopped");
+    stage.done(&["delete"]);
+    stage.assert_nothing_left();
+    // What it says last is heard.
+    let output = stage.run_container(&["-t"], &["sh", "-c", "seq 1 2000; exit 3"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with("1999\r\n2000\r\n"));
+}
+
+#[test]
+fn a_system_boots_has_a_login_and_powers_off() {
+    let stage = Stage::new();
+    if !stage.with_system() {
+        return;
+    }
+    let words = ["create", "--container", "--net", "none", "--name"];
+    let (code, said) = stage.ask(&[&words[..], &[&stage.name, SYSTEM]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    for starts in 1..=2 {
+        stage.done(&["start"]);
+        eventually("its init is up", || {
+            let (_, state) = stage.exec(&["systemctl", "is-system-running"]);
+            assert_ne!(
+                state,
+                "degraded\n",
+                "{}",
+                stage.exec(&["systemctl", "--failed"]).1
+            );
+            state == "running\n"
+        });
+        assert_eq!(
+            stage.exec(&["hostname"]).1.trim(),
+            stage.name.replace('_', "-")
+        );
+        let shown = |text: &str| {
+            eventually(&format!("it shows {text}"), || {
+                stage.done(&["logs"]).matches(text).count() == starts
+            });
+        };
+        // Before that it throws away what was typed.
+        shown(" login: ");
+        let mut console = stage
+            .croft(&["console", &stage.name])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut keys = console.stdin.take().unwrap();
+        keys.write_all(b"root\n").unwrap();
+        shown("Password:");
+        stage.done(&["stop"]);
+        // Whoever looks at it is let go.
+        drop(keys);
+        wait(&mut console);
+        let status = stage.status();
+        assert_eq!(status["phase"], "stopped");
+        assert_eq!(status["outcome"], json!("power-off"));
+        stage.assert_nothing_left();
+    }
+    stage.done(&["delete"]);
+}
+
+#[test]
+fn volumes_with_names_outlive_their_containers() {
+    let stage = Stage::new();
+    if !stage.with_image() {
+        return;
+    }
+    let (code, said) = stage.ask(&["volume", "create", "made"]);
+    assert_eq!(code, Some(0), "{said}");
+    let volumes = ["-v", "made:/made", "-v", "new:/etc"];
+    // A new one has what the image has there, and its files are root's inside.
+    let script = "stat -c %u:%g /made; cat /etc/plain; echo kept >/made/file";
+    let output = stage.run_container(&volumes, &["sh", "-c", script]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("0:0\n"));
+    let output = stage.run_container(
+        &["-v", "made:/made:ro"],
+        &["sh", "-c", "cat /made/file; touch /made/other"],
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "kept\n");
+    assert_ne!(output.status.code(), Some(0));
+    // It is not deleted while somebody uses it.
+    let words = ["create", "--container", "--name", &stage.name, "-v"];
+    let (code, said) = stage.ask(&[&words[..], &["made:/made", IMAGE, "true"]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = stage.ask(&["volume", "delete", "made"]);
+    assert_ne!(code, Some(0));
+    assert!(said.contains(&stage.name), "{said}");
+    stage.done(&["delete"]);
+    let (code, said) = stage.ask(&["volume", "delete", "made", "new"]);
+    assert_eq!(code, Some(0), "{said}");
+}
