@@ -10,10 +10,16 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
-use super::mounts::{clone_tree, map_ids, propagate};
+use rustix::process::{WaitOptions, waitpid};
+
+use super::mounts::{attach, clone_tree, map_ids, propagate};
+use super::old_root;
 use super::resolve::directory;
+use crate::channel::{self, Message, receive, send};
 use crate::error::At;
-use crate::{Error, OverlayRoot, Step};
+use crate::launch::refuse;
+use crate::namespaces::MOUNT;
+use crate::{Error, OverlayRoot, Step, sys};
 
 /// Most layers: what fits into one parameter of fsconfig(2), 255 bytes, as
 /// numbers of three digits.
@@ -49,9 +55,50 @@ pub fn open(root: &OverlayRoot, ids: Option<BorrowedFd<'_>>, own: bool) -> Resul
     }
     let upper = directory(&root.upper).at(Step::Mounts, || root.upper.display())?;
     let work = directory(&root.work).at(Step::Mounts, || root.work.display())?;
-    mount(&lowers, &upper, &work, own).at(Step::Mounts, || {
-        format!("the layers of {}", root.upper.display())
-    })
+    let what = || format!("the layers of {}", root.upper.display());
+    match mount(&lowers, &upper, &work, own) {
+        Err(Errno::INVAL) if ids.is_some() => elsewhere(root, &lowers, own),
+        result => result.at(Step::Mounts, what),
+    }
+}
+
+/// Mounts it in a mount namespace that has the layers. On older kernels,
+/// Debian 12's among them, a mount that is in no namespace is no layer; what
+/// is made there is apart from any tree all the same. A process of its own
+/// goes there, and ends, so that this one stays where it is.
+fn elsewhere(root: &OverlayRoot, lowers: &[OwnedFd], own: bool) -> Result<OwnedFd, Error> {
+    let what = || format!("the layers of {}", root.upper.display());
+    let (ours, theirs) = channel::pair().at(Step::Mounts, what)?;
+    let Some((pid, _)) = sys::clone3(0, None).at(Step::Mounts, what)? else {
+        drop(ours);
+        let made = || -> Result<(), Errno> {
+            sys::unshare(MOUNT)?;
+            let place = old_root()?;
+            propagate(&place, libc::MS_PRIVATE, true)?;
+            for layer in lowers {
+                attach(layer, &place)?;
+            }
+            // In this namespace, as the others.
+            let (upper, work) = (directory(&root.upper)?, directory(&root.work)?);
+            let tree = mount(lowers, &upper, &work, own)?;
+            send(&theirs, &Message::Go, &[tree.as_fd()])
+        };
+        match made().at(Step::Mounts, what) {
+            Ok(()) => sys::leave(0),
+            Err(error) => refuse(&theirs, error),
+        }
+    };
+    drop(theirs);
+    let answer = receive(&ours);
+    // It ends whatever it said.
+    let _ = waitpid(Some(pid), WaitOptions::empty());
+    match answer.at(Step::Mounts, what)? {
+        Some((Message::Go, mut handles)) => handles
+            .pop()
+            .ok_or_else(|| Error::new(Step::Mounts, "the root's maker is confused")),
+        Some((Message::Failed(error), _)) => Err(error),
+        _ => Err(Error::new(Step::Mounts, "the root's maker ended")),
+    }
 }
 
 fn mount(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd, own: bool) -> Result<OwnedFd, Errno> {
