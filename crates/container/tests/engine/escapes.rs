@@ -95,7 +95,7 @@ fn the_old_root_is_gone() {
 #[test]
 fn the_maker_s_program_is_out_of_reach() {
     let Some(mut stage) = stage() else { return };
-    let flags = statvfs(&driver()).unwrap().f_flag;
+    let flags = statvfs(driver()).unwrap().f_flag;
     if flags.contains(StatVfsMountFlags::RDONLY) {
         println!("skipped: nobody can write to the maker's program anyway");
         return;
