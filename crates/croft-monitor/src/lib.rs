@@ -13,7 +13,7 @@
 //! ```
 //!
 //! With `Keep` in the place of `Run` it does so in the background, for as long
-//! as the instance lives ([`keep`]).
+//! as the instance lives (`keep`).
 
 mod console;
 mod control;

@@ -3,8 +3,8 @@
 //!
 //! Each call is a process of its own that ends within milliseconds, but for
 //! `run`, `exec` and `events`, which wait. What lasts is the container's init,
-//! and the directory that says which it is ([`store`]); the rest is looked up
-//! each time ([`status`]).
+//! and the directory that says which it is (`store`); the rest is looked up
+//! each time (`status`).
 //!
 //! ```text
 //! create ─► store: name taken, lock held      exec ─► init's namespaces

@@ -178,7 +178,7 @@ pub struct AccessOptions {
 /// `croft image pull`.
 #[derive(Debug, clap::Args)]
 pub struct PullOptions {
-    /// The image: [REGISTRY/]NAME[:TAG|@DIGEST]
+    /// The image: `[REGISTRY/]NAME[:TAG|@DIGEST]`
     pub image: String,
 
     #[command(flatten)]

@@ -13,7 +13,7 @@
 //! has them all.
 //!
 //! A layer is untrusted. Every directory on the way to a file is opened by
-//! itself and a symbolic link is not one ([`crate::tree::walk`]), so a path
+//! itself and a symbolic link is not one (`tree::walk`), so a path
 //! never leaves the tree. Refused are paths with `..`, hard links to what is
 //! not in the image, members of unknown kinds, more than [`Limits`] allow, and
 //! archives whose digest is not the one that the image's configuration has.
