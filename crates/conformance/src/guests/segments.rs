@@ -2,6 +2,7 @@
 //! (SDM vol. 3, chapters 3, 5 and 8).
 
 use croft_engine::Engine;
+use croft_engine::state::SegmentIndex;
 use iced_x86::code_asm::*;
 
 use crate::layout::*;
@@ -10,6 +11,7 @@ use crate::tables::{descriptor, gate32};
 use crate::{Outcome, check_eq};
 
 guests! { "segments":
+    selectors_are_stored [],
     limits [Iret],
     expand_down [Iret],
     types_and_null [Iret],
@@ -24,6 +26,43 @@ guests! { "segments":
 
 const FIRST: u16 = FREE_SELECTOR;
 const SECOND: u16 = FREE_SELECTOR + 8;
+
+/// To 16 bits of a register or of memory, and to all of a wider register
+/// (SDM vol. 2, MOV).
+fn selectors_are_stored(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::long(engine)?;
+    m.put(DATA, u64::MAX)?;
+    m.program(|p| {
+        p.mov(eax, i32::from(USER_DS))?;
+        p.mov(fs, eax)?;
+        p.mov(rax, -1i64)?;
+        p.mov(ax, fs)?;
+        p.put(0, rax)?;
+        p.mov(r10, -1i64)?;
+        p.mov(r10w, fs)?;
+        p.put(1, r10)?;
+        p.mov(rbx, -1i64)?;
+        p.mov(ebx, fs)?;
+        p.put(2, rbx)?;
+        p.mov(r11, -1i64)?;
+        p.mov(r11, fs)?;
+        p.put(3, r11)?;
+        p.mov(word_ptr(DATA + 2), fs)?;
+        p.xor(ecx, ecx)?;
+        p.mov(cx, cs)?;
+        p.put(4, rcx)?;
+        p.done()
+    })?;
+    m.run()?;
+    let selector = u64::from(USER_DS);
+    let merged = !0xFFFF | selector;
+    let code = u64::from(m.saved()?.segments[SegmentIndex::Cs as usize].selector);
+    for (n, expected) in (0..).zip([merged, merged, selector, selector, code]) {
+        check_eq!(m.slot(n)?, expected, "slot {n}");
+    }
+    check_eq!(m.get(DATA)?, !0xFFFF_0000 | selector << 16, "memory");
+    Ok(())
+}
 
 fn limits(engine: &dyn Engine) -> Outcome {
     let mut m = Machine::new(engine, Mode::Protected, 1)?;
