@@ -33,6 +33,10 @@ use crate::Groups;
 const IMAGES: &str = "checkpoint";
 /// File beside CRIU's images: what was outside when they were made.
 const OUTSIDE: &str = "croft.json";
+/// File beside them: what the standard streams were.
+const DESCRIPTORS: &str = "descriptors.json";
+/// The first version of CRIU that can do without locking the network.
+const WITHOUT_LOCK: (u32, u32) = (3, 18);
 /// Name of an external mount's kind.
 const KEY: &str = "croft";
 
@@ -57,12 +61,16 @@ pub fn checkpoint(context: &Context, options: &Checkpoint) -> Result<u8, Error> 
     })?;
     fs::write(images.join(OUTSIDE), text)
         .map_err(|error| Error::file("write", images.join(OUTSIDE), error))?;
+    write_descriptors(init, &images)?;
     let mut command = criu(context, "dump", &options.images, &images);
     command.args(["--tree", &init.pid.to_string()]);
     if options.leave_running {
         command.arg("--leave-running");
     }
-    if !options.images.tcp_established {
+    if options.skip_in_flight {
+        command.arg("--skip-in-flight");
+    }
+    if !options.images.tcp_established && skips_lock(context) {
         // There is nothing to be locked, and locking needs iptables.
         command.args(["--network-lock", "skip"]);
     }
@@ -72,12 +80,25 @@ pub fn checkpoint(context: &Context, options: &Checkpoint) -> Result<u8, Error> 
             .arg(format!("mnt[{place}]:{KEY}{place}"));
     }
     run(command, &work(&options.images, &images), "dump.log")?;
-    if !options.leave_running
-        && let Some(group) = groups::open(&record)?
-    {
-        group.kill()?;
+    if !options.leave_running {
+        // What it was is in the images, and its name is free for what is made
+        // of them.
+        super::life::remove(&context.log, &entry, Some(&record))?;
     }
     Ok(0)
+}
+
+/// What init's standard streams are, for whoever restores it with others in
+/// their places; in the file and the form that runc's callers know.
+fn write_descriptors(init: Process, images: &Path) -> Result<(), Error> {
+    let link = |number| fs::read_link(format!("/proc/{}/fd/{number}", init.pid));
+    let streams: Vec<_> = (0..3).map(|number| link(number).ok()).collect();
+    let path = images.join(DESCRIPTORS);
+    let text = serde_json::to_vec(&streams).map_err(|error| Error::Content {
+        path: path.clone(),
+        why: error.to_string(),
+    })?;
+    fs::write(&path, text).map_err(|error| Error::file("write", path, error))
 }
 
 /// `restore`.
@@ -227,12 +248,37 @@ fn check(context: &Context) -> Result<(), Error> {
     )))
 }
 
+/// Whether this CRIU can leave the network alone. What does not say its
+/// version is taken for a new one.
+fn skips_lock(context: &Context) -> bool {
+    let mut command = Command::new(&context.criu);
+    command.arg("--version");
+    let said = start(command)
+        .map(|output| output.stdout)
+        .unwrap_or_default();
+    version(&String::from_utf8_lossy(&said)).is_none_or(|one| one >= WITHOUT_LOCK)
+}
+
+/// The first two numbers of `Version: 3.17.1`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Version:"))?;
+    let mut numbers = line.trim().split('.').map(|one| one.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// What both commands are told.
 fn criu(context: &Context, action: &str, options: &Images, images: &Path) -> Command {
     let mut command = Command::new(&context.criu);
     command
-        .args([action, "--manage-cgroups=ignore", "--images-dir"])
+        .args([action, "--images-dir"])
         .arg(images)
+        // The groups are made by who restores.
+        .arg(format!(
+            "--manage-cgroups={}",
+            options.manage_cgroups.unwrap_or("ignore")
+        ))
         .arg("--work-dir")
         .arg(work(options, images))
         .args(["--log-file", &format!("{action}.log")]);
@@ -241,6 +287,7 @@ fn criu(context: &Context, action: &str, options: &Images, images: &Path) -> Com
         (options.ext_unix_sk, "--ext-unix-sk"),
         (options.shell_job, "--shell-job"),
         (options.file_locks, "--file-locks"),
+        (options.link_remap, "--link-remap"),
     ] {
         if asked {
             command.arg(option);
@@ -269,12 +316,18 @@ fn run(command: Command, work: &Path, log: &str) -> Result<(), Error> {
         return Ok(());
     }
     let log = work.join(log);
-    let text = fs::read(&log).unwrap_or_default();
-    Err(Error::Criu(format!(
-        "CRIU failed: {}; {} has more",
-        complaint(&String::from_utf8_lossy(&text)),
-        log.display()
-    )))
+    // Before it has a log it says so aloud.
+    Err(Error::Criu(match fs::read(&log) {
+        Ok(text) => format!(
+            "CRIU failed: {}; {} has more",
+            complaint(&String::from_utf8_lossy(&text)),
+            log.display()
+        ),
+        Err(_) => format!(
+            "CRIU failed: {}",
+            complaint(&String::from_utf8_lossy(&output.stderr))
+        ),
+    }))
 }
 
 fn start(mut command: Command) -> Result<Output, Error> {
@@ -418,5 +471,13 @@ mod tests {
         let text = "Warn x\nError (u.c:9): rlimit: no\n(00.1) Error (a.c:1): first\nError (b.c:2): second\n";
         assert_eq!(complaint(text), "(00.1) Error (a.c:1): first");
         assert_eq!(complaint(""), "it does not say why");
+    }
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(version("Version: 3.17.1\n"), Some((3, 17)));
+        assert_eq!(version("Version: 4.2\nGitID: v4.2\n"), Some((4, 2)));
+        assert_eq!(version("criu"), None);
+        assert!(Some((3, 17)) < Some(WITHOUT_LOCK) && (4, 0) >= WITHOUT_LOCK);
     }
 }
