@@ -6,14 +6,17 @@
 //! container, and given again by the bundle that is restored.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use croft_isolate::cgroups::{Controllers, Group, Hierarchies};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use rustix::process::Pid;
 
@@ -35,8 +38,12 @@ const IMAGES: &str = "checkpoint";
 const OUTSIDE: &str = "croft.json";
 /// File beside them: what the standard streams were.
 const DESCRIPTORS: &str = "descriptors.json";
+/// How long what CRIU has killed may take to end.
+const ENDING: Duration = Duration::from_secs(1);
 /// The first version of CRIU that can do without locking the network.
 const WITHOUT_LOCK: (u32, u32) = (3, 18);
+/// Name of a network namespace that is not the container's, as runc has it.
+const NETWORK: &str = "extRootNetNS";
 /// Name of an external mount's kind.
 const KEY: &str = "croft";
 
@@ -54,7 +61,8 @@ pub fn checkpoint(context: &Context, options: &Checkpoint) -> Result<u8, Error> 
         .ok_or_else(|| status.refuse(&options.id, "it has no init"))?;
     check(context)?;
     let images = directory(&options.images)?;
-    let outside = outside(init, &entry.spec()?)?;
+    let spec = entry.spec()?;
+    let outside = outside(init, &spec)?;
     let text = serde_json::to_vec(&outside).map_err(|error| Error::Content {
         path: images.join(OUTSIDE),
         why: error.to_string(),
@@ -79,13 +87,29 @@ pub fn checkpoint(context: &Context, options: &Checkpoint) -> Result<u8, Error> 
             .arg("--external")
             .arg(format!("mnt[{place}]:{KEY}{place}"));
     }
+    if joined_network(&spec).is_some() {
+        let path = format!("/proc/{}/ns/net", init.pid);
+        let found = fs::metadata(&path).map_err(|error| Error::file("look at", &path, error))?;
+        command
+            .arg("--external")
+            .arg(format!("net[{}]:{NETWORK}", found.ino()));
+    }
     run(command, &work(&options.images, &images), "dump.log")?;
     if !options.leave_running {
+        // CRIU has killed it; whoever asked may look for it at once.
+        init.ends_within(ENDING);
         // What it was is in the images, and its name is free for what is made
         // of them.
         super::life::remove(&context.log, &entry, Some(&record))?;
     }
     Ok(0)
+}
+
+/// The network namespace of others that a container is in.
+fn joined_network(spec: &Spec) -> Option<&Path> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_deref()?;
+    let network = |one: &&LinuxNamespace| one.typ() == LinuxNamespaceType::Network;
+    namespaces.iter().find(network)?.path().as_deref()
 }
 
 /// What init's standard streams are, for whoever restores it with others in
@@ -193,6 +217,20 @@ fn restore_in(
         command
             .arg("--external")
             .arg(format!("mnt[{KEY}{place}]:{}", source.display()));
+    }
+    // Open in CRIU too, and nowhere else.
+    let network = joined_network(&bundle.spec).map(|path| {
+        File::open(path)
+            .map_err(|error| Error::file("open", path, error))
+            .and_then(|file| {
+                rustix::io::dup(&file).map_err(|error| Error::file("open", path, error))
+            })
+    });
+    let network = network.transpose()?;
+    if let Some(network) = &network {
+        command
+            .arg("--inherit-fd")
+            .arg(format!("fd[{}]:{NETWORK}", network.as_raw_fd()));
     }
     let rootfs = record.rootfs.clone();
     // SAFETY: this process has a single thread; after the fork the closure
