@@ -336,6 +336,22 @@ pub enum PublishError {
     Protocol(String),
 }
 
+impl Publish {
+    /// Whether both want the same port of the same address of the host's.
+    pub fn collides(&self, other: &Publish) -> bool {
+        let same = match (self.address, other.address) {
+            (Some(one), Some(other)) => {
+                let all = |one: IpAddr, other: IpAddr| {
+                    one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
+                };
+                one == other || all(one, other) || all(other, one)
+            }
+            _ => true,
+        };
+        same && (self.protocol, self.host) == (other.protocol, other.host)
+    }
+}
+
 impl FromStr for Publish {
     type Err = PublishError;
 
@@ -445,6 +461,23 @@ impl NicBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_collide() {
+        let collide = |one: &str, other: &str| {
+            let (one, other): (Publish, Publish) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(one.collides(&other), other.collides(&one));
+            one.collides(&other)
+        };
+        assert!(collide("80:80", "80:81"));
+        assert!(collide("80:80", "127.0.0.1:80:80"));
+        assert!(collide("0.0.0.0:80:80", "127.0.0.1:80:80"));
+        assert!(collide("[::]:80:80", "127.0.0.1:80:80"));
+        assert!(!collide("0.0.0.0:80:80", "[2001:db8::1]:80:80"));
+        assert!(!collide("127.0.0.1:80:80", "127.0.0.2:80:80"));
+        assert!(!collide("80:80", "81:80"));
+        assert!(!collide("80:80", "80:80/udp"));
+    }
 
     #[test]
     fn addresses() {

@@ -405,7 +405,7 @@ fn check_publish(
         let Place::Network { publish: ports, .. } = &other.place else {
             continue;
         };
-        if ports.iter().any(|port| collide(port, publish)) {
+        if ports.iter().any(|port| port.collides(publish)) {
             return Err(NetworkError::Published {
                 publish: *publish,
                 by: other.title(),
@@ -416,15 +416,6 @@ fn check_publish(
         publish: *publish,
         source,
     })
-}
-
-/// Whether two published ports would take the same packets.
-fn collide(one: &Publish, other: &Publish) -> bool {
-    let same_place = match (one.address, other.address) {
-        (Some(one), Some(other)) => one == other,
-        _ => true,
-    };
-    one.protocol == other.protocol && one.host == other.host && same_place
 }
 
 /// Whether nobody on this host listens there: that would be cut off.
@@ -458,16 +449,6 @@ mod tests {
 
     fn publish(text: &str) -> Publish {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn ports_that_collide() {
-        let collide = |one, other| collide(&publish(one), &publish(other));
-        assert!(collide("80:80", "80:81"));
-        assert!(collide("80:80", "127.0.0.1:80:80"));
-        assert!(!collide("127.0.0.1:80:80", "127.0.0.2:80:80"));
-        assert!(!collide("80:80", "81:80"));
-        assert!(!collide("80:80", "80:80/udp"));
     }
 
     #[test]

@@ -78,6 +78,22 @@ fn a_network_with_an_instance() {
 }
 
 #[test]
+fn ports_of_loopback_addresses_are_for_this_host_alone() {
+    let ports = ["127.0.0.1:8080:80", "0.0.0.0:8081:80", "[::]:8082:80"];
+    let text = text(&web(|_| ()), &[attachment(5, "web", &ports)]);
+    let local = "ip daddr 127.0.0.1 tcp dport 8080 dnat ip to 10.1.2.5:80";
+    assert!(lines(&text, "output").contains(&local));
+    assert!(!lines(&text, "prerouting").contains(&local));
+    // Whoever names no address in particular means all of them.
+    for line in [
+        "meta nfproto ipv4 fib daddr type local tcp dport 8081 dnat ip to 10.1.2.5:80",
+        "meta nfproto ipv6 fib daddr type local tcp dport 8082 dnat ip6 to [fd01:2:3::5]:80",
+    ] {
+        assert!(lines(&text, "prerouting").contains(&line), "{text}");
+    }
+}
+
+#[test]
 fn rules_of_people() {
     let networks = web(|config| {
         config.rules = [
