@@ -249,6 +249,11 @@ fn nobody_sends_as_somebody_else() {
             v6(Ipv6Addr::UNSPECIFIED, ICMPV6, advertisement(135, six.0)),
         ),
         (
+            "an address of another asked for",
+            false,
+            v6(Ipv6Addr::UNSPECIFIED, ICMPV6, advertisement(135, six.1)),
+        ),
+        (
             "IPv6 without an address",
             false,
             v6(Ipv6Addr::UNSPECIFIED, UDP, datagram()),

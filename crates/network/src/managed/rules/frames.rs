@@ -166,14 +166,19 @@ fn nic(text: &mut String, attachment: &Attachment, addresses: &Addresses) {
                 let numbers = [local, *six].map(|address| format!("{:#034x}", address.to_bits()));
                 // The target is behind type, code, checksum and flags (RFC
                 // 4861, 4.4). nft 1.0.6 has no name for it.
+                let numbers = set(numbers);
                 ipv6.push(format!(
-                    "icmpv6 type nd-neighbor-advert @th,64,128 != {} drop",
-                    set(numbers)
+                    "icmpv6 type nd-neighbor-advert @th,64,128 != {numbers} drop"
                 ));
                 ipv6.push(format!("ip6 saddr {} accept", set([local, *six])));
+                // Whoever asks from nowhere says that it wants the address
+                // (RFC 4862, 5.4.3): others would give up theirs.
+                ipv6.push(format!(
+                    "ip6 saddr :: icmpv6 type nd-neighbor-solicit @th,64,128 {numbers} accept"
+                ));
                 ipv6.push(
-                    "ip6 saddr :: icmpv6 type { nd-router-solicit, nd-neighbor-solicit, \
-                     mld-listener-report, mld2-listener-report } accept"
+                    "ip6 saddr :: icmpv6 type { nd-router-solicit, mld-listener-report, \
+                     mld2-listener-report } accept"
                         .to_owned(),
                 );
             }
