@@ -16,6 +16,12 @@ const LENGTH_MAX: u64 = 4 << 20;
 /// Most groups of a user.
 const GROUPS_MAX: usize = 1024;
 
+/// A number of a user or group. The last one of 32 bits is none: to the kernel
+/// it says that nothing changes, which would leave root's (setresuid(2)).
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number| *number != u32::MAX)
+}
+
 /// As whom a program runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
@@ -89,7 +95,7 @@ impl Users {
             None => (text, None),
         };
         let user = if user.is_empty() { "0" } else { user };
-        let number: Option<u32> = user.parse().ok();
+        let number = number(user);
         let line = self.passwd.lines().find_map(|line| {
             let line = Line::new(line)?;
             let is = line.name == user || Some(line.uid) == number;
@@ -124,7 +130,7 @@ impl Users {
         let named = groups.find(|(name, ..)| *name == group);
         named
             .map(|(_, gid, _)| gid)
-            .or_else(|| group.parse().ok())
+            .or_else(|| number(group))
             .ok_or_else(|| {
                 format!(
                     "there is no group '{}' in the container; name one of its /etc/group, or a number",
@@ -152,8 +158,8 @@ impl<'a> Line<'a> {
     fn new(line: &'a str) -> Option<Self> {
         let mut fields = line.split(':');
         let name = fields.next()?;
-        let uid = fields.nth(1)?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
+        let uid = number(fields.nth(1)?)?;
+        let gid = number(fields.next()?)?;
         let home = fields.nth(1).unwrap_or_default();
         Some(Line {
             name,
@@ -168,7 +174,7 @@ impl<'a> Line<'a> {
 fn group_line(line: &str) -> Option<(&str, u32, &str)> {
     let mut fields = line.split(':');
     let name = fields.next()?;
-    let gid = fields.nth(1)?.parse().ok()?;
+    let gid = number(fields.nth(1)?)?;
     Some((name, gid, fields.next().unwrap_or_default()))
 }
 
@@ -211,8 +217,8 @@ mod tests {
 
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbad\nodd:x:y:z\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbad\nodd:x:y:z\n\
+         last:x:4294967295:0::/:\n";
     const GROUP: &str = "root:x:0:\nadm:x:4:syslog,web\nwww:x:34:\nstaff:x:50:web\n";
 
     fn users() -> Users {
@@ -241,7 +247,16 @@ mod tests {
             );
             assert_eq!(user.groups, groups, "{text}");
         }
-        for bad in ["nobody", "odd", "web:none", "-1", "99999999999"] {
+        for bad in [
+            "nobody",
+            "odd",
+            "web:none",
+            "-1",
+            "99999999999",
+            "4294967295",
+            "web:4294967295",
+            "last",
+        ] {
             assert!(users().find(bad).is_err(), "{bad}");
         }
         assert_eq!(Users::default().find("").unwrap(), User::root());
