@@ -131,7 +131,12 @@ fn own(path: &Path, mode: u32, ids: Option<IdRange>) -> Result<PathBuf, String> 
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Ok(path.to_owned());
+            let owner = fs::metadata(path).map_err(failed)?.uid();
+            let root = rustix::process::geteuid().as_raw();
+            // Its maker was killed before it had given it away.
+            if owner != root || ids.is_none_or(|ids| ids.first == root) {
+                return Ok(path.to_owned());
+            }
         }
         Err(error) => return Err(failed(error)),
     }
@@ -294,6 +299,28 @@ mod tests {
         container.role = ContainerRole::Application;
         root(&container, place.path()).unwrap();
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_not_given_away_is_now() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root gives files away");
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let ids = Some(IdRange {
+            first: 600_000,
+            count: 65_536,
+        });
+        let path = place.path().join(UPPER);
+        // As one leaves it that is killed in the middle.
+        fs::create_dir(&path).unwrap();
+        own(&path, 0o755, ids).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().uid(), 600_000);
+        // The container may have given it to another of its users since.
+        chown(&path, Some(600_033), None).unwrap();
+        own(&path, 0o755, ids).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().uid(), 600_033);
     }
 
     #[test]
