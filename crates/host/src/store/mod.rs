@@ -52,6 +52,8 @@ const GONE: &str = ".gone-";
 const GROUPS: &str = "croft";
 /// What a volume's directory has its files in.
 const VOLUME: &str = "data";
+/// How often a directory is removed that others put a file into meanwhile.
+const REMOVALS: u32 = 20;
 /// How often a state that changes while it is read is read again.
 const TRIES: u32 = 5;
 
@@ -202,23 +204,39 @@ impl Instances {
             return Err(StoreError::Exists(name.clone()));
         }
         let process = std::process::id();
-        let directory = self
-            .directories
-            .instances()
-            .join(format!("{NEW}{name}-{process}-{}", files::now()));
-        let mut builder = DirBuilder::new();
-        builder.mode(0o700);
-        builder
-            .create(&directory)
-            .map_err(failed(name, "cannot make its directory"))?;
-        let lock = InstanceLock::take(&directory)
-            .map_err(|error| failed(name, "cannot lock it")(io::Error::other(error.to_string())))?;
-        Ok(NewInstance {
-            instances: self.clone(),
-            name: name.clone(),
-            directory,
-            _lock: lock,
-        })
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let directory = self
+                .directories
+                .instances()
+                .join(format!("{NEW}{name}-{process}-{}-{tries}", files::now()));
+            let mut builder = DirBuilder::new();
+            builder.mode(0o700);
+            match builder.create(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < TRIES => {
+                    continue;
+                }
+                made => made.map_err(failed(name, "cannot make its directory"))?,
+            }
+            match InstanceLock::take(&directory) {
+                Ok(lock) => {
+                    return Ok(NewInstance {
+                        instances: self.clone(),
+                        name: name.clone(),
+                        directory,
+                        _lock: lock,
+                    });
+                }
+                // Somebody took it, without a lock as it was, for what a crash
+                // has left.
+                Err(LockError::Held | LockError::Gone) if tries < TRIES => {}
+                Err(error) => {
+                    let error = io::Error::other(error.to_string());
+                    return Err(failed(name, "cannot lock it")(error));
+                }
+            }
+        }
     }
 
     /// Deletes an instance that does not run, with its disks.
@@ -237,8 +255,11 @@ impl Instances {
     fn clean(&self) {
         let entries = fs::read_dir(self.directories.instances());
         for entry in entries.into_iter().flatten().flatten() {
-            if is_leftover(&entry.file_name()) && InstanceLock::take(&entry.path()).is_ok() {
-                // If it cannot be removed now, then later.
+            if is_leftover(&entry.file_name())
+                && let Ok(_lock) = InstanceLock::take(&entry.path())
+            {
+                // Under its lock, or whoever has just made it would take that
+                // in between. If it cannot be removed now, then later.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
@@ -256,9 +277,23 @@ pub fn remove(directory: &Path, lock: InstanceLock) -> io::Result<()> {
     let gone = parent.join(gone);
     fs::rename(directory, &gone)?;
     files::sync_directory(parent)?;
-    let removed = fs::remove_dir_all(&gone);
+    let removed = remove_all(&gone);
     drop(lock);
     removed
+}
+
+/// Removes a directory that is nobody's any more, while others may do the same:
+/// whoever looks for its lock when that is gone makes another.
+fn remove_all(directory: &Path) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && tries < REMOVALS => {}
+            removed => return removed,
+        }
+    }
 }
 
 /// The control group of the container in `directory`, beneath the host's: of
