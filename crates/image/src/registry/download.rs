@@ -206,7 +206,7 @@ async fn rest(
             response = client.blob(layer, 0).await?;
         }
     }
-    while let Some(chunk) = response.chunk().await.map_err(|error| Fault::of(&error))? {
+    while let Some(chunk) = response.chunk().await.map_err(Fault::of)? {
         if partial.length.saturating_add(chunk.len() as u64) > layer.length {
             partial.clear()?;
             return Err(Fault::Refused(format!(
