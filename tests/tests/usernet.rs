@@ -146,7 +146,7 @@ fn a_user_reaches_the_guest_and_the_guest_the_host() {
     // Nothing of the host's is at the gateway.
     let hidden = serve(Ipv4Addr::LOCALHOST.into(), "nobody's");
     machine.type_in(&format!(
-        "wget -T 5 -q -O - http://10.199.15.1:{hidden}/ || echo gateway-$((40 + 3))\n"
+        "echo GET / | nc -w 5 10.199.15.1 {hidden} || echo gateway-$((40 + 3))\n"
     ));
     machine.expect("gateway-43");
 
