@@ -35,7 +35,7 @@ need_tests() {
         "$messages" |
         while read -r package test program; do
             for ((i = 0; i < ${#TESTS[@]}; i += 3)); do
-                [ "croft-${package#croft-}" = "${TESTS[i]}" ] || continue
+                [ "croft-${package#croft-}" = "${TESTS[i]}" ] || [ "$package" = "${TESTS[i]}" ] || continue
                 [ -z "${TESTS[i + 1]}" ] || [ "$test" = "${TESTS[i + 1]}" ] || continue
                 echo "$package-$test $program ${TESTS[i + 2]}"
             done
@@ -65,6 +65,7 @@ run_with_tests() {
 run_tests() {
     # Seconds for one program of tests; the guest is several times slower.
     local longest=1800 status=0 test program part
+    local PATIENCE=$longest
     while read -r test program part <&3; do
         say "$test"
         in_guest "$1" "cd '$ROOT' && timeout $longest '$program' --test-threads=1 $part $3" </dev/null || {
@@ -73,6 +74,29 @@ run_tests() {
         }
     done 3<"$2"
     return $status
+}
+
+# guest_packages INSTANCE PACKAGE...: downloads, into the cache, those of the
+# packages that the guest does not have, and what they need there; prints their
+# paths. The guest needs no network.
+guest_packages() {
+    local instance=$1 into=$CACHE/guest-packages state wanted name
+    shift
+    refresh_lists
+    state=$(mktemp -d)
+    mkdir -p "$state/none/partial" "$into/partial"
+    in_guest "$instance" 'cat /var/lib/dpkg/status' >"$state/status"
+    wanted=(apt-get -o Dir::State::status="$state/status" --no-install-recommends --yes)
+    # All that it would fetch if there were nothing.
+    private_apt "${wanted[@]}" -o Dir::Cache::archives="$state/none" --print-uris install "$@" |
+        awk '{print $2}' >"$state/names" &&
+        private_apt "${wanted[@]}" -o Dir::Cache::archives="$into" --download-only install "$@" >&2 ||
+        die "cannot download $*; check the network"
+    while read -r name; do
+        [ -s "$into/$name" ] || die "$into/$name is missing"
+        printf '%s\n' "$into/$name"
+    done <"$state/names"
+    rm -rf "$state"
 }
 
 # delete_at_end INSTANCE...: deletes what a check made, however it ends.
