@@ -27,9 +27,10 @@ Example:
 
 /// What follows the help of `croft nic detach`.
 pub const DETACH_HELP: &str = "\
-The guest is asked to release the NIC. One that does not answer within the time
-stays asked: the NIC goes when it answers, or with its next reset. --force takes
-it away as it is. 'croft show' lists the NICs there are.
+A machine's guest is asked to release the NIC. One that does not answer within
+the time stays asked: the NIC goes when it answers, or with its next reset.
+--force takes it away as it is. A container's NIC is gone at once. 'croft show'
+lists the NICs there are.
 
 Exit codes:
   0    the NIC is gone

@@ -1,5 +1,6 @@
 //! `croft list`.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use croft_api::Status;
@@ -42,6 +43,8 @@ pub struct Known {
     pub config: Option<Config>,
     /// What it does.
     pub status: Option<Status>,
+    /// Where it can be reached, if it runs.
+    pub addresses: Vec<IpAddr>,
     /// Why something of it cannot be read.
     pub error: Option<String>,
 }
@@ -58,6 +61,7 @@ pub fn known(instances: &Instances, name: InstanceName) -> Option<Known> {
         name: name.to_string(),
         config,
         status,
+        addresses: Vec::new(),
         error,
     })
 }
@@ -92,8 +96,7 @@ fn row(known: &Known) -> [String; 9] {
         return [name, a, "unreadable".to_owned(), b, c, d, e, f, g];
     };
     let (kind, memory, cpus) = kind(config);
-    let addresses = status.agent.iter().flat_map(|agent| &agent.addresses);
-    let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
+    let addresses: Vec<String> = known.addresses.iter().map(ToString::to_string).collect();
     let ports: Vec<String> = published(&config.nics).map(ToString::to_string).collect();
     [
         name,

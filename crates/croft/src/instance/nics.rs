@@ -153,17 +153,6 @@ pub fn published(nics: &[NicSpec]) -> impl Iterator<Item = &Publish> {
     })
 }
 
-/// What a NIC is, for people.
-pub fn describe(nic: &NicSpec) -> String {
-    let leads = match &nic.kind {
-        NicKind::User(_) => "user".to_owned(),
-        NicKind::Network(net) => net.network.clone(),
-        NicKind::Bridge(net) => format!("bridge {}", net.bridge),
-    };
-    let link = if nic.link { "" } else { ", link down" };
-    format!("{leads}, {}{link}", nic.mac)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,7 +182,7 @@ mod tests {
         assert_eq!(both[0].name, "net0");
         assert_ne!(both[0].mac, both[1].mac);
         let mac = both[1].mac;
-        assert_eq!(describe(&both[1]), format!("user, {mac}, link down"));
+        assert_eq!(both[1].describe(), format!("user, {mac}, link down"));
         let ports: Vec<String> = published(&both).map(ToString::to_string).collect();
         assert_eq!(ports, ["8080:80", "53:53/udp"]);
     }

@@ -2,6 +2,7 @@
 //! how they end, and what they leave behind.
 
 mod containers;
+mod containers_nics;
 mod containers_system;
 mod containers_walk;
 mod deaths;
@@ -9,6 +10,7 @@ mod devices;
 mod images;
 mod input_output;
 mod instances;
+mod namespace;
 mod save;
 mod stage;
 mod terminal;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::NetworkError;
 use crate::link::Netlink;
-use crate::managed::Setup;
+use crate::managed::{Setup, delete};
 use crate::names::Names;
 use crate::namespace::inside;
 
@@ -80,6 +80,19 @@ impl ContainerEnd<'_> {
             self.setup(host).apply()
         };
         inside(self.network, prepare).map_err(|source| NetworkError::Link {
+            what: "cannot enter the network namespace of",
+            interface: self.name.to_owned(),
+            source,
+        })?
+    }
+
+    /// Deletes the interface, if it is there.
+    pub fn remove(&self) -> Result<(), NetworkError> {
+        let remove = || {
+            let mut netlink = Netlink::open().map_err(NetworkError::Interfaces)?;
+            delete(&mut netlink, self.name)
+        };
+        inside(self.network, remove).map_err(|source| NetworkError::Link {
             what: "cannot enter the network namespace of",
             interface: self.name.to_owned(),
             source,

@@ -262,7 +262,8 @@ impl Payload for Container {
     }
 
     fn devices(&self) -> Vec<Plugged> {
-        Vec::new()
+        let running = self.running.as_ref();
+        running.map_or_else(Vec::new, |running| running.nics.status())
     }
 
     fn consoles(&mut self) -> &mut [Console] {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use croft_api::Outcome;
 use croft_api::container::{ContainerRole, ContainerSpec, ContainerStats};
 use croft_api::monitor::RunContainer;
+use croft_api::net::NicSpec;
 use croft_container::{Cover, Create, Created, Gate, Groups, Root, Stdio};
 use croft_host::store;
 use croft_isolate::cgroups::{Controllers, Event, Events, Group, Hierarchies};
@@ -168,17 +169,42 @@ impl Running {
             init.pid(),
         )
         .map_err(failed)?;
-        let hostname = spec::hostname(&run.container);
-        for (destination, text) in [
-            ("/etc/hosts", Names::hosts(&hostname, &nics.names)),
-            ("/etc/resolv.conf", Names::resolv_conf(&nics.names)),
-            ("/etc/hostname", format!("{hostname}\n")),
-        ] {
-            let written = parts.write(destination, &text);
-            written.map_err(|error| failed(format!("{destination}: {error}")))?;
-        }
+        write_names(&run.container, parts, &nics).map_err(failed)?;
         init.start().map_err(|error| refused(&error))?;
         Ok((streams, nics))
+    }
+
+    /// Attaches one more NIC.
+    pub fn add_nic(
+        &mut self,
+        run: &RunContainer,
+        directory: &Path,
+        nic: &NicSpec,
+        live_only: bool,
+    ) -> Result<(), String> {
+        self.nics.add(nic, live_only)?;
+        let told = self.tell_names(run, directory);
+        if told.is_err() {
+            self.nics.remove(&nic.name)?;
+        }
+        told
+    }
+
+    /// Detaches a NIC.
+    pub fn remove_nic(
+        &mut self,
+        run: &RunContainer,
+        directory: &Path,
+        nic: &str,
+    ) -> Result<(), String> {
+        self.nics.remove(nic)?;
+        self.tell_names(run, directory)
+    }
+
+    /// Writes what its NICs have to do with names, where it is told that.
+    fn tell_names(&self, run: &RunContainer, directory: &Path) -> Result<(), String> {
+        let parts = Parts::find(&run.container, directory)?;
+        write_names(&run.container, &parts, &self.nics)
     }
 
     /// Its init, as the host numbers it.
@@ -365,6 +391,20 @@ fn describe(
         unified_memory,
         profile: parts.profile.clone(),
     })
+}
+
+/// Writes the files that stand in for the image's.
+fn write_names(container: &ContainerSpec, parts: &Parts, nics: &Nics) -> Result<(), String> {
+    let (hostname, names) = (spec::hostname(container), nics.names());
+    for (destination, text) in [
+        ("/etc/hosts", Names::hosts(&hostname, &names)),
+        ("/etc/resolv.conf", Names::resolv_conf(&names)),
+        ("/etc/hostname", format!("{hostname}\n")),
+    ] {
+        let written = parts.write(destination, &text);
+        written.map_err(|error| format!("{destination}: {error}"))?;
+    }
+    Ok(())
 }
 
 /// The directories of a root, the topmost first.
