@@ -105,6 +105,16 @@ pub struct Created {
     child: Child,
     process: Process,
     console: Option<OwnedFd>,
+    namespaces: Option<Entries>,
+}
+
+/// The way into namespaces of a container.
+#[derive(Debug)]
+pub struct Entries {
+    /// Its network.
+    pub network: OwnedFd,
+    /// Its users.
+    pub user: OwnedFd,
 }
 
 impl Created {
@@ -125,6 +135,13 @@ impl Created {
     /// whoever lets go of this end then hangs the terminal up.
     pub fn take_console(&mut self) -> Option<OwnedFd> {
         self.console.take()
+    }
+
+    /// The way into its namespaces, which its maker alone has: once it has
+    /// other ids, a user cannot look them up before its program runs. There is
+    /// none behind a gate of its own.
+    pub fn take_namespaces(&mut self) -> Option<Entries> {
+        self.namespaces.take()
     }
 
     /// Lets it run its program, and returns when that is there. On an error
@@ -170,6 +187,14 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         groups: plan.groups,
     };
     let mut child = launch.start(|channel| init.run(channel))?;
+    // As long as it has the ids of its maker.
+    let namespaces = match listens {
+        true => None,
+        false => Some(Entries {
+            network: ids::namespace(child.pid, "net")?,
+            user: ids::namespace(child.pid, "user")?,
+        }),
+    };
     if let Some(maps) = &plan.maps {
         maps.give(child.pid)?;
     }
@@ -200,6 +225,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
                     child,
                     process: plan.process.cloned().unwrap_or_default(),
                     console: handles.pop(),
+                    namespaces,
                 });
             }
             _ => return Err(Error::new(Step::Init, "the container's init is confused")),

@@ -10,9 +10,10 @@ mod link;
 mod managed;
 mod names;
 mod namespace;
+mod shape;
 pub mod user;
 
 pub use addresses::addresses_of;
 pub use managed::*;
 pub use names::Names;
-pub use namespace::bring_up_loopback;
+pub use namespace::{Home, bring_up_loopback};

@@ -16,11 +16,11 @@ use std::time::Instant;
 use croft_api::container::ContainerRole;
 use croft_api::instance::Plugged;
 use croft_api::net::{NICS_MAX, NicChange, NicKind, NicLimits, NicSpec, Publish};
+use croft_container::Entries;
 use croft_host::{Directories, InstanceName};
 use croft_network::user::{self, ContainerEnd, Host, Passt, Program};
-use croft_network::{Addressing, Inner, Names, Networks, bring_up_loopback};
-use rustix::fs::{Mode, OFlags, fstat, open};
-use rustix::process::Pid;
+use croft_network::{Addressing, Home, Inner, Names, Networks, bring_up_loopback};
+use rustix::fs::{fstat, stat};
 
 use super::helper::{self, Helper};
 
@@ -98,16 +98,16 @@ impl Inside {
 }
 
 impl Nics {
-    /// Attaches all NICs of the container `name` whose init is `pid`, before
+    /// Attaches all NICs of the container `name` with these namespaces, before
     /// its program runs. Without any, it has its loopback interface.
     pub fn attach(
         name: &str,
         role: ContainerRole,
         nics: &[NicSpec],
-        pid: Pid,
+        entries: Entries,
     ) -> Result<Self, String> {
-        let namespaces = Namespaces::of(pid)?;
-        bring_up_loopback(namespaces.network.as_fd()).map_err(|error| format!("lo: {error}"))?;
+        let namespaces = Namespaces::of(entries)?;
+        bring_up_loopback(namespaces.home()).map_err(|error| format!("lo: {error}"))?;
         // From here on there may be something to detach.
         let mut made = Nics {
             container: name.to_owned(),
@@ -253,7 +253,12 @@ impl Nics {
         change.apply(&mut changed);
         match (&changed.kind, &self.attached) {
             (NicKind::Network(_) | NicKind::Bridge(_), Some((networks, instance))) => networks
-                .change_container(instance, &changed)
+                .change_container(
+                    instance,
+                    &changed,
+                    self.namespaces.network.as_fd(),
+                    &Inside::of(&changed).name,
+                )
                 .map_err(|error| error.to_string())?,
             _ => return Err(format!("{name}: {NO_CHANGE}")),
         }
@@ -337,36 +342,39 @@ impl UserCable {
 }
 
 impl Namespaces {
-    fn of(pid: Pid) -> Result<Self, String> {
-        let namespace = |of: &str, kind: &str| {
-            let path = format!("/proc/{of}/ns/{kind}");
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            let opened = open(&path, flags, Mode::empty());
-            opened.map_err(|error| format!("{path}: {error}"))
+    fn of(entries: Entries) -> Result<Self, String> {
+        let own = |kind: &str| {
+            let path = format!("/proc/self/ns/{kind}");
+            let about = stat(&path).map_err(|error| format!("{path}: {error}"))?;
+            Ok::<_, String>((about.st_dev, about.st_ino))
         };
         let number = |namespace: &OwnedFd| {
             let about = fstat(namespace).map_err(|error| error.to_string())?;
             Ok::<_, String>((about.st_dev, about.st_ino))
         };
-        let init = pid.as_raw_nonzero().to_string();
-        let network = namespace(&init, "net")?;
-        if number(&network)? == number(&namespace("self", "net")?)? {
+        let Entries { network, user } = entries;
+        if number(&network)? == own("net")? {
             return Err(
                 "the container has the host's network, which NICs are not added to".to_owned(),
             );
         }
-        let user = namespace(&init, "user")?;
-        let own = number(&user)? != number(&namespace("self", "user")?)?;
+        let has_own = number(&user)? != own("user")?;
         Ok(Namespaces {
             network,
-            user: own.then_some(user),
+            user: has_own.then_some(user),
         })
+    }
+
+    fn home(&self) -> Home<'_> {
+        Home {
+            network: self.network.as_fd(),
+            user: self.user.as_ref().map(AsFd::as_fd),
+        }
     }
 
     fn end<'a>(&'a self, nic: &NicSpec, inside: &'a Inside) -> ContainerEnd<'a> {
         ContainerEnd {
-            network: self.network.as_fd(),
-            user: self.user.as_ref().map(AsFd::as_fd),
+            home: self.home(),
             name: &inside.name,
             mac: nic.mac,
             mtu: nic.mtu.unwrap_or(user::MTU),

@@ -4,9 +4,10 @@
 //! [`net`](super::net).
 
 use clap::{Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 
 use super::instance::NameOptions;
-use super::net::{Net, VALUE, parse_net};
+use super::net::{Net, VALUE, parse_net, places};
 use super::resize::DetachOptions;
 use crate::size;
 
@@ -76,7 +77,7 @@ pub struct AttachOptions {
     pub name: NameOptions,
 
     /// Where it leads to, with options
-    #[arg(long, value_name = VALUE, value_parser = parse_net)]
+    #[arg(long, value_name = VALUE, value_parser = parse_net, add = ArgValueCandidates::new(places))]
     pub net: Net,
 
     /// Until the instance's next start only

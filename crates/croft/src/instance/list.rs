@@ -17,7 +17,7 @@ use crate::args::instance::ListOptions;
 use crate::args::output::OutputFormat;
 use crate::exit::Exit;
 use crate::table::columns;
-use crate::{print, size};
+use crate::{describe, print, size};
 
 /// Lists the instances.
 pub fn list(options: &ListOptions) -> Exit {
@@ -68,9 +68,7 @@ pub fn known(instances: &Instances, name: InstanceName) -> Option<Known> {
 
 /// As JSON, for programs.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Fault> {
-    serde_json::to_string_pretty(value)
-        .map(|text| text + "\n")
-        .map_err(|error| Fault::failed(format!("cannot write JSON: {error}")))
+    describe::json(value).map_err(Fault::failed)
 }
 
 fn table(all: &[Known]) -> String {

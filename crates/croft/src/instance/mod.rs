@@ -21,6 +21,8 @@ mod spec;
 mod ssh;
 mod wait;
 
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use croft_host::store::{Config, Machine};
@@ -141,7 +143,8 @@ impl From<ClientError> for Fault {
 fn open() -> Result<Instances, Fault> {
     let directories = Directories::find()?;
     directories.create()?;
-    Ok(Instances::new(directories))
+    let remover = |path: &Path| croft_image::remove_tree(path).map_err(io::Error::other);
+    Ok(Instances::new(directories).with_remover(remover))
 }
 
 /// The machine that an instance is.

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use croft_api::Outcome;
-use croft_api::container::{ContainerRole, ContainerSpec, ContainerStats};
+use croft_api::container::{ContainerLimits, ContainerRole, ContainerSpec, ContainerStats, PIDS};
 use croft_api::monitor::RunContainer;
 use croft_api::net::NicSpec;
 use croft_container::{Cover, Create, Created, Gate, Groups, Root, Stdio};
@@ -28,6 +28,7 @@ use super::parts::{self, Parts};
 use super::spec::{self, Given};
 use super::streams::Streams;
 use super::users::{User, Users};
+use super::watches;
 use crate::nics::container::Nics;
 
 /// The exit status of a program that was not started, of docker's.
@@ -65,6 +66,9 @@ impl Running {
         let invalid = |message: String| Outcome::Invalid { message };
         let container = &run.container;
         let parts = Parts::find(container, directory).map_err(invalid)?;
+        if container.role == ContainerRole::System {
+            watches::lack().into_iter().for_each(&mut *say);
+        }
         let hierarchies = Hierarchies::find().map_err(|error| failed(error.to_string()))?;
         let path = store::control_group(directory).map_err(|error| failed(error.to_string()))?;
         let group = make_group(&path, &hierarchies)?;
@@ -103,9 +107,11 @@ impl Running {
         let container = &run.container;
         let unified = is_unified(hierarchies);
         let users = Users::of_layers(layers(parts));
-        let user = users.find(&container.user).map_err(invalid)?;
+        let user = users.find(&container.user);
+        let user = user.and_then(|user| user.among(container.ids));
+        let user = user.map_err(invalid)?;
         let spec = describe(run, directory, parts, &user, unified).map_err(invalid)?;
-        limit(group, &spec, say)?;
+        limit(container, group, &spec, say)?;
         if let (ContainerRole::System, Some(ids)) = (container.role, container.ids) {
             // Its init makes groups of its own beneath it.
             let owner = (Uid::from_raw(ids.first), Gid::from_raw(ids.first));
@@ -162,11 +168,13 @@ impl Running {
             Some(end) => Streams::terminal(end).map_err(|error| failed(error.to_string()))?,
             None => streams,
         };
+        let namespaces = init.take_namespaces();
+        let namespaces = namespaces.ok_or_else(|| failed("its namespaces are lost".to_owned()))?;
         let nics = Nics::attach(
             &run.container.name,
             run.container.role,
             &run.nics,
-            init.pid(),
+            namespaces,
         )
         .map_err(failed)?;
         write_names(&run.container, parts, &nics).map_err(failed)?;
@@ -231,6 +239,7 @@ impl Running {
     pub fn spec(&self, run: &RunContainer, directory: &Path) -> Result<Spec, String> {
         let parts = Parts::find(&run.container, directory)?;
         let user = Users::of_layers(layers(&parts)).find(&run.container.user)?;
+        let user = user.among(run.container.ids)?;
         describe(run, directory, &parts, &user, is_unified(&self.hierarchies))
     }
 
@@ -387,7 +396,7 @@ fn describe(
         devices: &parts.devices,
         disks: &parts.disks,
         group: &store::control_group(directory).map_err(|error| error.to_string())?,
-        maps_ids: rustix::process::geteuid().is_root(),
+        maker: parts::maker(),
         unified_memory,
         profile: parts.profile.clone(),
     })
@@ -458,7 +467,12 @@ fn remove_group(group: &Group) -> Result<(), String> {
 
 /// Sets a container's limits; what cannot be had for root is an error, as
 /// others would suffer from it.
-fn limit(group: &Group, spec: &Spec, say: &mut dyn FnMut(String)) -> Result<(), Outcome> {
+fn limit(
+    container: &ContainerSpec,
+    group: &Group,
+    spec: &Spec,
+    say: &mut dyn FnMut(String),
+) -> Result<(), Outcome> {
     let resources = spec
         .linux()
         .as_ref()
@@ -466,9 +480,10 @@ fn limit(group: &Group, spec: &Spec, say: &mut dyn FnMut(String)) -> Result<(), 
     let Some(resources) = resources else {
         return Ok(());
     };
-    let left_out = group.apply(resources).map_err(|error| Outcome::Invalid {
+    let mut left_out = group.apply(resources).map_err(|error| Outcome::Invalid {
         message: error.to_string(),
     })?;
+    left_out.retain(|one| is_missed(&one.what, &container.limits));
     if !left_out.is_empty() {
         say(format!(
             "without some limits: {}; 'croft doctor' tells more",
@@ -476,6 +491,22 @@ fn limit(group: &Group, spec: &Spec, say: &mut dyn FnMut(String)) -> Result<(), 
         ));
     }
     Ok(())
+}
+
+/// Whether somebody misses what is left out: not what nobody asked for, nor what
+/// keeps a user's container from devices, which the user has no rights to.
+fn is_missed(what: &str, limits: &ContainerLimits) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    match what {
+        "cpu" => limits.cpus.is_some() || limits.cpu_weight.is_some(),
+        "cpuset" => limits.cpuset.is_some(),
+        "memory" => {
+            limits.memory.is_some() || limits.memory_high.is_some() || limits.swap.is_some()
+        }
+        "pids" => root || limits.pids != Some(PIDS),
+        "devices" => root,
+        _ => true,
+    }
 }
 
 fn list<T: std::fmt::Display>(all: &[T]) -> String {
