@@ -90,6 +90,11 @@ pub enum Stdio {
 pub enum Gate {
     /// [`Created::start`].
     Caller,
+    /// The same, which may come while the container is still being made, so
+    /// that neither waits for the other: whatever is wrong then is told by
+    /// [`Created::start`]. With a terminal, whose other end is there when all
+    /// is made, it is as [`Gate::Caller`].
+    Early,
     /// A byte on a connection to this listening stream socket, by
     /// [`start_through`]: of another process, at any later time. A connection
     /// that ends without a byte asks whether it waits, and changes nothing: the
@@ -104,6 +109,8 @@ pub enum Gate {
 pub struct Created {
     child: Child,
     process: Process,
+    /// It has said that it is.
+    is_made: bool,
     console: Option<OwnedFd>,
     namespaces: Option<Entries>,
 }
@@ -138,19 +145,33 @@ impl Created {
     }
 
     /// The way into its namespaces, which its maker alone has: once it has
-    /// other ids, a user cannot look them up before its program runs. There is
-    /// none behind a gate of its own.
+    /// other ids, a user cannot look them up before its program runs. They are
+    /// there with [`Gate::Caller`], if this process may have them.
     pub fn take_namespaces(&mut self) -> Option<Entries> {
         self.namespaces.take()
     }
 
     /// Lets it run its program, and returns when that is there. On an error
-    /// it has ended, and is reaped.
+    /// it has ended, and is reaped, here or when this is dropped.
     ///
     /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
     pub fn start(&mut self) -> Result<(), Error> {
-        self.child.go(&[])?;
+        let told = self.child.go(&[]);
+        // One that has failed is gone, and has said why.
+        self.await_made()?;
+        told?;
         self.child.await_program(&self.process)
+    }
+
+    fn await_made(&mut self) -> Result<(), Error> {
+        if !self.is_made {
+            let (Message::Created, mut handles) = self.child.next()? else {
+                return Err(confused());
+            };
+            self.is_made = true;
+            self.console = handles.pop();
+        }
+        Ok(())
     }
 }
 
@@ -174,7 +195,6 @@ pub fn create(create: Create<'_>) -> Result<Created, Error> {
 pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, Error> {
     let mut plan = Plan::new(&create)?;
     plan.covers = covers;
-    let listens = matches!(create.gate, Gate::Socket(_));
     let init = Init {
         plan: &plan,
         stdio: &create.stdio,
@@ -186,14 +206,17 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
         groups: plan.groups,
     };
-    let mut child = launch.start(|channel| init.run(channel))?;
-    // As long as it has the ids of its maker.
-    let namespaces = match listens {
-        true => None,
-        false => Some(Entries {
-            network: ids::namespace(child.pid, "net")?,
-            user: ids::namespace(child.pid, "user")?,
-        }),
+    let child = launch.start(|channel| init.run(channel))?;
+    // As long as it has the ids of its maker. Not all makers want them.
+    let entries = || {
+        Some(Entries {
+            network: ids::namespace(child.pid, "net").ok()?,
+            user: ids::namespace(child.pid, "user").ok()?,
+        })
+    };
+    let namespaces = match create.gate {
+        Gate::Caller => entries(),
+        Gate::Early | Gate::Socket(_) => None,
     };
     if let Some(maps) = &plan.maps {
         maps.give(child.pid)?;
@@ -211,26 +234,31 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
     } else if plan.maps.is_some() {
         child.go(&[])?;
     }
-    loop {
-        match child.next()? {
-            (Message::Prepared, _) => {
-                run_runtime_hooks(&plan, child.pid)?;
-                child.go(&[])?;
-            }
-            (Message::Created, mut handles) => {
-                if listens {
-                    child.release();
-                }
-                return Ok(Created {
-                    child,
-                    process: plan.process.cloned().unwrap_or_default(),
-                    console: handles.pop(),
-                    namespaces,
-                });
-            }
-            _ => return Err(Error::new(Step::Init, "the container's init is confused")),
-        }
+    let mut created = Created {
+        child,
+        process: plan.process.cloned().unwrap_or_default(),
+        is_made: false,
+        console: None,
+        namespaces,
+    };
+    if plan.prepares() {
+        let (Message::Prepared, _) = created.child.next()? else {
+            return Err(confused());
+        };
+        run_runtime_hooks(&plan, created.child.pid)?;
+        created.child.go(&[])?;
     }
+    if !matches!(create.gate, Gate::Early) || created.process.terminal() == Some(true) {
+        created.await_made()?;
+    }
+    if matches!(create.gate, Gate::Socket(_)) {
+        created.child.release();
+    }
+    Ok(created)
+}
+
+fn confused() -> Error {
+    Error::new(Step::Init, "the container's init is confused")
 }
 
 /// What only its maker may do to it: to be killed later than others when
