@@ -40,7 +40,7 @@ pub use self::devices::{disk, nic};
 pub use self::guest::{exec, shell};
 pub use self::list::list;
 pub use self::logs::logs;
-pub use self::nics::{ByDefault, nics};
+pub use self::nics::{ByDefault, nets, nics};
 pub use self::power::{kill, pause, restart, resume, start, stop};
 pub use self::run::run;
 pub use self::show::show;

@@ -126,6 +126,23 @@ fn nics_come_and_go_while_a_container_runs() {
     assert_eq!(stage.interfaces(), ["eth1", "lo"]);
     assert_eq!(stage.kept_nics(), ["net1"]);
 
+    // A shell completes their names.
+    let complete = |words: &[&str]| {
+        let index = words.len().to_string();
+        let output = stage
+            .croft(&[&["--", "croft"], words].concat())
+            .env("COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", index)
+            .env("_CLAP_IFS", "\n")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(complete(&["network", "show", "on"]), "one");
+    assert_eq!(complete(&["network", "delete", "one", "tw"]), "two");
+    assert_eq!(complete(&["run", "--net", "t"]), "two");
+    assert_eq!(complete(&["nic", "attach", name, "--net", "us"]), "user");
+
     // The user network comes and goes too.
     if Path::new("/usr/bin/pasta").exists() {
         assert_eq!(

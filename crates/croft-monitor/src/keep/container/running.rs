@@ -38,6 +38,11 @@ const RUNTIME: &str = "/run/croft";
 /// SIGHUP and SIGINT (signal(7)).
 const HANG_UP: u8 = 1;
 const INTERRUPT: u8 = 2;
+/// Why a user has no systems.
+const NOT_DELEGATED: &str = "the init of a whole system divides a control group of its own, and \
+                             this host has delegated none to this user: log in by systemd \
+                             (loginctl shows the session), or run as root; 'croft doctor' tells \
+                             more";
 /// What ends a process at once.
 const KILL: i32 = Signal::KILL.as_raw();
 
@@ -114,9 +119,17 @@ impl Running {
         limit(container, group, &spec, say)?;
         if let (ContainerRole::System, Some(ids)) = (container.role, container.ids) {
             // Its init makes groups of its own beneath it.
-            let owner = (Uid::from_raw(ids.first), Gid::from_raw(ids.first));
-            let delegated = group.delegate(owner.0, owner.1);
-            delegated.map_err(|error| failed(error.to_string()))?;
+            if parts::maker().is_some() {
+                if group.is_nowhere() {
+                    return Err(invalid(NOT_DELEGATED.to_owned()));
+                }
+                // They are the user's, who is in the container too, and so its
+                // root's.
+            } else {
+                let owner = (Uid::from_raw(ids.first), Gid::from_raw(ids.first));
+                let delegated = group.delegate(owner.0, owner.1);
+                delegated.map_err(|error| failed(error.to_string()))?;
+            }
         }
         let (streams, stdio) = if container.tty {
             (Streams::default(), Stdio::Inherit)
