@@ -307,10 +307,29 @@ fn a_restored_guest_is_reached_again() {
     let ended = machine.wait_at_most(END);
     assert_eq!(ended.code, Some(6), "{ended:#?}");
 
+    // Under another port, as its own is taken by now; what it has is named.
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     let mut command = stage.restore(&file);
+    command.args(["--net", "user", "--net", "user"]);
+    let refused = stage.start(command).wait();
+    assert_eq!(refused.code, Some(2), "{refused:#?}");
+    let mut command = stage.restore(&file);
+    command.args(["--net", "lan"]);
+    let refused = stage.start(command).wait();
+    assert_eq!(refused.code, Some(2), "{refused:#?}");
+    assert!(refused.stderr.contains("net0"), "{refused:#?}");
+    let other = free_port();
+    let mut command = stage.restore(&file);
+    command.args([
+        "--net",
+        "user",
+        "--publish",
+        &format!("127.0.0.1:{other}:{PORT}"),
+    ]);
     command.stdin(Stdio::piped());
     let mut machine = stage.start(command);
-    wait_for_page(port);
+    wait_for_page(other);
+    drop(taken);
     machine.type_in("poweroff -f\n");
     let ended = machine.wait();
     assert_eq!(ended.code, Some(0), "{ended:#?}");

@@ -330,7 +330,7 @@ impl Netlink {
         Ok(routes)
     }
 
-    fn order(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(crate) fn order(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.request(request, NLM_F_ACK | flags).map(drop)
     }
 

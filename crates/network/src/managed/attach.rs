@@ -365,7 +365,7 @@ fn seat_on_bridge(
 }
 
 /// Deletes an interface, if it is there.
-pub(super) fn delete(netlink: &mut Netlink, interface: &str) -> Result<(), NetworkError> {
+pub(crate) fn delete(netlink: &mut Netlink, interface: &str) -> Result<(), NetworkError> {
     let Some(link) = netlink.link(interface).map_err(NetworkError::Interfaces)? else {
         return Ok(());
     };

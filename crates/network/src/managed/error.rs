@@ -14,6 +14,12 @@ use super::name::{NetworkName, NetworkNameError};
 /// Why something could not be done with a network.
 #[derive(Debug, Error)]
 pub enum NetworkError {
+    /// A container's network cannot be entered.
+    #[error("the container's network cannot be entered: {0}")]
+    Namespace(#[source] io::Error),
+    /// Something in a container failed; it was done by another process.
+    #[error("in the container: {0}")]
+    Inside(String),
     /// Not root.
     #[error(
         "managed networks and bridges are for root; as another user take --net user, which needs no rights"
