@@ -247,7 +247,11 @@ mod tests {
         thread::scope(|scope| {
             // Another container that was handed the stream.
             scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) && write(&out, &[b'x'; PIECE]).is_ok() {}
+                while !done.load(Ordering::Relaxed) {
+                    if write(&out, &[b'x'; PIECE]).is_err() {
+                        break;
+                    }
+                }
             });
             streams.drain(&mut consoles, &mut records);
             done.store(true, Ordering::Relaxed);
