@@ -210,7 +210,11 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
 /// What only its maker may do to it: to be killed later than others when
 /// memory is short, limits above those of its maker.
 pub(crate) fn raise(process: &Process, pid: Pid, mapped: bool) -> Result<(), Error> {
-    if let Some(adjustment) = process.oom_score_adj() {
+    // It has its maker's, and without rights its file may be root's.
+    let has = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    if let Some(adjustment) = process.oom_score_adj()
+        && has.trim().parse() != Ok(adjustment)
+    {
         let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
         fs::write(&path, adjustment.to_string()).at(Step::Settings, || {
             format!("the oom_score_adj {adjustment}: {path}")
