@@ -73,6 +73,14 @@ impl Place {
         fs::write(&path, config.to_string()).unwrap();
     }
 
+    /// Sets the limit of its memory, in bytes.
+    fn limit_memory(&self, limit: u64) {
+        let path = self.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["linux"]["resources"]["memory"] = json!({ "limit": limit });
+        fs::write(&path, config.to_string()).unwrap();
+    }
+
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program("croft-oci"));
         command
@@ -177,6 +185,32 @@ fn exit_codes_and_messages() {
             said.lines().count() <= 3 && said.contains("error: "),
             "{said}"
         );
+    }
+    assert!(place.oci(&["list", "--quiet"]).stdout.is_empty());
+}
+
+/// What init takes before it is the program counts too: with version 2 from its
+/// first moment.
+#[test]
+fn half_a_mebibyte_of_memory_is_enough() {
+    let Some(place) = Place::new() else { return };
+    for own_ids in [false, true] {
+        place.configure(&["true"], own_ids);
+        place.limit_memory(512 << 10);
+        for _ in 0..5 {
+            let output = place.oci(&["run", "croft-test-small"]);
+            assert_eq!(output.status.code(), Some(0), "{own_ids}: {output:?}");
+        }
+        assert_eq!(place.quiet(&["create", "croft-test-small"]), Some(0));
+        assert_eq!(place.quiet(&["start", "croft-test-small"]), Some(0));
+        place.becomes("croft-test-small", "stopped");
+        assert_eq!(place.quiet(&["delete", "croft-test-small"]), Some(0));
+        // And what is not enough is said.
+        place.limit_memory(16 << 10);
+        let output = place.oci(&["run", "croft-test-small"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{own_ids}: {said}");
+        assert!(said.contains("signal 9"), "{own_ids}: {said}");
     }
     assert!(place.oci(&["list", "--quiet"]).stdout.is_empty());
 }

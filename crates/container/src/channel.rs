@@ -135,8 +135,8 @@ pub fn receive(channel: impl AsFd) -> Result<Option<(Message, Vec<OwnedFd>)>, Er
             &mut ancillary,
             RecvFlags::CMSG_CLOEXEC,
         ) {
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Ok(None),
+            // It went without reading all: told once, and before what it said.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             result => break result?.bytes,
         }
     };
@@ -175,6 +175,17 @@ mod tests {
         assert!(matches!(message, Message::Failed(got) if got == error));
         assert_eq!(descriptors.len(), 2);
         drop(descriptors);
+        let (message, _) = receive(&other).unwrap().unwrap();
+        assert!(matches!(message, Message::Other(7)));
+        assert!(receive(&other).unwrap().is_none());
+    }
+
+    #[test]
+    fn who_goes_without_listening_is_heard() {
+        let (one, other) = pair().unwrap();
+        send(&other, &Message::Go, &[]).unwrap();
+        send(&one, &Message::Other(7), &[]).unwrap();
+        drop(one);
         let (message, _) = receive(&other).unwrap().unwrap();
         assert!(matches!(message, Message::Other(7)));
         assert!(receive(&other).unwrap().is_none());

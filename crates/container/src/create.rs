@@ -90,6 +90,11 @@ pub enum Stdio {
 pub enum Gate {
     /// [`Created::start`].
     Caller,
+    /// The same, which may come while the container is still being made, so
+    /// that neither waits for the other: whatever is wrong then is told by
+    /// [`Created::start`]. With a terminal, whose other end is there when all
+    /// is made, it is as [`Gate::Caller`].
+    Early,
     /// A byte on a connection to this listening stream socket, by
     /// [`start_through`]: of another process, at any later time. A connection
     /// that ends without a byte asks whether it waits, and changes nothing: the
@@ -104,6 +109,8 @@ pub enum Gate {
 pub struct Created {
     child: Child,
     process: Process,
+    /// It has said that it is.
+    is_made: bool,
     console: Option<OwnedFd>,
 }
 
@@ -128,12 +135,26 @@ impl Created {
     }
 
     /// Lets it run its program, and returns when that is there. On an error
-    /// it has ended, and is reaped.
+    /// it has ended, and is reaped, here or when this is dropped.
     ///
     /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
     pub fn start(&mut self) -> Result<(), Error> {
-        self.child.go(&[])?;
+        let told = self.child.go(&[]);
+        // One that has failed is gone, and has said why.
+        self.await_made()?;
+        told?;
         self.child.await_program(&self.process)
+    }
+
+    fn await_made(&mut self) -> Result<(), Error> {
+        if !self.is_made {
+            let (Message::Created, mut handles) = self.child.next()? else {
+                return Err(confused());
+            };
+            self.is_made = true;
+            self.console = handles.pop();
+        }
+        Ok(())
     }
 }
 
@@ -157,7 +178,6 @@ pub fn create(create: Create<'_>) -> Result<Created, Error> {
 pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, Error> {
     let mut plan = Plan::new(&create)?;
     plan.covers = covers;
-    let listens = matches!(create.gate, Gate::Socket(_));
     let init = Init {
         plan: &plan,
         stdio: &create.stdio,
@@ -169,7 +189,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
         groups: plan.groups,
     };
-    let mut child = launch.start(|channel| init.run(channel))?;
+    let child = launch.start(|channel| init.run(channel))?;
     if let Some(maps) = &plan.maps {
         maps.give(child.pid)?;
     }
@@ -186,25 +206,30 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
     } else if plan.maps.is_some() {
         child.go(&[])?;
     }
-    loop {
-        match child.next()? {
-            (Message::Prepared, _) => {
-                run_runtime_hooks(&plan, child.pid)?;
-                child.go(&[])?;
-            }
-            (Message::Created, mut handles) => {
-                if listens {
-                    child.release();
-                }
-                return Ok(Created {
-                    child,
-                    process: plan.process.cloned().unwrap_or_default(),
-                    console: handles.pop(),
-                });
-            }
-            _ => return Err(Error::new(Step::Init, "the container's init is confused")),
-        }
+    let mut created = Created {
+        child,
+        process: plan.process.cloned().unwrap_or_default(),
+        is_made: false,
+        console: None,
+    };
+    if plan.prepares() {
+        let (Message::Prepared, _) = created.child.next()? else {
+            return Err(confused());
+        };
+        run_runtime_hooks(&plan, created.child.pid)?;
+        created.child.go(&[])?;
     }
+    if !matches!(create.gate, Gate::Early) || created.process.terminal() == Some(true) {
+        created.await_made()?;
+    }
+    if matches!(create.gate, Gate::Socket(_)) {
+        created.child.release();
+    }
+    Ok(created)
+}
+
+fn confused() -> Error {
+    Error::new(Step::Init, "the container's init is confused")
 }
 
 /// What only its maker may do to it: to be killed later than others when

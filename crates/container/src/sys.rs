@@ -436,7 +436,7 @@ pub fn raise_loopback() -> Result<(), Errno> {
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
         checked(c_long::from(libc::ioctl(
             socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS,
+            libc::SIOCSIFFLAGS as _,
             &raw mut request,
         )))
     }

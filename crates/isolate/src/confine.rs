@@ -22,9 +22,6 @@ use crate::report::{Part, Piece};
 /// Most descriptors: a few for each queue and vCPU, and what guests have open
 /// in shared directories.
 const DESCRIPTORS: u64 = 64 << 10;
-/// Most arenas of the C library's allocator. Each thread that finds none free
-/// would make one, and keep memory in it.
-const ARENAS: i32 = 8;
 /// Place for the new root; any directory that every host has.
 const PLACE: &str = "/proc";
 
@@ -166,12 +163,15 @@ fn drop_rights() -> Part {
     }
 }
 
-/// Bounds the allocator's arenas, and with it the memory of a payload with
-/// many threads.
+/// Bounds the arenas of glibc's allocator, and with it the memory of a payload
+/// with many threads: each that finds none free would make one, and keep memory
+/// in it.
 fn arenas() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number; there is one thread.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, ARENAS)
-    };
+    {
+        /// Most of them.
+        const ARENAS: i32 = 8;
+        // SAFETY: sets a number; there is one thread.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+    }
 }

@@ -138,6 +138,9 @@ pub fn resource(limit: &PosixRlimit) -> (PosixRlimitType, u32) {
         PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
     };
+    // glibc's type of it is this one, musl's is signed.
+    #[allow(clippy::unnecessary_cast)]
+    let number = number as u32;
     (kind, number)
 }
 

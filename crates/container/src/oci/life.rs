@@ -48,6 +48,7 @@ struct Made {
     entry: Entry,
     record: Record,
     spec: Spec,
+    group: Group,
     created: Created,
 }
 
@@ -102,7 +103,7 @@ pub fn run(context: &Context, options: &Run) -> Result<u8, Error> {
     let code = foreground.wait(made.created.pid(), made.created.pidfd())?;
     if !options.keep {
         made.entry.lock()?;
-        remove(&context.log, &made.entry, Some(&made.record))?;
+        made.remove(&context.log)?;
     }
     Ok(code)
 }
@@ -240,18 +241,27 @@ pub fn remove(log: &Log, entry: &Entry, record: Option<&Record>) -> Result<(), E
     if let Some(record) = record
         && let Some(group) = groups::open(record)?
     {
-        // Without a pid namespace its children outlive init.
-        group.kill()?;
-        group.delete()?;
+        remove_group(&group)?;
     }
     entry.remove()?;
-    if let (Some(record), Ok(spec)) = (record, spec)
-        && let Some(all) = spec.hooks()
-        && let Some(hooks) = all.poststop()
-    {
-        run_all(log, hooks, &state(record, &spec, Status::Stopped, None));
+    if let (Some(record), Ok(spec)) = (record, spec) {
+        poststop(log, record, &spec);
     }
     Ok(())
+}
+
+fn remove_group(group: &Group) -> Result<(), Error> {
+    // Without a pid namespace its children outlive init.
+    group.kill()?;
+    Ok(group.delete()?)
+}
+
+fn poststop(log: &Log, record: &Record, spec: &Spec) {
+    if let Some(all) = spec.hooks()
+        && let Some(hooks) = all.poststop()
+    {
+        run_all(log, hooks, &state(record, spec, Status::Stopped, None));
+    }
 }
 
 fn poststart(log: &Log, record: &Record, spec: &Spec) {
@@ -305,6 +315,14 @@ impl Made {
         Ok(foreground)
     }
 
+    /// Removes all that is left of it: see [`remove`].
+    fn remove(&self, log: &Log) -> Result<(), Error> {
+        remove_group(&self.group)?;
+        self.entry.remove()?;
+        poststop(log, &self.record, &self.spec);
+        Ok(())
+    }
+
     /// Takes back what was made; the error that made it necessary.
     fn undo(self, log: &Log, error: Error) -> Error {
         let _ = end_init(self.record.init);
@@ -346,10 +364,11 @@ fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Err
         &entry,
         &mut record,
     ) {
-        Ok(created) => Ok(Made {
+        Ok((created, group)) => Ok(Made {
             entry,
             record,
             spec: bundle.spec,
+            group,
             created,
         }),
         Err(error) => {
@@ -378,7 +397,7 @@ fn make_in(
     bundle: &Bundle,
     entry: &Entry,
     record: &mut Record,
-) -> Result<Created, Error> {
+) -> Result<(Created, Group), Error> {
     entry.keep_config(&bundle.text)?;
     let path = groups::path(&options.id, &bundle.spec);
     record.groups = Some(path.clone());
@@ -388,7 +407,9 @@ fn make_in(
     groups::limit(&group, &bundle.spec, &context.log)?;
     let gate = match keeper {
         Keeper::Nobody => Gate::Socket(listen_at(&entry.socket())?),
-        Keeper::Start | Keeper::End => Gate::Caller,
+        // Hooks are told apart by whether there was a container.
+        _ if bundle.spec.hooks().is_some() => Gate::Caller,
+        Keeper::Start | Keeper::End => Gate::Early,
     };
     let mut created = crate::create(crate::Create {
         id: &options.id,
@@ -415,7 +436,7 @@ fn make_in(
             None => Ok(()),
         });
     match kept {
-        Ok(()) => Ok(created),
+        Ok(()) => Ok((created, group)),
         Err(error) => {
             let _ = end_init(record.init);
             let pid = created.pid();

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! ROOT/ID/             one mkdir takes the name, and its lock is held (flock)
-//!   state.json         what is known; replaced by a rename
+//!   making.json        what is known while it is made
+//!   state.json         what is known since; each appears whole, by a rename
 //!   config.json        the bundle's, as it was at create
 //!   start              the socket that its init waits at
 //! ```
@@ -33,6 +34,9 @@ pub const LARGEST: u64 = 16 << 20;
 /// Version of [`Record`].
 const VERSION: u32 = 1;
 const STATE: &str = "state.json";
+/// Until there is an init. A file of its own: ext4 writes what replaces another
+/// to the disk at once, and removing it waits for that.
+const MAKING: &str = "making.json";
 const CONFIG: &str = "config.json";
 const SOCKET: &str = "start";
 
@@ -225,33 +229,37 @@ impl Entry {
     /// What is known; `None` while its maker has not written anything, or was
     /// killed before.
     pub fn record(&self) -> Result<Option<Record>, Error> {
-        let Some(text) = self.read(STATE)? else {
-            return Ok(None);
+        for name in [STATE, MAKING] {
+            if let Some(text) = self.read(name)? {
+                return self.understand(name, &text).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn understand(&self, name: &str, text: &[u8]) -> Result<Record, Error> {
+        let wrong = |why: String| Error::Content {
+            path: self.path.join(name),
+            why,
         };
-        let record: Record = serde_json::from_slice(&text).map_err(|error| Error::Content {
-            path: self.path.join(STATE),
-            why: error.to_string(),
-        })?;
-        if record.version == VERSION {
-            Ok(Some(record))
-        } else {
-            Err(Error::Content {
-                path: self.path.join(STATE),
-                why: format!(
-                    "it is of version {}, this program reads {VERSION}",
-                    record.version
-                ),
-            })
+        let record: Record =
+            serde_json::from_slice(text).map_err(|error| wrong(error.to_string()))?;
+        match record.version {
+            VERSION => Ok(record),
+            other => Err(wrong(format!(
+                "it is of version {other}, this program reads {VERSION}"
+            ))),
         }
     }
 
     /// Remembers it.
     pub fn write(&self, record: &Record) -> Result<(), Error> {
+        let name = if record.init.is_some() { STATE } else { MAKING };
         let text = serde_json::to_vec(record).map_err(|error| Error::Content {
-            path: self.path.join(STATE),
+            path: self.path.join(name),
             why: error.to_string(),
         })?;
-        self.replace(STATE, &text)
+        self.replace(name, &text)
     }
 
     /// Keeps the configuration as it was: the bundle's may change.
@@ -399,6 +407,7 @@ mod tests {
         assert_eq!(entry.record().unwrap(), None);
         let mut written = record("one");
         entry.write(&written).unwrap();
+        assert_eq!(entry.record().unwrap().as_ref(), Some(&written));
         written.init = Process::own();
         entry.write(&written).unwrap();
         entry.keep_config(b"{\"ociVersion\":\"1.0.2\"}").unwrap();

@@ -1,10 +1,13 @@
 //! Which hierarchies there are, and where this process is in them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::{Controllers, Error};
+
+/// What is read at a time of a file of procfs, in bytes.
+const STEP: usize = 8 << 10;
 
 /// Of which kind a hierarchy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,22 +44,21 @@ pub struct Hierarchies {
 impl Hierarchies {
     /// Looks at this host.
     pub fn find() -> Result<Self, Error> {
-        let read = |path: &str| {
-            fs::read_to_string(path).map_err(|source| Error::Read {
-                path: path.into(),
-                source,
-            })
+        let failed = |path: &str, source| Error::Read {
+            path: path.into(),
+            source,
         };
-        let groups = match fs::read_to_string("/proc/self/cgroup") {
+        let path = "/proc/self/cgroup";
+        let groups = match read(path) {
             // A kernel without control groups.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            _ => read("/proc/self/cgroup")?,
+            result => result.map_err(|source| failed(path, source))?,
         };
-        Ok(Self::parse(
-            &read("/proc/self/mountinfo")?,
-            &groups,
-            |root| fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default(),
-        ))
+        let path = "/proc/self/mountinfo";
+        let mounts = read(path).map_err(|source| failed(path, source))?;
+        Ok(Self::parse(&mounts, &groups, |root| {
+            fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
+        }))
     }
 
     /// From `/proc/self/mountinfo` (proc_pid_mountinfo(5)) and
@@ -144,6 +146,14 @@ impl Hierarchies {
     pub fn is_pure(&self) -> bool {
         !self.all.is_empty() && self.all.iter().all(|one| one.version == Version::Two)
     }
+}
+
+/// A file of procfs, which has no size: in few steps, since the kernel writes
+/// what is asked for at each.
+fn read(path: &str) -> io::Result<String> {
+    let mut text = String::with_capacity(STEP);
+    fs::File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 impl Hierarchy {
