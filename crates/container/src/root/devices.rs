@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, makedev, mknodat,
-    openat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, major, makedev, minor,
+    mknodat, openat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -112,16 +112,37 @@ impl Node {
         })
     }
 
-    /// The host's device of the same path, to be bound where devices cannot be
-    /// made: in a user namespace. It must be the one that is described.
+    /// The host's device of the same path, or else of the same number, to be
+    /// bound where devices cannot be made: in a user namespace.
     pub fn open_host(&self) -> Result<OwnedFd, Error> {
-        let what = || format!("the host's {}", self.path.display());
-        let tree = clone_tree(&self.path, false).at(Step::Devices, what)?;
-        if self.is(&tree).at(Step::Devices, what)? {
-            return Ok(tree);
+        let paths = [Some(self.path.clone()), self.host_path()];
+        for path in paths.into_iter().flatten() {
+            if let Ok(tree) = clone_tree(&path, false)
+                && self.is(&tree) == Ok(true)
+            {
+                return Ok(tree);
+            }
         }
-        let text = format!("{} is not the device of the description", what());
+        let (place, number) = (self.path.display(), self.number);
+        let number = format!("{}:{}", major(number), minor(number));
+        let text = format!("the device {place}: the host has no {number} of its kind in /dev");
         Err(Error::new(Step::Devices, text))
+    }
+
+    /// Where the host has the device of this number (sysfs(5), `/sys/dev`).
+    fn host_path(&self) -> Option<PathBuf> {
+        let kind = match self.kind {
+            FileType::BlockDevice => "block",
+            FileType::CharacterDevice => "char",
+            _ => return None,
+        };
+        let (major, minor) = (major(self.number), minor(self.number));
+        let about = format!("/sys/dev/{kind}/{major}:{minor}/uevent");
+        let text = std::fs::read_to_string(about).ok()?;
+        let name = text
+            .lines()
+            .find_map(|line| line.strip_prefix("DEVNAME="))?;
+        Some(Path::new("/dev").join(name))
     }
 
     /// Binds it.
