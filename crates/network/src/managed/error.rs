@@ -128,6 +128,11 @@ pub enum NetworkError {
         /// The network.
         network: NetworkName,
     },
+    /// It would be in all VLANs.
+    #[error(
+        "the bridge '{0}' does not filter VLANs, so that a NIC cannot be in one of them; as root: ip link set {0} type bridge vlan_filtering 1"
+    )]
+    NoFiltering(String),
     /// There is no such interface.
     #[error("there is no interface '{0}'; 'ip link' shows those there are")]
     NoInterface(String),

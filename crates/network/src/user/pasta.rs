@@ -167,7 +167,7 @@ impl Passt {
             // In this order: one that has ended may have been there before.
             let served = end.is_served()?;
             if pasta.child.try_wait().map_err(failed)?.is_some() {
-                return Err(StartError::Ended(Program::Pasta, pasta.last_words()));
+                return Err(StartError::ended(Program::Pasta, pasta.last_words()));
             }
             if served {
                 return Ok(pasta);
