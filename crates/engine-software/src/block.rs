@@ -20,6 +20,7 @@ use croft_memory::GuestRam;
 
 use crate::cpu::CodeSize;
 use crate::op::{Op, Side};
+use crate::word::Word;
 
 /// Most instructions in a block.
 pub const MAX_OPS: usize = 48;
@@ -100,12 +101,38 @@ impl Block {
         }
     }
 
+    /// The guest's bytes where this was decoded from. `None`: there is no RAM.
+    pub fn bytes(&self, ram: &GuestRam) -> Option<Vec<u8>> {
+        let last = self.ops.last()?;
+        let len = usize::from(last.off) + usize::from(last.len);
+        let inside = len.min(0x1000 - (self.gpa & 0xFFF) as usize);
+        let mut bytes = vec![0; len];
+        let (front, back) = bytes.split_at_mut(inside);
+        copy(ram, self.gpa, front)?;
+        match self.second {
+            Some(second) => copy(ram, second, back)?,
+            // Where a block ends with its page all of it is inside.
+            None => bytes.truncate(inside),
+        }
+        Some(bytes)
+    }
+
     /// The bytes this was decoded from are still there.
     #[inline(always)]
     pub fn current(&self) -> bool {
         self.origin.as_ref().is_some_and(Origin::current)
             && (self.second.is_none() || self.second_origin.as_ref().is_some_and(Origin::current))
     }
+}
+
+/// Copies from guest RAM, inside a page.
+fn copy(ram: &GuestRam, gpa: u64, out: &mut [u8]) -> Option<()> {
+    let host = ram.page(gpa)?.host.wrapping_add((gpa & 0xFFF) as usize);
+    for (n, byte) in out.iter_mut().enumerate() {
+        // SAFETY: callers stay inside the page, all of which is RAM.
+        *byte = unsafe { u8::load(host.add(n)) };
+    }
+    Some(())
 }
 
 /// Physical address and code size.

@@ -66,6 +66,54 @@ const EMPTY: Entry = Entry {
     gpa: 0,
 };
 
+/// Where parts of large pages may be cached. What is flushed may be listed
+/// though it never was there: that costs time, no more.
+///
+/// There is one for each half of the addresses. Linux has all of a machine's
+/// memory in large pages in the upper one, and flushes page by page in the
+/// lower.
+#[derive(Clone, Copy)]
+struct Large {
+    /// Regions of 4 MiB, the most of legacy paging, with pages of that size or
+    /// of 2 MiB: a bit for each hash.
+    some: [u64; 64],
+    /// The same of regions of 1 GiB, with pages of that size.
+    huge: u64,
+}
+
+impl Large {
+    const NONE: Large = Large {
+        some: [0; 64],
+        huge: 0,
+    };
+
+    fn note(&mut self, linear: u64, shift: u32) {
+        if shift > 22 {
+            self.huge |= 1 << hash(linear >> 30, 6);
+        } else {
+            let bit = hash(linear >> 22, 12);
+            self.some[bit / 64] |= 1 << (bit % 64);
+        }
+    }
+
+    fn may_hold(&self, linear: u64) -> bool {
+        let bit = hash(linear >> 22, 12);
+        let some = self.some[bit / 64] >> (bit % 64);
+        (some | self.huge >> hash(linear >> 30, 6)) & 1 != 0
+    }
+}
+
+/// `bits` bits that hang on all of `region`: Linux puts what is different at
+/// places that differ in high bits only.
+fn hash(region: u64, bits: u32) -> usize {
+    (region.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - bits)) as usize
+}
+
+/// The half of the addresses that `linear` is in.
+fn half(linear: u64) -> usize {
+    (linear >> 63) as usize
+}
+
 /// All cached translations of one vCPU.
 pub struct Tlb {
     /// For reads.
@@ -80,10 +128,8 @@ pub struct Tlb {
     next_space: u16,
     /// Number of each PCID; 0 where none.
     spaces: Box<[u16; 4096]>,
-    /// Which 2 MiB regions (hashed) had parts of a large page cached.
-    large: [u64; 64],
-    /// Some 1 GiB page is cached.
-    huge: bool,
+    /// The large pages of the lower and of the upper half of the addresses.
+    large: [Large; 2],
     /// Times everything was dropped.
     pub flushes: u64,
 }
@@ -98,8 +144,7 @@ impl Tlb {
             space: 1,
             next_space: 2,
             spaces: Box::new([0; 4096]),
-            large: [0; 64],
-            huge: false,
+            large: [Large::NONE; 2],
             flushes: 0,
         })
     }
@@ -137,11 +182,8 @@ impl Tlb {
     /// Remembers that a part of a large page is cached; `shift` is log2 of
     /// the page size.
     pub fn note_large(&mut self, linear: u64, shift: u32) {
-        if shift > 22 {
-            self.huge = true;
-        } else if shift > 12 {
-            let bit = (linear >> 21) as usize % 4096;
-            self.large[bit / 64] |= 1 << (bit % 64);
+        if shift > 12 {
+            self.large[half(linear)].note(linear, shift);
         }
     }
 
@@ -149,8 +191,7 @@ impl Tlb {
         self.read.fill(EMPTY);
         self.write.fill(EMPTY);
         self.fetch.fill(EMPTY);
-        self.large = [0; 64];
-        self.huge = false;
+        self.large = [Large::NONE; 2];
         self.flushes += 1;
     }
 
@@ -165,11 +206,7 @@ impl Tlb {
 
     /// Drops every translation of the page at `linear`, in all spaces.
     pub fn flush_page(&mut self, linear: u64) {
-        let bit = (linear >> 21) as usize % 4096;
-        // Large pages of 4 MiB (legacy paging) span two of the regions.
-        let other = bit ^ 1;
-        let large = self.large[bit / 64] >> (bit % 64) | self.large[other / 64] >> (other % 64);
-        if self.huge || large & 1 != 0 {
+        if self.large[half(linear)].may_hold(linear) {
             // The numbers keep their meaning: only their entries are gone.
             self.clear();
             return;
@@ -284,5 +321,33 @@ mod tests {
         assert!(has(&tlb, 0x1000));
         tlb.flush_page(0x1000);
         assert!(!has(&tlb, 0x1000));
+    }
+
+    #[test]
+    fn the_kernel_s_large_pages_are_none_of_a_program_s() {
+        let mut tlb = Tlb::new();
+        // All memory of a machine with 16 GiB, as Linux maps it.
+        for n in 0..8192 {
+            tlb.note_large(0xFFFF_8880_0000_0000 + (n << 21), 21);
+        }
+        tlb.note_large(0xFFFF_8880_4000_0000, 30);
+        let before = tlb.flushes;
+        for n in 0..4096 {
+            tlb.flush_page(n << 21);
+        }
+        assert_eq!(tlb.flushes, before);
+        tlb.flush_page(0xFFFF_8880_1234_5000);
+        assert_eq!(tlb.flushes, before + 1);
+    }
+
+    #[test]
+    fn a_part_of_a_huge_page_takes_the_rest_along() {
+        let mut tlb = Tlb::new();
+        put(&mut tlb, 0x4000_0000);
+        tlb.note_large(0x4000_0000, 30);
+        tlb.flush_page(0xC000_0000);
+        assert!(has(&tlb, 0x4000_0000));
+        tlb.flush_page(0x7FFF_F000);
+        assert!(!has(&tlb, 0x4000_0000));
     }
 }

@@ -8,6 +8,7 @@ use iced_x86::code_asm::*;
 use crate::layout::page::{P, W};
 use crate::layout::*;
 use crate::machine::Machine;
+use crate::program::Program;
 use crate::{Outcome, check, check_eq};
 
 guests! { "code":
@@ -15,6 +16,8 @@ guests! { "code":
     through_an_alias [],
     on_another_page [],
     across_pages [],
+    across_pages_that_change_places [],
+    across_pages_of_two_mappings [],
     by_string_store [],
     by_remapping [],
     by_a_device_while_it_runs [],
@@ -114,6 +117,79 @@ fn across_pages(engine: &dyn Engine) -> Outcome {
     })?;
     m.run()?;
     check_eq!(m.slot(0)?, 1 + 5 + 5, "sum of what the function said");
+    Ok(())
+}
+
+/// Page `n` of those whose addresses the next two use.
+fn nth(n: u64) -> u64 {
+    0x10_0000 + n * 0x1000
+}
+
+/// Puts the opcode of [`function`] at the end of page 0, and the rest with
+/// another immediate on each page behind it.
+fn tails(m: &Machine) -> Outcome {
+    m.ram.write(nth(1) - 1, &function(0)[..1])?;
+    for n in 1..4 {
+        m.ram.write(nth(n.into()), &function(n)[1..])?;
+    }
+    Ok(())
+}
+
+fn across_pages_that_change_places(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::long(engine)?;
+    tails(&m)?;
+    m.program(|p| {
+        p.mov(ebx, (nth(1) - 1) as i32)?;
+        p.xor(edx, edx)?;
+        let call = |p: &mut Program| {
+            p.call(rbx)?;
+            p.shl(rdx, 4)?;
+            p.or(rdx, rax)
+        };
+        call(p)?;
+        call(p)?;
+        p.mov(qword_ptr(Machine::pte(nth(1))), (nth(2) | P | W) as i32)?;
+        p.invlpg(byte_ptr(nth(1)))?;
+        call(p)?;
+        call(p)?;
+        p.mov(qword_ptr(Machine::pte(nth(1))), (nth(3) | P | W) as i32)?;
+        p.mov(rax, cr3)?;
+        p.mov(cr3, rax)?;
+        call(p)?;
+        p.put(0, rdx)?;
+        p.done()
+    })?;
+    m.run()?;
+    check_eq!(m.slot(0)?, 0x11223, "what the functions said");
+    Ok(())
+}
+
+fn across_pages_of_two_mappings(engine: &dyn Engine) -> Outcome {
+    let mut m = Machine::long(engine)?;
+    tails(&m)?;
+    // The first page once more, with another one behind it.
+    m.map(nth(8), nth(0) | P | W)?;
+    m.map(nth(9), nth(2) | P | W)?;
+    // A jump to the instruction that goes over to the second page.
+    m.ram.write(nth(1) - 16, &[0xEB, 13])?;
+    m.program(|p| {
+        let mut again = p.create_label();
+        p.xor(edx, edx)?;
+        p.mov(ecx, 3)?;
+        p.set_label(&mut again)?;
+        for start in [nth(1) - 16, nth(9) - 16] {
+            p.mov(ebx, start as i32)?;
+            p.call(rbx)?;
+            p.shl(rdx, 4)?;
+            p.or(rdx, rax)?;
+        }
+        p.dec(ecx)?;
+        p.jne(again)?;
+        p.put(0, rdx)?;
+        p.done()
+    })?;
+    m.run()?;
+    check_eq!(m.slot(0)?, 0x12_1212, "what the functions said");
     Ok(())
 }
 

@@ -26,6 +26,7 @@ mod paging;
 mod privilege;
 mod seam;
 mod segments;
+mod strings;
 mod system_calls;
 mod translations;
 
@@ -48,6 +49,7 @@ pub fn all() -> impl Iterator<Item = &'static Guest> {
         seam::GUESTS,
         modes::GUESTS,
         segments::GUESTS,
+        strings::GUESTS,
         features::GUESTS,
     ]
     .into_iter()

@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use super::{bits, strings};
 use crate::stub::{Unit, alignment, is_data_processing};
 
 /// The one explicit memory operand of an instruction.
@@ -52,7 +53,7 @@ pub enum Class {
     Push,
     /// PUSH of 64 bits from memory.
     PushMemory,
-    /// POP of 64 bits to a register that is not RSP.
+    /// POP of 64 bits to a register.
     Pop,
     /// LEAVE.
     Leave,
@@ -70,6 +71,15 @@ pub enum Class {
     CallIndirect,
     /// RET.
     Return,
+    /// BT of a bit string in memory.
+    BitTest,
+    /// REP MOVS (`copies`) or REP STOS.
+    Repeated {
+        /// MOVS.
+        copies: bool,
+        /// log2 of the bytes of an element.
+        shift: u8,
+    },
     /// CLI.
     Cli,
     /// STI.
@@ -242,7 +252,7 @@ pub fn classify(insn: &Instruction, supervisor: bool) -> Class {
             _ => Class::Interpret,
         },
         M::Pop => match insn.code() {
-            Code::Pop_r64 if insn.op0_register() != Register::RSP => Class::Pop,
+            Code::Pop_r64 => Class::Pop,
             _ => Class::Interpret,
         },
         M::Leave if insn.code() == Code::Leaveq => Class::Leave,
@@ -265,7 +275,8 @@ pub fn classify(insn: &Instruction, supervisor: bool) -> Class {
         _ if insn.is_jcc_short_or_near() && insn.op0_kind() == OpKind::NearBranch64 => {
             Class::JumpIf
         }
-        _ => plain(insn),
+        _ if bits::is_bit_test(insn) => Class::BitTest,
+        _ => strings::class(insn).unwrap_or_else(|| plain(insn)),
     }
 }
 
@@ -379,7 +390,8 @@ fn has_absolute_form(code: Code) -> bool {
     )
 }
 
-/// Not a shift by an immediate zero, which leaves the flags alone.
+/// Not a shift by an immediate zero, which leaves the flags alone, nor a
+/// rotation all the way round, which changes only some.
 fn is_simple_count(insn: &Instruction) -> bool {
     use Mnemonic as M;
     let count = match insn.mnemonic() {
@@ -393,9 +405,13 @@ fn is_simple_count(insn: &Instruction) -> bool {
     let wide = insn.code().op_code().operand_size() == 64;
     let mask = if wide { 63 } else { 31 };
     let masked = insn.immediate(count) & mask;
-    let rotates = matches!(insn.mnemonic(), M::Rol | M::Ror | M::Rcl | M::Rcr);
-    // Rotations of bytes and words by their size change only some flags.
-    masked != 0 && (masked <= 7 || !rotates || insn_size(insn) >= 4)
+    let bits = 8 * insn_size(insn) as u64;
+    let round = match insn.mnemonic() {
+        M::Rol | M::Ror => bits,
+        M::Rcl | M::Rcr => bits + 1,
+        _ => u64::MAX,
+    };
+    masked % round != 0
 }
 
 fn insn_size(insn: &Instruction) -> usize {
@@ -511,7 +527,7 @@ mod tests {
     #[test]
     fn what_would_touch_the_host_s_state_is_interpreted() {
         type Build = fn(&mut CodeAssembler);
-        let all: [Build; 16] = [
+        let all: [Build; 15] = [
             |a| a.std().unwrap(),
             |a| a.popfq().unwrap(),
             |a| a.ldmxcsr(dword_ptr(rcx)).unwrap(),
@@ -527,7 +543,6 @@ mod tests {
             |a| a.maskmovdqu(xmm0, xmm1).unwrap(),
             |a| a.bts(qword_ptr(rcx), rdx).unwrap(),
             |a| a.mov(cr3, rcx).unwrap(),
-            |a| a.pop(rsp).unwrap(),
         ];
         for (n, build) in all.iter().enumerate() {
             assert_eq!(user(build), Class::Interpret, "number {n}");
@@ -589,6 +604,34 @@ mod tests {
         assert!(accumulator(|a| a.mov(ah, cl).unwrap()));
         assert!(!accumulator(|a| a.imul_2(rcx, rdx).unwrap()));
         assert!(!accumulator(|a| a.add(rax, rcx).unwrap()));
+    }
+
+    #[test]
+    fn repetitions_and_bit_strings_have_their_own_ways() {
+        let class = |copies, shift| Class::Repeated { copies, shift };
+        assert_eq!(user(|a| a.rep().stosb().unwrap()), class(false, 0));
+        assert_eq!(user(|a| a.rep().stosq().unwrap()), class(false, 3));
+        assert_eq!(user(|a| a.rep().movsw().unwrap()), class(true, 1));
+        assert_eq!(user(|a| a.rep().movsd().unwrap()), class(true, 2));
+        assert_eq!(user(|a| a.stosb().unwrap()), Class::Interpret);
+        assert_eq!(user(|a| a.repe().scasb().unwrap()), Class::Interpret);
+        let bits = |build: fn(&mut CodeAssembler)| user(build);
+        assert_eq!(bits(|a| a.bt(ptr(rcx), rdx).unwrap()), Class::BitTest);
+        assert_eq!(bits(|a| a.bt(ptr(rcx), edx).unwrap()), Class::BitTest);
+        assert_eq!(bits(|a| a.bt(ptr(rcx), dx).unwrap()), Class::Interpret);
+        assert_eq!(bits(|a| a.bt(ptr(ecx), rdx).unwrap()), Class::Interpret);
+    }
+
+    #[test]
+    fn rotations_all_the_way_round_are_interpreted() {
+        let plain = |build: fn(&mut CodeAssembler)| matches!(user(build), Class::Plain { .. });
+        assert!(plain(|a| a.rol(cx, 8u32).unwrap()));
+        assert!(!plain(|a| a.rol(cx, 16u32).unwrap()));
+        assert!(!plain(|a| a.ror(cl, 8u32).unwrap()));
+        assert!(plain(|a| a.ror(cl, 9u32).unwrap()));
+        assert!(!plain(|a| a.rcl(cl, 9u32).unwrap()));
+        assert!(!plain(|a| a.rcr(cx, 17u32).unwrap()));
+        assert!(plain(|a| a.rcl(ecx, 31u32).unwrap()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::emit::{Emit, FlagState, Guest, LEA, MOV_LOAD, MOV_STORE, mode_table};
 use super::hot;
 use super::planted::{PlantedCode, planted_code};
 use super::region::{ATTENTION, TABLES};
-use super::tables::{Jump, Mode, Tables};
+use super::tables::{Jump, Mode, REACHES_OVER, Tables};
 use super::wrong::{PlantedInCode, is_planted};
 use crate::op::Op;
 use crate::tlb::AccessMode;
@@ -43,7 +43,9 @@ impl Emit<'_> {
         let Ok(near) = u64::try_from(target) else {
             return self.leave_page(op, rsp_delta, target);
         };
-        if near >= 0x1000 {
+        // What lies across two pages is found by its linear address only:
+        // another mapping of the first may have another one behind it.
+        if near >= REACHES_OVER {
             return self.leave_page(op, rsp_delta, target);
         }
         if near <= from && !is_planted(PlantedInCode::MissedInterrupt) {

@@ -23,6 +23,7 @@
 //! [`tables`] say where a linear address leads.
 
 mod asm;
+mod bits;
 mod classify;
 mod cold;
 mod control;
@@ -37,6 +38,7 @@ mod region;
 mod regs;
 mod run;
 mod special;
+mod strings;
 mod tables;
 mod thunks;
 mod verify;

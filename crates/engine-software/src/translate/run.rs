@@ -227,14 +227,19 @@ impl Cpu {
             // this one.
             let exit = unsafe { &*exit };
             if exit.page == block.gpa & !0xFFF && exit.target == block.gpa & 0xFFF {
+                debug_assert!(block.second.is_none());
                 translator.link(exit, code);
             }
         }
         let enter = translator.thunks.enter;
         if std::mem::take(&mut translator.pending_jump) {
             let linear = self.rip();
-            let entry = &self.tlb.fetch[Tlb::fetch_index(linear)];
-            let global = entry.tag == linear & !0xFFF | self.fetch_key & 3;
+            let is_global = |linear: u64| {
+                let entry = &self.tlb.fetch[Tlb::fetch_index(linear)];
+                entry.tag == linear & !0xFFF | self.fetch_key & 3
+            };
+            let global = is_global(linear)
+                && (block.second.is_none() || is_global(linear.wrapping_add(0x1000)));
             self.tables().add_jump(mode, linear, code as u64, global);
         }
         Some(self.enter(enter, code))
@@ -385,20 +390,11 @@ impl Cpu {
     /// Translates a block for `mode`; the code's address.
     #[inline(never)]
     pub(super) fn translate(&mut self, block: &Block, mode: AccessMode) -> Option<usize> {
-        // An instruction across pages is the interpreter's.
-        if block.second.is_some() || !block.current() {
+        if !block.current() {
             return None;
         }
         let start = block.gpa & 0xFFF;
-        let host = self.shared.host(block.gpa)?;
-        let last = block.ops.last()?;
-        let len = (usize::from(last.off) + usize::from(last.len)).min(0x1000 - start as usize);
-        let mut bytes = vec![0; len];
-        for (n, byte) in bytes.iter_mut().enumerate() {
-            use crate::word::Word;
-            // SAFETY: the block's bytes lie in one page of guest RAM.
-            *byte = unsafe { u8::load(host.add(n)) };
-        }
+        let bytes = block.bytes(&self.shared.ram)?;
         let decoded = self.decode_again(block, &bytes, start)?;
         let flags = liveness::analyse(&decoded);
         let options = Options {

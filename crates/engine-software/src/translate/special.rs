@@ -29,6 +29,11 @@ impl Emit<'_> {
             Class::PushMemory => self.push_memory(guest),
             Class::Pop => self.pop(guest),
             Class::Leave => self.leave_frame(guest),
+            Class::BitTest => self.bit_test(guest),
+            Class::Repeated { copies, shift } => {
+                self.repeated(guest.op_pointer(), copies, shift);
+                true
+            }
             Class::PushFlags => self.push_flags(guest),
             Class::Cli => self.clear_flag(flag::IF),
             Class::Cld => self.clear_flag(flag::DF),
@@ -91,7 +96,6 @@ impl Emit<'_> {
         let Some(n) = gpr_number(guest.insn.op0_register()) else {
             return false;
         };
-        debug_assert!(guest.insn.op0_register() != Register::RSP);
         self.free_flags();
         self.asm.mov(R10, GUEST_RSP);
         self.check(guest.op_pointer(), Access::READ8);
@@ -102,7 +106,9 @@ impl Emit<'_> {
                 self.put(n, R11);
             }
         }
-        self.add_rsp(8);
+        if guest.insn.op0_register() != Register::RSP {
+            self.add_rsp(8);
+        }
         true
     }
 

@@ -39,6 +39,10 @@ pub const JUMP_HASH: u32 = 0x9E37_79B1;
 /// Shift of its product: the 14 top bits, times 32.
 pub const JUMP_SHIFT: u32 = 13;
 
+/// Offset in a page from which on an instruction may reach over its end: it has
+/// at most 15 bytes (SDM vol. 2, 2.3.11).
+pub const REACHES_OVER: u64 = 0x1000 - 14;
+
 /// An entry of `read` or `write`.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -126,17 +130,19 @@ impl Mode {
         }
     }
 
-    /// Forgets the jumps to `page`; calls `left` for the page of each other.
+    /// Forgets the jumps to `page`; calls `left` for the pages of each other.
     fn forget_jumps(&mut self, page: u64, mut left: impl FnMut(u64)) {
         for (n, entry) in self.jumps.iter_mut().enumerate() {
             let empty = empty_jump(n);
             if entry.tag == empty {
                 continue;
             }
-            if entry.page == page {
+            let (first, last) = pages_of(entry.tag);
+            if first == page || last == page {
                 entry.tag = empty;
             } else {
-                left(entry.page);
+                left(first);
+                left(last);
             }
         }
     }
@@ -150,6 +156,15 @@ fn page_index(linear: u64) -> usize {
 /// Entry of `jumps` for a tag.
 fn jump_index(tag: u64) -> usize {
     ((tag as u32).wrapping_mul(JUMP_HASH) >> (JUMP_SHIFT + 5)) as usize % JUMPS
+}
+
+/// The page of the instruction at `linear`, and the one it may end in.
+fn pages_of(linear: u64) -> (u64, u64) {
+    let first = linear & !0xFFF;
+    match linear & 0xFFF {
+        ..REACHES_OVER => (first, first),
+        _ => (first, first.wrapping_add(0x1000)),
+    }
 }
 
 fn page_bit(linear: u64) -> (usize, u64) {
@@ -270,8 +285,11 @@ impl Tables {
     /// address space.
     pub fn add_jump(&mut self, mode: AccessMode, linear: u64, code: u64, global: bool) {
         self.local_jumps |= mode != AccessMode::User && !global;
-        let (word, bit) = page_bit(linear);
-        self.jump_pages[mode as usize][word] |= bit;
+        let (first, last) = pages_of(linear);
+        for page in [first, last] {
+            let (word, bit) = page_bit(page);
+            self.jump_pages[mode as usize][word] |= bit;
+        }
         if let Some(tables) = self.modes.get_mut(mode as usize) {
             let n = jump_index(linear);
             let other = n ^ 1;
@@ -482,6 +500,26 @@ mod tests {
         // It is still known that there are some.
         tables.flush_page(others[0]);
         assert_eq!(others.map(|linear| found(&tables, linear)), [None, Some(3)]);
+    }
+
+    #[test]
+    fn a_jump_to_what_lies_across_two_pages_goes_with_either() {
+        let mode = AccessMode::User;
+        for linear in [0x40_1FF2, 0x40_1FFF] {
+            for page in [0x40_1000, 0x40_2000] {
+                let mut tables = tables();
+                tables.add_jump(mode, linear, 1, false);
+                tables.flush_page(page ^ 0x10_0000);
+                assert_eq!(jump(&tables, mode, linear), Some(1));
+                tables.flush_page(page);
+                assert_eq!(jump(&tables, mode, linear), None);
+            }
+        }
+        // Fifteen bytes from here are all in the page.
+        let mut tables = tables();
+        tables.add_jump(mode, 0x40_1FF1, 1, false);
+        tables.flush_page(0x40_2000);
+        assert_eq!(jump(&tables, mode, 0x40_1FF1), Some(1));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | exits | keep what Rust must know, then leave |
 //! | interpret | lets the interpreter run one op, then goes on |
 //! | refills | move a translation from the [`Tlb`] into the [`Tables`] |
+//! | repetitions | run a `rep` inside a page ([`strings`]) |
 //! | vector loads | bring the guest's vector registers in |
 //!
 //! All of them run on general registers only, except the last. Registers are
@@ -18,10 +19,10 @@ use std::mem::offset_of;
 use super::asm::reg::*;
 use super::asm::{Asm, cc};
 use super::emit::mode_table;
-use super::hot;
 use super::region::{ATTENTION, TABLES};
 use super::regs::{FLAGS, Place, place};
 use super::tables::{JOURNAL, JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, Mode, Tables};
+use super::{hot, strings};
 use crate::cpu::Cpu;
 use crate::tlb::{AccessMode, DATA_ENTRIES, Entry, Tlb};
 use crate::vector::VectorState;
@@ -89,6 +90,9 @@ pub struct Thunks {
     /// Called; R10 is the linear address, R11 the entry's offset. Carry set:
     /// nothing was done. By mode, for reads and for writes.
     pub refill: [[usize; 2]; 3],
+    /// Called for an op of [`super::Class::Repeated`]; R11 is the op. By mode,
+    /// for fills and for copies, by log2 of the element's bytes.
+    pub repeated: [[[usize; 4]; 2]; 3],
     /// Called where no vector registers are loaded, to load XMM0–15; R11 is
     /// the op.
     pub load_xmm: usize,
@@ -276,6 +280,15 @@ pub fn generate(base: usize, helper: usize, count: bool) -> (Vec<u8>, Thunks) {
         }
     }
 
+    for (mode, of_mode) in t.repeated.iter_mut().enumerate() {
+        for (copies, of_kind) in [false, true].into_iter().zip(of_mode) {
+            for (shift, routine) in (0..).zip(of_kind) {
+                *routine = a.at();
+                strings::routine(&mut a, mode, copies, shift, t.interpret);
+            }
+        }
+    }
+
     for wide in [false, true] {
         let at = a.at();
         if wide {
@@ -335,6 +348,8 @@ fn second_jump(a: &mut Asm, mode: AccessMode, leave: usize) {
 /// Calls the helper on the host's stack, with vectors saved, and reloads what
 /// was loaded.
 fn interpret(a: &mut Asm, helper: usize) {
+    // Ops lie where nobody has been for long.
+    a.raw(&[0x41, 0x0F, 0x18, 0x0B]); // prefetcht0 [r11]
     a.spill(8);
     a.raw(&[0x8F]); // pop [vCPU + resume]: RSP is counted after the pop
     a.modrm_state(0, hot::RESUME);

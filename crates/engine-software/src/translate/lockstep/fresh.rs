@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::block::Block;
 use crate::cpu::Cpu;
-use crate::word::Word;
 
 /// Longest wait for the report of another thread's store: that thread may be
 /// without a processor between the two.
@@ -41,20 +40,9 @@ pub fn is_reported(block: &Block, timeout: Duration) -> bool {
     true
 }
 
-/// The bytes that a block was decoded from, as far as its first page has
-/// them.
+/// The guest's bytes where a block was decoded from; none without RAM.
 pub fn guest_bytes(cpu: &Cpu, block: &Block) -> Vec<u8> {
-    let (Some(host), Some(last)) = (cpu.shared.host(block.gpa), block.ops.last()) else {
-        return Vec::new();
-    };
-    let len = usize::from(last.off) + usize::from(last.len);
-    let len = len.min(0x1000 - (block.gpa & 0xFFF) as usize);
-    (0..len)
-        .map(|n| {
-            // SAFETY: the block's bytes lie in one page of guest RAM.
-            unsafe { u8::load(host.add(n)) }
-        })
-        .collect()
+    block.bytes(&cpu.shared.ram).unwrap_or_default()
 }
 
 #[cfg(test)]

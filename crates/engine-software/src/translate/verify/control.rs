@@ -67,8 +67,13 @@ impl Proof<'_> {
                 _ => Err("a refill without an entry".to_owned()),
             };
         }
+        let of_mode = |mode: &[[usize; 4]; 2]| mode.as_flattened().contains(&target);
+        let repeated = thunks.repeated.iter().position(of_mode);
+        if repeated.is_some_and(|mode| mode != self.rules.scope.mode as usize) {
+            return Err("a repetition by another mode's table".to_owned());
+        }
         let known = [thunks.interpret, thunks.load_xmm, thunks.load_ymm];
-        if near && known.contains(&target) {
+        if near && (repeated.is_some() || known.contains(&target)) {
             return match state.general(R11) {
                 Value::Constant(op) if is_one_of(op, self.rules.ops) => Ok(false),
                 _ => Err("a call for an instruction that is not the block's".to_owned()),

@@ -28,6 +28,10 @@ fn thunks() -> Thunks {
         exit_at: 0x1030,
         interpret: 0x1040,
         refill: [[0x1100, 0x1110], [0x1120, 0x1130], [0x1140, 0x1150]],
+        repeated: std::array::from_fn(|mode| {
+            let routine = |kind, shift| 0x1300 + 0x80 * mode + 0x40 * kind + 0x10 * shift;
+            std::array::from_fn(|kind| std::array::from_fn(|shift| routine(kind, shift)))
+        }),
         load_xmm: 0x1200,
         load_ymm: 0x1210,
     }
@@ -478,7 +482,7 @@ fn code_without_an_end_is_caught() {
 
 #[test]
 fn routines_get_what_they_expect() {
-    for thunk in [0x1040, 0x1200, 0x1210] {
+    for thunk in [0x1040, 0x1200, 0x1210, 0x1380, 0x13F0] {
         refused("not the block's", |a| {
             a.mov(r11, 0x1234_5678_9ABCu64).unwrap();
             a.call(thunk).unwrap();
@@ -516,6 +520,16 @@ fn routines_get_what_they_expect() {
         a.and(r11d, INDEX).unwrap();
         a.call(0x1100).unwrap();
     });
+}
+
+#[test]
+fn repetitions_use_their_own_mode_s_tables() {
+    for thunk in [0x1300, 0x1370, 0x1400] {
+        refused("a repetition by another mode's table", |a| {
+            a.mov(r11, rcx).unwrap();
+            a.call(thunk).unwrap();
+        });
+    }
 }
 
 #[test]
