@@ -139,10 +139,8 @@ impl Created {
     ///
     /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
     pub fn start(&mut self) -> Result<(), Error> {
-        let told = self.child.go(&[]);
-        // One that has failed is gone, and has said why.
+        self.child.go(&[])?;
         self.await_made()?;
-        told?;
         self.child.await_program(&self.process)
     }
 
@@ -189,7 +187,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
         groups: plan.groups,
     };
-    let child = launch.start(|channel| init.run(channel))?;
+    let mut child = launch.start(|channel| init.run(channel))?;
     if let Some(maps) = &plan.maps {
         maps.give(child.pid)?;
     }
