@@ -22,6 +22,29 @@ need_image() {
 # in_guest INSTANCE SHELL-COMMAND
 in_guest() { croft exec "$1" -- sh -c "$2"; }
 
+# guest_packages INSTANCE PACKAGE...: downloads, into the cache, those of the
+# packages that the guest does not have, and what they need there; prints their
+# paths. The guest needs no network.
+guest_packages() {
+    local instance=$1 into=$CACHE/guest-packages state wanted name
+    shift
+    refresh_lists
+    state=$(mktemp -d)
+    mkdir -p "$state/none/partial" "$into/partial"
+    in_guest "$instance" 'cat /var/lib/dpkg/status' >"$state/status"
+    wanted=(apt-get -o Dir::State::status="$state/status" --no-install-recommends --yes)
+    # All that it would fetch if there were nothing.
+    private_apt "${wanted[@]}" -o Dir::Cache::archives="$state/none" --print-uris install "$@" |
+        awk '{print $2}' >"$state/names" &&
+        private_apt "${wanted[@]}" -o Dir::Cache::archives="$into" --download-only install "$@" >&2 ||
+        die "cannot download $*; check the network"
+    while read -r name; do
+        [ -s "$into/$name" ] || die "$into/$name is missing"
+        printf '%s\n' "$into/$name"
+    done <"$state/names"
+    rm -rf "$state"
+}
+
 # delete_at_end INSTANCE...: deletes what a check made, however it ends.
 delete_at_end() {
     # shellcheck disable=SC2064

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use croft_isolate::seccomp;
 use oci_spec::runtime::{Process, Spec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 
 use crate::channel::{Message, send};
@@ -17,7 +18,8 @@ use crate::init::settings::{self, Proc};
 use crate::init::terminal::Terminal;
 use crate::init::{Last, begin, connect, go_on, own_ids, streams};
 use crate::launch::{Child, Launch};
-use crate::namespaces::{Namespaces, PID, USER};
+use crate::namespaces::{MOUNT, Namespaces, PID, USER};
+use crate::root::change_to;
 use crate::root::resolve::InRoot;
 use crate::{Error, Groups, Stdio, Step, springboard, sys};
 
@@ -74,6 +76,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
     let kinds = Namespaces::kinds(list.unwrap_or_default());
     let filter = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = filter.map(seccomp::compile).transpose();
+    settings::check_limits(Some(exec.process))?;
     let user = kinds & USER != 0;
     // Root has rights in all namespaces of others, and needs no go-between.
     let between = user && !rustix::process::geteuid().is_root();
@@ -85,6 +88,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
             kinds & !PID
         },
         user,
+        own_mounts: Namespaces::makes(list.unwrap_or_default(), MOUNT),
         springboard: reaches_maker(exec.spec),
         filter: filter.at(Step::Filter, || "the filter of system calls")?,
     };
@@ -135,11 +139,33 @@ struct Joining<'a> {
     kinds: u64,
     /// The container has a user namespace.
     user: bool,
+    /// It has a mount namespace of its own, whose root is its root.
+    own_mounts: bool,
     springboard: bool,
     filter: Option<seccomp::Program>,
 }
 
 impl Joining<'_> {
+    /// Where the mount namespace is not the container's own its root is
+    /// somebody else's, and init alone is in the container's.
+    fn enter_root(&self, proc: &Proc) -> Result<(), Error> {
+        let what = || "the root of the container's init: does it still run?";
+        let root = proc.root_of(self.exec.target_pid).at(Step::Init, what)?;
+        // It was this process, and not another of its number.
+        let mut ended = [PollFd::from_borrowed_fd(self.exec.target, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut ended, Some(&now)).at(Step::Init, what)? > 0 {
+            return Err(Error::new(
+                Step::Init,
+                "the container's init has just ended",
+            ));
+        }
+        change_to(&root).at(Step::Init, what)
+    }
+
     fn run(self, channel: &OwnedFd) -> Error {
         match self.steps(channel) {
             Ok(never) => match never {},
@@ -170,6 +196,9 @@ impl Joining<'_> {
                 Step::Namespaces,
                 || "joining the container's namespaces: does it still run?",
             )?;
+        }
+        if !self.own_mounts {
+            self.enter_root(&proc)?;
         }
         let keep_groups = self.user && own_ids()?;
         let root = own_root().at(Step::Init, || "the container's root")?;

@@ -70,6 +70,12 @@ impl Namespaces {
         list.iter().fold(0, |kinds, one| kinds | flag(one.typ()))
     }
 
+    /// Whether a list has a new one of this kind.
+    pub fn makes(list: &[LinuxNamespace], kind: u64) -> bool {
+        let new = |one: &LinuxNamespace| one.path().is_none() && flag(one.typ()) == kind;
+        list.iter().any(new)
+    }
+
     /// Whether it has one that its maker is not in, presumably.
     pub fn has(&self, flag: u64) -> bool {
         self.new & flag != 0 || self.joins(flag).is_some()

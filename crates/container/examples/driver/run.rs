@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use croft_container::{
-    Create, Error, Exec, Gate, Groups, OverlayRoot, Root, Spec, Stdio, create, exec,
+    Create, Error, Exec, Gate, Groups, OverlayRoot, Root, Spec, Stdio, allowed_devices, create,
+    exec,
 };
 use croft_isolate::cgroups::{Controllers, Group, Hierarchies};
 use oci_spec::runtime::Process;
@@ -70,6 +71,14 @@ fn whole(wanted: &Wanted, group: Option<&Group>, groups: impl Fn() -> Groups) ->
         let id = first.host_id();
         let delegated = group.delegate(Uid::from_raw(id), Gid::from_raw(id));
         delegated.expect("a group of the container's own");
+    }
+    let limits = linux.and_then(|linux| linux.resources().as_ref());
+    if let (Some(group), Some(mut limits)) = (group, limits.cloned()) {
+        if let Some(rules) = limits.devices_mut() {
+            rules.extend(allowed_devices());
+        }
+        let left_out = group.apply(&limits).expect("right limits");
+        assert_eq!(left_out, [], "limits that cannot be had");
     }
     let overlay = wanted.overlay.as_ref().map(|directory| OverlayRoot {
         lowers: (0..)

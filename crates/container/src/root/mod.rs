@@ -290,11 +290,13 @@ pub fn switch(plan: &Plan<'_>, root: &OwnedFd) -> Result<(), Error> {
 pub fn change_only(plan: &Plan<'_>) -> Result<OwnedFd, Error> {
     let what = || format!("the root {}", plan.root_path.display());
     let root = resolve::directory(&plan.root_path).at(Step::Mounts, what)?;
-    let change = || -> Result<(), Errno> {
-        rustix::process::fchdir(&root)?;
-        rustix::process::chroot(c".")?;
-        rustix::process::chdir(c"/")
-    };
-    change().at(Step::Mounts, what)?;
+    change_to(&root).at(Step::Mounts, what)?;
     Ok(root)
+}
+
+/// Makes a directory this process's root, in the mount namespace that it is in.
+pub fn change_to(root: &OwnedFd) -> Result<(), Errno> {
+    rustix::process::fchdir(root)?;
+    rustix::process::chroot(c".")?;
+    rustix::process::chdir(c"/")
 }

@@ -1,6 +1,7 @@
 //! Containers by the engine, as a process with one thread makes them
 //! (`examples/driver`). They need root, and skip without.
 
+mod apparmor;
 mod errors;
 mod escapes;
 mod execs;
@@ -10,3 +11,4 @@ mod mounts;
 mod rights;
 mod stage;
 mod terminal;
+mod users;

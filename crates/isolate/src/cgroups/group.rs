@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::create::{self, Base};
+use super::create::{self, Base, Existing};
 use super::dir::Dir;
 use super::{Controllers, Error, Hierarchies, LeftOut, Version};
 
@@ -50,6 +50,28 @@ impl Group {
         path: &Path,
         wanted: Controllers,
     ) -> Result<Self, Error> {
+        Self::make(hierarchies, path, wanted, Existing::Replaced)
+    }
+
+    /// The same, but an empty group of that path that is there already is
+    /// taken as it is: whoever has made it may have set limits.
+    ///
+    /// # Errors
+    /// As [`Group::create`].
+    pub fn take(
+        hierarchies: &Hierarchies,
+        path: &Path,
+        wanted: Controllers,
+    ) -> Result<Self, Error> {
+        Self::make(hierarchies, path, wanted, Existing::Taken)
+    }
+
+    fn make(
+        hierarchies: &Hierarchies,
+        path: &Path,
+        wanted: Controllers,
+        existing: Existing,
+    ) -> Result<Self, Error> {
         let parts = create::parts(path)?;
         let mut group = Group {
             places: Vec::with_capacity(hierarchies.iter().count()),
@@ -71,7 +93,8 @@ impl Group {
                 group.left_out.push(left_out);
                 continue;
             };
-            match create::create(hierarchy, &base, &parts, wanted, &mut group.left_out) {
+            let left_out = &mut group.left_out;
+            match create::create(hierarchy, &base, &parts, wanted, existing, left_out) {
                 Ok(place) => group.places.push(place),
                 Err(error) => {
                     // What is there already is empty and ours.
