@@ -176,6 +176,19 @@ pub struct NicSpec {
     pub kind: NicKind,
 }
 
+impl NicSpec {
+    /// Where it leads to, for people.
+    pub fn describe(&self) -> String {
+        let leads = match &self.kind {
+            NicKind::User(_) => "user".to_owned(),
+            NicKind::Network(net) => net.network.clone(),
+            NicKind::Bridge(net) => format!("bridge {}", net.bridge),
+        };
+        let link = if self.link { "" } else { ", link down" };
+        format!("{leads}, {}{link}", self.mac)
+    }
+}
+
 /// What becomes of a NIC; the rest stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicChange {

@@ -112,6 +112,16 @@ pub struct Created {
     /// It has said that it is.
     is_made: bool,
     console: Option<OwnedFd>,
+    namespaces: Option<Entries>,
+}
+
+/// The way into namespaces of a container.
+#[derive(Debug)]
+pub struct Entries {
+    /// Its network.
+    pub network: OwnedFd,
+    /// Its users.
+    pub user: OwnedFd,
 }
 
 impl Created {
@@ -132,6 +142,13 @@ impl Created {
     /// whoever lets go of this end then hangs the terminal up.
     pub fn take_console(&mut self) -> Option<OwnedFd> {
         self.console.take()
+    }
+
+    /// The way into its namespaces, which its maker alone has: once it has
+    /// other ids, a user cannot look them up before its program runs. They are
+    /// there with [`Gate::Caller`], if this process may have them.
+    pub fn take_namespaces(&mut self) -> Option<Entries> {
+        self.namespaces.take()
     }
 
     /// Lets it run its program, and returns when that is there. On an error
@@ -188,6 +205,17 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         groups: plan.groups,
     };
     let mut child = launch.start(|channel| init.run(channel))?;
+    // As long as it has the ids of its maker. Not all makers want them.
+    let entries = || {
+        Some(Entries {
+            network: ids::namespace(child.pid, "net").ok()?,
+            user: ids::namespace(child.pid, "user").ok()?,
+        })
+    };
+    let namespaces = match create.gate {
+        Gate::Caller => entries(),
+        Gate::Early | Gate::Socket(_) => None,
+    };
     if let Some(maps) = &plan.maps {
         maps.give(child.pid)?;
     }
@@ -209,6 +237,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         process: plan.process.cloned().unwrap_or_default(),
         is_made: false,
         console: None,
+        namespaces,
     };
     if plan.prepares() {
         let (Message::Prepared, _) = created.child.next()? else {

@@ -34,7 +34,7 @@ use croft_api::{Phase, Status};
 use thiserror::Error;
 
 pub use config::{Config, ImageUse, Kind, VERSION as CONFIG_VERSION};
-pub use ids::{IdsError, container_ids};
+pub use ids::{IdsError, container_ids, own_id};
 pub use machine::{Boot, Disk, Layer, Machine, Share};
 
 use crate::directories::Directories;
@@ -46,6 +46,8 @@ const CONFIG: &str = "config.json";
 const STATE: &str = "state.json";
 /// How the directory of an instance that is being made begins.
 const NEW: &str = ".new-";
+/// Where an instance's own volumes are.
+const OWN_VOLUMES: &str = "volumes";
 /// How that of one that is being deleted begins.
 const GONE: &str = ".gone-";
 /// Control group of all containers' groups.
@@ -101,12 +103,25 @@ pub enum StoreError {
 #[derive(Clone, Debug)]
 pub struct Instances {
     directories: Directories,
+    remover: Remover,
 }
+
+/// Removes a directory with all that is in it.
+pub type Remover = fn(&Path) -> io::Result<()>;
 
 impl Instances {
     /// Those in `directories`.
     pub fn new(directories: Directories) -> Self {
-        Instances { directories }
+        Instances {
+            directories,
+            remover: |path| fs::remove_dir_all(path),
+        }
+    }
+
+    /// With another way to remove directories: a container's may have files of
+    /// its own ids, which a user cannot just remove.
+    pub fn with_remover(self, remover: Remover) -> Self {
+        Instances { remover, ..self }
     }
 
     /// Where everything is.
@@ -230,7 +245,7 @@ impl Instances {
             let _ = fs::remove_file(socket);
         }
         let directory = self.directories.instance(name);
-        remove(&directory, lock).map_err(failed(name, "cannot delete it"))
+        remove(&directory, lock, self.remover).map_err(failed(name, "cannot delete it"))
     }
 
     /// Removes what crashes have left of instances half made or half deleted.
@@ -239,14 +254,14 @@ impl Instances {
         for entry in entries.into_iter().flatten().flatten() {
             if is_leftover(&entry.file_name()) && InstanceLock::take(&entry.path()).is_ok() {
                 // If it cannot be removed now, then later.
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = (self.remover)(&entry.path());
             }
         }
     }
 }
 
 /// Deletes the instance in `directory`, whose lock is `lock`.
-pub fn remove(directory: &Path, lock: InstanceLock) -> io::Result<()> {
+pub fn remove(directory: &Path, lock: InstanceLock, remover: Remover) -> io::Result<()> {
     let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -256,7 +271,7 @@ pub fn remove(directory: &Path, lock: InstanceLock) -> io::Result<()> {
     let gone = parent.join(gone);
     fs::rename(directory, &gone)?;
     files::sync_directory(parent)?;
-    let removed = fs::remove_dir_all(&gone);
+    let removed = remover(&gone);
     drop(lock);
     removed
 }
@@ -268,6 +283,12 @@ pub fn control_group(directory: &Path) -> io::Result<PathBuf> {
     let mut group = name.to_owned();
     group.push(format!(".{:x}", fs::metadata(directory)?.ino()));
     Ok(Path::new(GROUPS).join(group))
+}
+
+/// Where the container in `directory` has its own volume of this name, which is
+/// one of letters and digits.
+pub fn own_volume(directory: &Path, name: &str) -> PathBuf {
+    directory.join(OWN_VOLUMES).join(name)
 }
 
 /// Where the containers' volume of this name has its files, beside the instance
@@ -290,6 +311,11 @@ pub fn read_state(directory: &Path) -> Option<Status> {
 /// failure nothing runs, whatever it says, and one that cannot be read is none.
 pub fn write_state(directory: &Path, status: &Status) -> io::Result<()> {
     files::write_passing_json(directory, STATE, status)
+}
+
+/// What the instance in `directory` is.
+pub fn read_config(directory: &Path) -> io::Result<Config> {
+    files::read_json(&directory.join(CONFIG))
 }
 
 /// Changes what the instance in `directory` is, whose lock is `lock`: its
@@ -362,6 +388,8 @@ impl NewInstance {
 impl Drop for NewInstance {
     fn drop(&mut self) {
         // It has another name by now, if it was finished.
-        let _ = fs::remove_dir_all(&self.directory);
+        if self.directory.exists() {
+            let _ = (self.instances.remover)(&self.directory);
+        }
     }
 }

@@ -347,6 +347,9 @@ fn seat_on_bridge(
         check_vlan(vlan)?;
     }
     let bridge = find_bridge(netlink, &wanted.bridge)?;
+    if wanted.vlan.is_some() && bridge.filters == Some(false) {
+        return Err(NetworkError::NoFiltering(wanted.bridge.clone()));
+    }
     let mtu = u16::try_from(bridge.mtu).unwrap_or(croft_api::net::MTU_MAX);
     Ok(Seat {
         place: Place::Bridge {
@@ -362,7 +365,7 @@ fn seat_on_bridge(
 }
 
 /// Deletes an interface, if it is there.
-pub(super) fn delete(netlink: &mut Netlink, interface: &str) -> Result<(), NetworkError> {
+pub(crate) fn delete(netlink: &mut Netlink, interface: &str) -> Result<(), NetworkError> {
     let Some(link) = netlink.link(interface).map_err(NetworkError::Interfaces)? else {
         return Ok(());
     };

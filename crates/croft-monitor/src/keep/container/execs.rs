@@ -154,6 +154,7 @@ fn process(exec: &ExecSpec, container: &ContainerSpec, users: &Users) -> Result<
         return Err(format!("more than {LIST_MAX} arguments or variables"));
     }
     let user = users.find(exec.user.as_deref().unwrap_or(&container.user))?;
+    let user = user.among(container.ids)?;
     let mut with = container.clone();
     with.tty = exec.tty.is_some();
     for variable in &exec.env {

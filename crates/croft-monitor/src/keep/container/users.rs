@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use croft_api::container::IdRange;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::io::Errno;
 
@@ -30,6 +31,30 @@ pub struct User {
 }
 
 impl User {
+    /// This one, if a container with these ids has it. Other groups of its that
+    /// the container does not have are left out.
+    pub fn among(mut self, ids: Option<IdRange>) -> Result<Self, String> {
+        let Some(IdRange { count, .. }) = ids else {
+            return Ok(self);
+        };
+        for (what, number) in [("user", self.uid), ("group", self.gid)] {
+            if number < count {
+                continue;
+            }
+            return Err(if count == 1 {
+                format!(
+                    "it has no {what} {number}, only root: its maker had no subordinate ids; have \
+                     some given by usermod --add-subuids and --add-subgids, and create it again"
+                )
+            } else {
+                format!("it has no {what} {number}, only those below {count}")
+            });
+        }
+        // Whoever has one group alone cannot set others (user_namespaces(7)).
+        self.groups.retain(|group| *group < count && count > 1);
+        Ok(self)
+    }
+
     /// Where nobody says who root is.
     #[cfg(test)]
     pub fn root() -> Self {
@@ -220,6 +245,24 @@ mod tests {
             passwd: PASSWD.to_owned(),
             group: GROUP.to_owned(),
         }
+    }
+
+    #[test]
+    fn a_user_is_one_that_the_container_has() {
+        let user = |uid, gid| User {
+            uid,
+            gid,
+            groups: vec![0, 50, 70_000],
+            home: "/".to_owned(),
+        };
+        let ids = |count| Some(IdRange { first: 1000, count });
+        assert_eq!(user(33, 34).among(ids(65_536)).unwrap().groups, [0, 50]);
+        assert_eq!(user(33, 34).among(None).unwrap(), user(33, 34));
+        assert!(user(65_536, 0).among(ids(65_536)).is_err());
+        assert!(user(0, 65_536).among(ids(65_536)).is_err());
+        let why = user(33, 0).among(ids(1)).unwrap_err();
+        assert!(why.contains("subordinate ids"), "{why}");
+        assert!(user(0, 0).among(ids(1)).unwrap().groups.is_empty());
     }
 
     #[test]

@@ -174,18 +174,27 @@ fn what_is_too_much_of_a_container_is_dropped() {
         vlan: None,
         spoofing: true,
     };
+    // Those to it wait, and nobody but the host could let them pass.
     attachment.limits.inbound.bytes_per_second = Some(100_000_000);
-    attachment.limits.outbound.bytes_per_second = Some(u64::MAX);
+    attachment.limits.inbound.frames_per_second = Some(500);
+    attachment.limits.outbound.bytes_per_second = Some(100_000_000);
     attachment.limits.outbound.frames_per_second = Some(50);
+    let mut unlimited = attachment.clone();
+    unlimited.limits = Default::default();
+    unlimited.limits.outbound.bytes_per_second = Some(u64::MAX);
+    assert!(!text(&[], &[unlimited]).contains("limit rate over"));
     let text = text(&[], &[attachment]);
     let (_, text) = text.split_once("table bridge croft {").unwrap();
     assert_eq!(
         lines(text, "in-ct00000005"),
-        ["limit rate over 100000000 bytes/second burst 10000000 bytes drop"]
+        ["limit rate over 500/second burst 50 packets drop"]
     );
     assert_eq!(
         lines(text, "out-ct00000005"),
-        ["limit rate over 50/second burst 16 packets drop"]
+        [
+            "limit rate over 50/second burst 16 packets drop",
+            "limit rate over 125000000 bytes/second burst 12500000 bytes drop"
+        ]
     );
     assert_eq!(
         lines(text, "postrouting"),
