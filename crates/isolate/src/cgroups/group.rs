@@ -307,15 +307,19 @@ pub(super) fn remove(path: &Path, dir: &Dir) -> Result<(), Error> {
             Err(Errno::BUSY | Errno::NOTEMPTY) => {}
             Err(error) => return Err(failed(error.into())),
         }
-        for name in dir.children().unwrap_or_default() {
-            if let Ok(child) = dir.child(&name) {
-                remove(&path.join(&name), &child)?;
+        let children = dir.children().unwrap_or_default();
+        for name in &children {
+            if let Ok(child) = dir.child(name) {
+                remove(&path.join(name), &child)?;
             }
         }
         if pause > Duration::from_millis(200) {
             return rustix::fs::rmdir(path).map_err(|error| failed(error.into()));
         }
-        thread::sleep(pause);
+        // Those beneath it were what held it, most likely.
+        if children.is_empty() {
+            thread::sleep(pause);
+        }
         pause *= 2;
     }
 }
