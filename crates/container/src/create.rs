@@ -156,10 +156,8 @@ impl Created {
     ///
     /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
     pub fn start(&mut self) -> Result<(), Error> {
-        let told = self.child.go(&[]);
-        // One that has failed is gone, and has said why.
+        self.child.go(&[])?;
         self.await_made()?;
-        told?;
         self.child.await_program(&self.process)
     }
 
@@ -206,7 +204,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
         groups: plan.groups,
     };
-    let child = launch.start(|channel| init.run(channel))?;
+    let mut child = launch.start(|channel| init.run(channel))?;
     // As long as it has the ids of its maker. Not all makers want them.
     let entries = || {
         Some(Entries {

@@ -239,9 +239,15 @@ impl Child {
         }
     }
 
-    /// Tells it to go on.
-    pub fn go(&self, handles: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        send(&self.channel, &Message::Go, handles).at(Step::Init, || "the container's init")
+    /// Tells it to go on. If it is gone, the error is what it said, or how it
+    /// ended.
+    pub fn go(&mut self, handles: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        match send(&self.channel, &Message::Go, handles) {
+            Err(Errno::PIPE | Errno::CONNRESET) => loop {
+                self.next()?;
+            },
+            sent => sent.at(Step::Init, || "the container's init"),
+        }
     }
 
     /// It runs its program, or lives on its own: the end of the stream, or what

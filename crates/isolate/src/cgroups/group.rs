@@ -326,9 +326,14 @@ pub(super) fn remove(dir: &Dir) -> Result<(), Error> {
             Err(Errno::BUSY | Errno::NOTEMPTY) => {}
             Err(error) => return Err(failed(dir.path(), error)),
         }
+        let mut removed = false;
         let leave = |above: &Dir, name: &str| match unlinkat(above, name, AtFlags::REMOVEDIR) {
+            Ok(()) => {
+                removed = true;
+                Ok(())
+            }
             // The one above is not empty then, and all is tried again.
-            Ok(()) | Err(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY) => Ok(()),
+            Err(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY) => Ok(()),
             Err(error) => Err(failed(&above.path().join(name), error)),
         };
         tree::walk(dir, |_| Ok(()), leave)?;
@@ -336,7 +341,10 @@ pub(super) fn remove(dir: &Dir) -> Result<(), Error> {
             let last = rustix::fs::rmdir(dir.path());
             return last.map_err(|error| failed(dir.path(), error));
         }
-        thread::sleep(pause);
+        // Those beneath it were what held it, most likely.
+        if !removed {
+            thread::sleep(pause);
+        }
         pause *= 2;
     }
 }
