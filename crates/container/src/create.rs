@@ -156,10 +156,8 @@ impl Created {
     ///
     /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
     pub fn start(&mut self) -> Result<(), Error> {
-        let told = self.child.go(&[]);
-        // One that has failed is gone, and has said why.
+        self.child.go(&[])?;
         self.await_made()?;
-        told?;
         self.child.await_program(&self.process)
     }
 
@@ -206,7 +204,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
         groups: plan.groups,
     };
-    let child = launch.start(|channel| init.run(channel))?;
+    let mut child = launch.start(|channel| init.run(channel))?;
     // As long as it has the ids of its maker. Not all makers want them.
     let entries = || {
         Some(Entries {
@@ -264,7 +262,11 @@ fn confused() -> Error {
 /// What only its maker may do to it: to be killed later than others when
 /// memory is short, limits above those of its maker.
 pub(crate) fn raise(process: &Process, pid: Pid, mapped: bool) -> Result<(), Error> {
-    if let Some(adjustment) = process.oom_score_adj() {
+    // It has its maker's, and without rights its file may be root's.
+    let has = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    if let Some(adjustment) = process.oom_score_adj()
+        && has.trim().parse() != Ok(adjustment)
+    {
         let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
         fs::write(&path, adjustment.to_string()).at(Step::Settings, || {
             format!("the oom_score_adj {adjustment}: {path}")

@@ -83,22 +83,21 @@ impl Maps {
     /// A user namespace that has them and nobody in it, to map the ids of
     /// mounts by.
     pub fn namespace(&self) -> Result<OwnedFd, Error> {
+        let what = || "a user namespace for a mount";
+        let (ours, theirs) = channel::pair().at(Step::Ids, what)?;
         let made = sys::clone3(libc::CLONE_NEWUSER as u64, None);
-        let made = made.at(Step::Ids, || "a user namespace for a mount")?;
-        let Some((pid, pidfd)) = made else {
-            loop {
-                // It is killed.
-                let hour = rustix::thread::Timespec {
-                    tv_sec: 3600,
-                    tv_nsec: 0,
-                };
-                let _ = rustix::thread::nanosleep(&hour);
-            }
+        let Some((pid, pidfd)) = made.at(Step::Ids, what)? else {
+            drop(ours);
+            // It is killed; nobody says anything, but its maker may end.
+            let _ = channel::receive(&theirs);
+            sys::leave(0);
         };
+        drop(theirs);
         let namespace = self.give(pid).and_then(|()| of_process(pid));
         // It cannot be gone: only we reap it.
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
         let _ = waitpid(Some(pid), WaitOptions::empty());
+        drop(ours);
         namespace
     }
 }

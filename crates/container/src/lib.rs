@@ -17,8 +17,8 @@
 //!   │◄──────────────── created (terminal) ──┤    createContainer
 //!   │ Created                               │ waits at its gate
 //!   ├─ start ──────────────────────────────►│
-//!   │                                       ├─ hooks: startContainer; rights,
-//!   │◄──── end of file, or what is wrong ───┤    filters, exec
+//!   │                                       ├─ rights, filters, hooks:
+//!   │◄──── end of file, or what is wrong ───┤    startContainer, exec
 //!   ├─ hooks: poststart                     │ the container's program
 //! ```
 //!

@@ -343,9 +343,10 @@ pub fn read_state(directory: &Path) -> Option<Status> {
     (status.version <= STATE_VERSION).then_some(status)
 }
 
-/// Writes what the monitor of the instance in `directory` knows.
+/// Writes what the monitor of the instance in `directory` knows. After a power
+/// failure nothing runs, whatever it says, and one that cannot be read is none.
 pub fn write_state(directory: &Path, status: &Status) -> io::Result<()> {
-    files::write_json(directory, STATE, status)
+    files::write_passing_json(directory, STATE, status)
 }
 
 /// What the instance in `directory` is.

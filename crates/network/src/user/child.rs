@@ -242,6 +242,19 @@ mod tests {
     }
 
     #[test]
+    fn a_port_at_two_addresses_is_named() {
+        let said = "Overlapping port specifier ::1/53:53".to_owned();
+        let error = StartError::ended(Program::Passt, said).to_string();
+        assert!(
+            error.contains("two addresses") && error.contains("::1/53:53"),
+            "{error}"
+        );
+        let said = "Failed to bind any port".to_owned();
+        let error = StartError::ended(Program::Passt, said);
+        assert!(matches!(error, StartError::Ended(..)));
+    }
+
+    #[test]
     fn what_is_no_passt_is_no_network() {
         let error = Passt::start(Path::new("/bin/true"), &Host::default(), &[], MTU, mac());
         assert!(matches!(error, Err(StartError::Ended(..))));

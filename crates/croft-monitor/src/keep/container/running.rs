@@ -337,10 +337,7 @@ impl Running {
         let Some(ended) = reap(self.init.pidfd()) else {
             return;
         };
-        let out_of_memory = self
-            .group
-            .stats()
-            .is_ok_and(|stats| stats.memory.oom_kills > 0);
+        let out_of_memory = || self.group.oom_kills().is_ok_and(|kills| kills > 0);
         let system = role == ContainerRole::System;
         self.outcome = Some(match ended {
             Ended::Killed(INTERRUPT) if system => Outcome::PowerOff,
@@ -348,7 +345,7 @@ impl Running {
             Ended::Exited(status) => Outcome::Exited { status },
             Ended::Killed(signal) => Outcome::Killed {
                 signal,
-                out_of_memory: out_of_memory && i32::from(signal) == KILL,
+                out_of_memory: i32::from(signal) == KILL && out_of_memory(),
             },
         });
     }
