@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use croft_isolate::seccomp;
 use oci_spec::runtime::{Process, Spec};
@@ -14,6 +15,7 @@ use crate::create::raise;
 use crate::error::At;
 use crate::hooks::State;
 use crate::init::program::{Program, own_root};
+use crate::init::rights;
 use crate::init::settings::{self, Proc};
 use crate::init::terminal::Terminal;
 use crate::init::{Last, begin, connect, go_on, own_ids, streams};
@@ -42,6 +44,10 @@ pub struct Exec<'a> {
     pub preserve_fds: u32,
     /// It is killed when its maker ends.
     pub die_with_parent: bool,
+    /// How long the program may take to begin, for who must not be held up:
+    /// whatever is in the container can stop it on its way there. Without, it
+    /// is waited for.
+    pub patience: Option<Duration>,
 }
 
 /// A program that runs in a container.
@@ -104,6 +110,9 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
         settings::affinity(first)?;
     }
     let mut child = launch.start(|channel| joining.run(channel))?;
+    child.deadline = exec
+        .patience
+        .and_then(|most| Instant::now().checked_add(most));
     raise(exec.process, child.pid, user)?;
     child.go(&[])?;
     let mut console = None;
@@ -223,16 +232,19 @@ impl Joining<'_> {
             settings::affinity(last)?;
         }
         program.go()?;
+        rights::label(process, &proc)?;
+        drop(proc);
         let last = Last {
             process,
             program: &program,
-            proc: &proc,
+            hooks: &[],
             filter: self.filter.as_ref(),
             listener: listener.as_ref(),
             state,
             keep_groups,
             preserve_fds: exec.preserve_fds,
             die_with_parent: exec.die_with_parent,
+            maker: channel,
             springboard: self.springboard.then_some(channel),
         };
         last.go()

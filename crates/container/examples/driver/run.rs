@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use croft_container::{
     Create, Error, Exec, Gate, Groups, OverlayRoot, Root, Spec, Stdio, allowed_devices, create,
@@ -21,6 +22,8 @@ struct Wanted {
     overlay: Option<PathBuf>,
     group: Option<String>,
     execs: Vec<PathBuf>,
+    /// The container may live longer than we.
+    outlives: bool,
 }
 
 fn parse(words: &[String]) -> Wanted {
@@ -28,6 +31,7 @@ fn parse(words: &[String]) -> Wanted {
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
+            "--outlives" => wanted.outlives = true,
             "--overlay" => wanted.overlay = words.next().map(PathBuf::from),
             "--group" => wanted.group = words.next().cloned(),
             "--exec" => wanted.execs.extend(words.next().map(PathBuf::from)),
@@ -99,7 +103,7 @@ fn whole(wanted: &Wanted, group: Option<&Group>, groups: impl Fn() -> Groups) ->
         preserve_fds: 0,
         pivot: true,
         keyring: true,
-        die_with_parent: true,
+        die_with_parent: !wanted.outlives,
     })?;
     let console = created.take_console();
     created.start()?;
@@ -115,6 +119,7 @@ fn whole(wanted: &Wanted, group: Option<&Group>, groups: impl Fn() -> Groups) ->
             stdio: Stdio::Inherit,
             preserve_fds: 0,
             die_with_parent: true,
+            patience: Some(Duration::from_secs(2)),
         });
         match joined {
             Ok(joined) => println!("exec: {}", code(joined.pid())),

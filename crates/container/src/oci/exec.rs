@@ -60,6 +60,8 @@ pub fn exec(context: &Context, options: &Exec) -> Result<u8, Error> {
         stdio: Stdio::Inherit,
         preserve_fds,
         die_with_parent: false,
+        // Whoever calls it may end it.
+        patience: None,
     })?;
     if let Some(path) = &options.pid_file {
         files::write_pid(path, joined.pid())?;

@@ -7,6 +7,7 @@ mod escapes;
 mod execs;
 mod hooks;
 mod ids;
+mod kills;
 mod mounts;
 mod rights;
 mod stage;

@@ -170,7 +170,7 @@ pub fn create(
         if existing == Existing::Replaced {
             // One that cannot be removed, such as a user's that root has made,
             // is taken as it is.
-            match remove(&path, &old) {
+            match remove(&old) {
                 Err(Error::Remove { source, .. })
                     if Errno::from_io_error(&source) == Some(Errno::BUSY) =>
                 {

@@ -1,5 +1,6 @@
 //! Limits, stopping, ending, events, counts.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use croft_isolate::cgroups::{Controllers, Error, Event, Group, Hierarchies};
@@ -241,4 +242,30 @@ fn an_empty_group_that_is_taken_keeps_its_limits() {
         scope.spawn(|| child.wait().unwrap());
         one.group.kill().unwrap();
     });
+}
+
+/// What a container made beneath its group goes with it, however deep.
+#[test]
+fn groups_deeper_than_a_path_go_too() {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    const DEPTH: usize = 2500;
+    let Some(one) = Temporary::new("deep", Controllers::PIDS) else {
+        return;
+    };
+    let top = one.group.path_of(Controllers::PIDS).unwrap().to_owned();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut here = openat(CWD, &top, flags, Mode::empty()).unwrap();
+    for _ in 0..DEPTH {
+        mkdirat(&here, "aa", Mode::RWXU).unwrap();
+        here = openat(&here, "aa", flags, Mode::empty()).unwrap();
+    }
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let procs = openat(&here, "cgroup.procs", OFlags::WRONLY, Mode::empty()).unwrap();
+    rustix::io::write(procs, child.id().to_string().as_bytes()).unwrap();
+    drop(here);
+    assert_eq!(one.group.processes().unwrap().len(), 1);
+    one.group.kill().unwrap();
+    child.wait().unwrap();
+    one.group.delete().unwrap();
+    assert!(!top.exists());
 }
