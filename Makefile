@@ -61,6 +61,7 @@ test-server: ## Check whole servers: networks, ssh and apt by them, a kernel by 
 	scripts/server/verify
 	[ "$$(id -u)" != 0 ] || scripts/server/networks
 	[ "$$(id -u)" != 0 ] || scripts/server/containers
+	[ "$$(id -u)" != 0 ] || scripts/server/managed
 
 bench: ## Measure Croft beside its peers
 	scripts/install-deps bench image

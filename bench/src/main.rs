@@ -8,6 +8,7 @@
 mod boot;
 mod case;
 mod containers;
+mod containers_system;
 mod files;
 mod fio;
 mod idle;
@@ -35,7 +36,7 @@ struct Args {
     runs: u32,
     /// Only this case: boot, lines, systemd, fio, idle, server, memory, many,
     /// net-user, net-bridge, net-kvm, container-run, container-exec,
-    /// container-many, kvm, server-kvm, or a word of its title; the page stays as it is
+    /// container-many, container-system, kvm, server-kvm, or a word of its title; the page stays as it is
     #[arg(long)]
     only: Option<String>,
     /// Only lines with this in their names, in the case of that name
@@ -118,6 +119,7 @@ fn cases<'a>(files: &'a Files, line: &'a str) -> Vec<Case<'a>> {
     cases.extend(server::cases(files));
     cases.extend(net::cases(files));
     cases.extend(containers::cases());
+    cases.push(containers_system::case());
     cases.push(kvm::case(files));
     cases.push(server::on_kvm(files));
     cases

@@ -13,6 +13,7 @@ pub mod guest;
 mod instance;
 pub mod linux;
 pub mod modules;
+pub mod namespace;
 mod output;
 pub mod processes;
 pub mod pty;

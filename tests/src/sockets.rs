@@ -31,11 +31,11 @@ fn libraries(program: &Path) -> Vec<PathBuf> {
     words.map(PathBuf::from).collect()
 }
 
-/// `croft run` of a shell with modules and program at hand.
+/// The program as `/socket-guest`, with what it needs.
 ///
 /// # Panics
-/// When the kernel was not fetched.
-pub fn shell(stage: &Stage) -> Command {
+/// When it is not built.
+pub fn archive() -> Archive {
     let program = files::program(PROGRAM);
     let mut archive = Archive::new().program(PROGRAM, &fs::read(&program).expect("a program"));
     let mut directories = BTreeSet::new();
@@ -51,7 +51,15 @@ pub fn shell(stage: &Stage) -> Command {
         let bytes = fs::read(&library).expect("a library");
         archive = archive.program(relative.to_str().expect("a plain name"), &bytes);
     }
-    let mut command = modules::shell_with(stage, archive, &MODULES);
+    archive
+}
+
+/// `croft run` of a shell with modules and program at hand.
+///
+/// # Panics
+/// When the kernel was not fetched.
+pub fn shell(stage: &Stage) -> Command {
+    let mut command = modules::shell_with(stage, archive(), &MODULES);
     command.args(["--cpus", "2"]);
     command
 }

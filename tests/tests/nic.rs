@@ -1,50 +1,22 @@
 //! NICs of a stock kernel, on taps: in a network namespace of the test's own,
 //! with a bridge to which the host and two machines belong.
 
-use std::env;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use croft_tests::modules::{load, shell};
-use croft_tests::{END, Machine, Stage};
+use croft_tests::files::Kernel;
+use croft_tests::guest::Act;
+use croft_tests::modules::{initramfs_of, load, shell};
+use croft_tests::namespace::{inside, ip};
+use croft_tests::{END, Instance, Machine, Stage, eventually, succeed};
 use tempfile::TempDir;
 
 const MODULES: [&str; 3] = ["failover", "net_failover", "virtio_net"];
 /// The host's address on the bridge, where what is sent comes back.
 const HOST: &str = "10.77.0.1";
 const ECHO: u16 = 7000;
-/// Says to the test that it is in the namespace.
-const INSIDE: &str = "CROFT_TEST_NAMESPACE";
-
-/// Runs the test `name` once more, in a network namespace; true in there.
-fn inside(name: &str) -> bool {
-    if env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let tried = Command::new("unshare").args(["--net", "true"]).output();
-    let tap = Path::new("/dev/net/tun").exists();
-    if !tap || !tried.is_ok_and(|tried| tried.status.success()) {
-        eprintln!("skipped: no network namespace or no taps; run as root, with /dev/net/tun");
-        return false;
-    }
-    let this = env::current_exe().expect("this program");
-    let mut command = Command::new("unshare");
-    command.arg("--net").arg(this);
-    command.args(["--exact", name, "--nocapture"]);
-    let ran = command.env(INSIDE, "1").status().expect("unshare");
-    assert!(ran.success(), "{name} failed in its namespace");
-    false
-}
-
-fn ip(arguments: &str) {
-    let ran = Command::new("ip").args(arguments.split(' ')).output();
-    let ran = ran.expect("ip");
-    assert!(ran.status.success(), "ip {arguments}: {ran:?}");
-}
-
 /// A bridge with the host's address, and whoever sends what it gets back.
 fn network() {
     ip("link set lo up");
@@ -191,4 +163,48 @@ fn a_connection_outlives_a_save() {
     machine.expect("whole-42");
     say(&mut machine, THERE_AND_BACK, "more");
     end(machine);
+}
+
+/// The host sees on a tap whether its guest's cable is plugged in.
+#[test]
+fn a_tap_follows_its_cable() {
+    if !inside("a_tap_follows_its_cable") {
+        return;
+    }
+    network();
+    let stage = Stage::new();
+    let initrd = initramfs_of(Kernel::Cloud, &MODULES);
+    let nic = "bridge=br0,link=down";
+    let more = ["--engine", "software", "--net", nic];
+    let instance = Instance::create_of(&stage, Kernel::Cloud, &initrd, Act::Shell, &more);
+    instance.done(&["start"]);
+    let mut console = instance.croft(&["console", stage.name()]);
+    console.stdin(Stdio::piped());
+    let mut machine = stage.start(console);
+    let plug = |link: &str| {
+        let mut command = instance.croft(&["nic", "set", stage.name(), "net0"]);
+        command.args(["--link", link]);
+        succeed(command);
+    };
+    // The only port of the bridge.
+    let carried = |up: bool| {
+        eventually(END, "the tap's carrier", || {
+            let port = ip("-o link show master br0");
+            assert_eq!(port.lines().count(), 1, "{port}");
+            port.contains("NO-CARRIER") != up
+        });
+    };
+    carried(false);
+    plug("up");
+    carried(true);
+    set_up(&mut machine, 2, 1);
+    say(&mut machine, "ping -c 3 10.77.0.1 >/dev/null", "ping");
+    plug("down");
+    carried(false);
+    plug("up");
+    carried(true);
+    say(&mut machine, THERE_AND_BACK, "back");
+    drop(machine);
+    instance.done(&["stop", "--force"]);
+    instance.done(&["delete"]);
 }

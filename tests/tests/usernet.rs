@@ -1,20 +1,22 @@
 //! The user network: passt beside machines of a user without any privilege.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use croft_tests::namespace::{inside, ip};
 use croft_tests::processes::tree;
-use croft_tests::{END, Machine, PATIENCE, Stage, eventually, modules};
+use croft_tests::{END, Machine, PATIENCE, Stage, eventually, modules, sockets};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Modules of a NIC, in the order in which they can be loaded.
 const MODULES: [&str; 3] = ["failover", "net_failover", "virtio_net"];
-/// The guest's port.
+/// The guest's port, and those where it answers datagrams.
 const PORT: u16 = 7000;
+const DATAGRAMS: [u16; 3] = [7001, 7002, 7003];
 /// What the guest's server says.
 const PAGE: &str = "a page of seven words from the guest";
 
@@ -59,10 +61,9 @@ fn serve(address: IpAddr, text: &'static str) -> u16 {
     port
 }
 
-/// Asks the guest's server at a port of this host.
-fn get(port: u16) -> std::io::Result<String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let mut stream = TcpStream::connect_timeout(&address, END)?;
+/// Asks the guest's server at an address of this host.
+fn get(at: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&at, END)?;
     stream.set_read_timeout(Some(END))?;
     stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
     let mut text = String::new();
@@ -75,9 +76,13 @@ fn get(port: u16) -> std::io::Result<String> {
 
 /// Waits until the guest serves its page at a port of this host.
 fn wait_for_page(port: u16) {
+    wait_for_page_at((Ipv4Addr::LOCALHOST, port).into());
+}
+
+fn wait_for_page_at(at: SocketAddr) {
     let end = Instant::now() + PATIENCE;
     loop {
-        match get(port) {
+        match get(at) {
             Ok(text) => {
                 assert!(text.contains(PAGE), "{text}");
                 return;
@@ -86,6 +91,40 @@ fn wait_for_page(port: u16) {
         }
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Sends back what datagrams come, and forgets the thread.
+fn send_back(address: IpAddr) -> SocketAddr {
+    let socket = UdpSocket::bind((address, 0)).unwrap();
+    let at = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut bytes = vec![0; 1 << 16];
+        while let Ok((count, from)) = socket.recv_from(&mut bytes) {
+            let _ = socket.send_to(&bytes[..count], from);
+        }
+    });
+    at
+}
+
+/// Sends a datagram of this size until it comes back.
+fn comes_back(to: SocketAddr, size: usize) {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.connect(to).unwrap();
+    let patience = Duration::from_secs(1);
+    socket.set_read_timeout(Some(patience)).unwrap();
+    let sent: Vec<u8> = (0..size).map(|n| (n ^ (n >> 8)) as u8).collect();
+    let mut bytes = vec![0; 1 << 16];
+    eventually(
+        PATIENCE,
+        &format!("{size} bytes come back from {to}"),
+        || {
+            socket.send(&sent).is_ok()
+                && socket
+                    .recv(&mut bytes)
+                    .is_ok_and(|count| bytes[..count] == sent)
+        },
+    );
 }
 
 /// passt of the machine.
@@ -110,6 +149,11 @@ fn is_missing() -> bool {
 /// A guest with an address, whose server is published at a port.
 fn guest<'a>(stage: &'a Stage, mut command: Command, port: u16) -> Machine<'a> {
     command.args(["--publish", &format!("127.0.0.1:{port}:{PORT}")]);
+    configured(stage, command)
+}
+
+/// A guest with an address, and a server.
+fn configured(stage: &Stage, command: Command) -> Machine<'_> {
     let mut machine = stage.start(command);
     modules::load(&mut machine, &MODULES);
     machine.type_in(SETUP);
@@ -146,7 +190,7 @@ fn a_user_reaches_the_guest_and_the_guest_the_host() {
     // Nothing of the host's is at the gateway.
     let hidden = serve(Ipv4Addr::LOCALHOST.into(), "nobody's");
     machine.type_in(&format!(
-        "wget -T 5 -q -O - http://10.199.15.1:{hidden}/ || echo gateway-$((40 + 3))\n"
+        "echo GET / | nc -w 5 10.199.15.1 {hidden} || echo gateway-$((40 + 3))\n"
     ));
     machine.expect("gateway-43");
 
@@ -164,6 +208,85 @@ fn a_user_reaches_the_guest_and_the_guest_the_host() {
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     let proc = format!("/proc/{}", second.as_raw_nonzero());
     eventually(END, "passt ends", || !Path::new(&proc).exists());
+}
+
+/// In a namespace whose way to the world is of both versions of IP.
+#[test]
+fn both_versions_of_ip_and_datagrams() {
+    if is_missing() || !inside("both_versions_of_ip_and_datagrams") {
+        return;
+    }
+    ip("link set lo up");
+    ip("link add up0 type veth peer name up1");
+    ip("link set up0 addrgenmode none");
+    ip("link set up1 up");
+    ip("link set up0 up");
+    ip("addr add 192.0.2.1/24 dev up0");
+    for address in ["fe80::1/64", "2001:db8::1/64"] {
+        ip(&format!("addr add {address} dev up0 nodad"));
+    }
+    ip("route add default via 192.0.2.2");
+    ip("-6 route add default via 2001:db8::2 dev up0");
+    // passt's user is not the one of this test.
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
+    let local: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let own: [IpAddr; 2] = ["192.0.2.1", "2001:db8::1"].map(|own| own.parse().unwrap());
+
+    let stage = Stage::new();
+    let mut command = modules::shell_with(&stage, sockets::archive(), &MODULES);
+    // Debian 12's passt has a port of the host at one address or at all, and
+    // brings back what the guest answers to datagrams of other addresses than
+    // loopback ones, from a port of its that is published once.
+    let [four, six] = ["192.0.2.1", "[2001:db8::1]"];
+    let published = [
+        format!("127.0.0.1:8004:{PORT}"),
+        format!("[::1]:8006:{PORT}"),
+        format!("{four}:8004:{}/udp", DATAGRAMS[0]),
+        format!("{six}:8006:{}/udp", DATAGRAMS[1]),
+        format!("8000:{}/udp", DATAGRAMS[2]),
+    ];
+    for port in published {
+        command.args(["--publish", &port]);
+    }
+    let mut machine = configured(&stage, command);
+    machine.type_in(
+        "until ip -6 addr show dev eth0 | grep -q 'fdc7:fb1:4e3a.*global'; do sleep 0.1; done; \
+         echo six-$((40 + 2))\n",
+    );
+    machine.expect("six-42");
+    for port in DATAGRAMS {
+        machine.type_in(&format!("/socket-guest datagrams {port} &\n"));
+        machine.expect(&format!("datagrams at {port}"));
+    }
+
+    // In, by what is published.
+    for (port, (local, own)) in [8004, 8006].into_iter().zip(local.into_iter().zip(own)) {
+        wait_for_page_at((local, port).into());
+        for size in [1, 1400, 8000] {
+            comes_back((own, port).into(), size);
+            comes_back((own, 8000).into(), size);
+        }
+    }
+    // Out.
+    for (address, family) in own.into_iter().zip([4, 6]) {
+        let page = SocketAddr::new(address, serve(address, "five words of the host"));
+        machine.type_in(&format!(
+            "wget -q -O - http://{page}/ | sed 's/^five.*/page-{family}/'; echo\n"
+        ));
+        machine.expect(&format!("\npage-{family}"));
+        let back = send_back(address);
+        for (count, size) in [(50, 10), (20, 1400), (5, 8000)] {
+            machine.type_in(&format!("/socket-guest ask {back} {count} {size}\n"));
+            machine.expect(&format!("{count} of {size} bytes came back"));
+        }
+        machine.type_in(&format!(
+            "ping -c 2 {address} >/dev/null && echo ping{family}-$((40 + 2))\n"
+        ));
+        machine.expect(&format!("ping{family}-42"));
+    }
+    machine.type_in("poweroff -f\n");
+    let ended = machine.wait();
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
 }
 
 #[test]
@@ -184,10 +307,29 @@ fn a_restored_guest_is_reached_again() {
     let ended = machine.wait_at_most(END);
     assert_eq!(ended.code, Some(6), "{ended:#?}");
 
+    // Under another port, as its own is taken by now; what it has is named.
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     let mut command = stage.restore(&file);
+    command.args(["--net", "user", "--net", "user"]);
+    let refused = stage.start(command).wait();
+    assert_eq!(refused.code, Some(2), "{refused:#?}");
+    let mut command = stage.restore(&file);
+    command.args(["--net", "lan"]);
+    let refused = stage.start(command).wait();
+    assert_eq!(refused.code, Some(2), "{refused:#?}");
+    assert!(refused.stderr.contains("net0"), "{refused:#?}");
+    let other = free_port();
+    let mut command = stage.restore(&file);
+    command.args([
+        "--net",
+        "user",
+        "--publish",
+        &format!("127.0.0.1:{other}:{PORT}"),
+    ]);
     command.stdin(Stdio::piped());
     let mut machine = stage.start(command);
-    wait_for_page(port);
+    wait_for_page(other);
+    drop(taken);
     machine.type_in("poweroff -f\n");
     let ended = machine.wait();
     assert_eq!(ended.code, Some(0), "{ended:#?}");

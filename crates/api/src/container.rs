@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// Ids of a container that has a user namespace of its own: as many as
 /// systemd gives (its `UIDS-GIDS.md`), and 16-bit programs can use.
 pub const IDS: u32 = 65_536;
+/// Most processes where nobody says how many: an accident with fork does not
+/// take the host's.
+pub const PIDS: u64 = 4096;
 /// Most arguments, variables, volumes or devices that are taken.
 pub const LIST_MAX: usize = 4096;
 /// Thousandths of a processor in one.

@@ -2,7 +2,6 @@
 //! `state.json`, and told to whoever asks at its control socket.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -94,8 +93,6 @@ pub struct ProcessId {
 pub struct AgentStatus {
     /// The guest is ready: it has come up and can be used.
     pub ready: bool,
-    /// The guest's addresses, of whatever network it is in.
-    pub addresses: Vec<IpAddr>,
 }
 
 /// What is known of an instance.

@@ -30,7 +30,7 @@ use crate::disk::RunDisk;
 use crate::hello::Protocol;
 use crate::instance::RestartPolicy;
 use crate::machine::{EngineChoice, MachineSpec, SoftwareSpec};
-use crate::net::NicSpec;
+use crate::net::{NicKind, NicSpec};
 use crate::outcome::Outcome;
 use crate::saved::SavedRun;
 
@@ -159,9 +159,9 @@ pub struct RestoreRequest {
     pub initrd: Option<OsString>,
     /// Other paths of all disks.
     pub disks: Option<Vec<RunDisk>>,
-    /// What all NICs are instead: as many, with the same pairs of queues.
+    /// Where all NICs lead to instead, in their order.
     #[serde(default)]
-    pub nics: Option<Vec<NicSpec>>,
+    pub nets: Option<Vec<NicKind>>,
     /// As in [`RunRequest`].
     pub log: Option<OsString>,
     /// As in [`RunRequest`].
@@ -185,8 +185,8 @@ impl RestoreRequest {
         2 + usize::from(self.terminal)
     }
 
-    /// What is run, of what was saved.
-    pub fn apply(self, saved: SavedRun) -> RunRequest {
+    /// What is run, of what was saved; or what does not fit that.
+    pub fn apply(self, saved: SavedRun) -> Result<RunRequest, String> {
         let mut machine = saved.machine;
         machine.engine = self.engine;
         machine.software = self.software;
@@ -203,12 +203,16 @@ impl RestoreRequest {
             }
             None => saved.disks,
         };
-        RunRequest {
+        let nics = match self.nets {
+            Some(nets) => lead(saved.nics, nets)?,
+            None => saved.nics,
+        };
+        Ok(RunRequest {
             machine,
             kernel: self.kernel.or(saved.kernel),
             initrd: self.initrd.or(saved.initrd),
             disks,
-            nics: self.nics.unwrap_or(saved.nics),
+            nics,
             shares: saved.shares,
             log: self.log,
             gdb: self.gdb,
@@ -217,8 +221,32 @@ impl RestoreRequest {
             vsock: self.vsock,
             terminal: self.terminal,
             no_jail: self.no_jail,
-        }
+        })
     }
+}
+
+/// NICs that lead elsewhere. The guest knows their addresses and MTUs, which
+/// stay; that of a user network is another than all others'.
+fn lead(mut nics: Vec<NicSpec>, nets: Vec<NicKind>) -> Result<Vec<NicSpec>, String> {
+    if nics.len() != nets.len() {
+        return Err(format!(
+            "--net: the machine has {} NICs; say of all, in their order, where they lead to",
+            nics.len()
+        ));
+    }
+    let is_user = |kind: &NicKind| matches!(kind, NicKind::User(_));
+    for (nic, kind) in nics.iter_mut().zip(nets) {
+        if is_user(&nic.kind) != is_user(&kind) {
+            return Err(format!(
+                "--net: {} leads to {}; a user network can be replaced by one alone, and nothing \
+                 else by one: its largest packet is another",
+                nic.name,
+                nic.describe()
+            ));
+        }
+        nic.kind = kind;
+    }
+    Ok(nics)
 }
 
 impl RunRequest {

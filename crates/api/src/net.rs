@@ -176,6 +176,19 @@ pub struct NicSpec {
     pub kind: NicKind,
 }
 
+impl NicSpec {
+    /// Where it leads to, for people.
+    pub fn describe(&self) -> String {
+        let leads = match &self.kind {
+            NicKind::User(_) => "user".to_owned(),
+            NicKind::Network(net) => net.network.clone(),
+            NicKind::Bridge(net) => format!("bridge {}", net.bridge),
+        };
+        let link = if self.link { "" } else { ", link down" };
+        format!("{leads}, {}{link}", self.mac)
+    }
+}
+
 /// What becomes of a NIC; the rest stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicChange {
@@ -336,6 +349,22 @@ pub enum PublishError {
     Protocol(String),
 }
 
+impl Publish {
+    /// Whether both want the same port of the same address of the host's.
+    pub fn collides(&self, other: &Publish) -> bool {
+        let same = match (self.address, other.address) {
+            (Some(one), Some(other)) => {
+                let all = |one: IpAddr, other: IpAddr| {
+                    one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
+                };
+                one == other || all(one, other) || all(other, one)
+            }
+            _ => true,
+        };
+        same && (self.protocol, self.host) == (other.protocol, other.host)
+    }
+}
+
 impl FromStr for Publish {
     type Err = PublishError;
 
@@ -445,6 +474,23 @@ impl NicBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_collide() {
+        let collide = |one: &str, other: &str| {
+            let (one, other): (Publish, Publish) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(one.collides(&other), other.collides(&one));
+            one.collides(&other)
+        };
+        assert!(collide("80:80", "80:81"));
+        assert!(collide("80:80", "127.0.0.1:80:80"));
+        assert!(collide("0.0.0.0:80:80", "127.0.0.1:80:80"));
+        assert!(collide("[::]:80:80", "127.0.0.1:80:80"));
+        assert!(!collide("0.0.0.0:80:80", "[2001:db8::1]:80:80"));
+        assert!(!collide("127.0.0.1:80:80", "127.0.0.2:80:80"));
+        assert!(!collide("80:80", "81:80"));
+        assert!(!collide("80:80", "80:80/udp"));
+    }
 
     #[test]
     fn addresses() {

@@ -112,6 +112,16 @@ pub struct Created {
     /// It has said that it is.
     is_made: bool,
     console: Option<OwnedFd>,
+    namespaces: Option<Entries>,
+}
+
+/// The way into namespaces of a container.
+#[derive(Debug)]
+pub struct Entries {
+    /// Its network.
+    pub network: OwnedFd,
+    /// Its users.
+    pub user: OwnedFd,
 }
 
 impl Created {
@@ -134,15 +144,20 @@ impl Created {
         self.console.take()
     }
 
+    /// The way into its namespaces, which its maker alone has: once it has
+    /// other ids, a user cannot look them up before its program runs. They are
+    /// there with [`Gate::Caller`], if this process may have them.
+    pub fn take_namespaces(&mut self) -> Option<Entries> {
+        self.namespaces.take()
+    }
+
     /// Lets it run its program, and returns when that is there. On an error
     /// it has ended, and is reaped, here or when this is dropped.
     ///
     /// Hooks of `poststart` are the caller's to run ([`hooks::run`]).
     pub fn start(&mut self) -> Result<(), Error> {
-        let told = self.child.go(&[]);
-        // One that has failed is gone, and has said why.
+        self.child.go(&[])?;
         self.await_made()?;
-        told?;
         self.child.await_program(&self.process)
     }
 
@@ -189,7 +204,18 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         pid: plan.namespaces.joins(PID).map(AsFd::as_fd),
         groups: plan.groups,
     };
-    let child = launch.start(|channel| init.run(channel))?;
+    let mut child = launch.start(|channel| init.run(channel))?;
+    // As long as it has the ids of its maker. Not all makers want them.
+    let entries = || {
+        Some(Entries {
+            network: ids::namespace(child.pid, "net").ok()?,
+            user: ids::namespace(child.pid, "user").ok()?,
+        })
+    };
+    let namespaces = match create.gate {
+        Gate::Caller => entries(),
+        Gate::Early | Gate::Socket(_) => None,
+    };
     if let Some(maps) = &plan.maps {
         maps.give(child.pid)?;
     }
@@ -211,6 +237,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         process: plan.process.cloned().unwrap_or_default(),
         is_made: false,
         console: None,
+        namespaces,
     };
     if plan.prepares() {
         let (Message::Prepared, _) = created.child.next()? else {
@@ -235,7 +262,11 @@ fn confused() -> Error {
 /// What only its maker may do to it: to be killed later than others when
 /// memory is short, limits above those of its maker.
 pub(crate) fn raise(process: &Process, pid: Pid, mapped: bool) -> Result<(), Error> {
-    if let Some(adjustment) = process.oom_score_adj() {
+    // It has its maker's, and without rights its file may be root's.
+    let has = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    if let Some(adjustment) = process.oom_score_adj()
+        && has.trim().parse() != Ok(adjustment)
+    {
         let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
         fs::write(&path, adjustment.to_string()).at(Step::Settings, || {
             format!("the oom_score_adj {adjustment}: {path}")

@@ -3,9 +3,11 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use croft_isolate::seccomp;
 use oci_spec::runtime::{Process, Spec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 
 use crate::channel::{Message, send};
@@ -13,11 +15,13 @@ use crate::create::raise;
 use crate::error::At;
 use crate::hooks::State;
 use crate::init::program::{Program, own_root};
+use crate::init::rights;
 use crate::init::settings::{self, Proc};
 use crate::init::terminal::Terminal;
 use crate::init::{Last, begin, connect, go_on, own_ids, streams};
 use crate::launch::{Child, Launch};
-use crate::namespaces::{Namespaces, PID, USER};
+use crate::namespaces::{MOUNT, Namespaces, PID, USER};
+use crate::root::change_to;
 use crate::root::resolve::InRoot;
 use crate::{Error, Groups, Stdio, Step, springboard, sys};
 
@@ -40,6 +44,10 @@ pub struct Exec<'a> {
     pub preserve_fds: u32,
     /// It is killed when its maker ends.
     pub die_with_parent: bool,
+    /// How long the program may take to begin, for who must not be held up:
+    /// whatever is in the container can stop it on its way there. Without, it
+    /// is waited for.
+    pub patience: Option<Duration>,
 }
 
 /// A program that runs in a container.
@@ -74,6 +82,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
     let kinds = Namespaces::kinds(list.unwrap_or_default());
     let filter = linux.and_then(|linux| linux.seccomp().as_ref());
     let filter = filter.map(seccomp::compile).transpose();
+    settings::check_limits(Some(exec.process))?;
     let user = kinds & USER != 0;
     // Root has rights in all namespaces of others, and needs no go-between.
     let between = user && !rustix::process::geteuid().is_root();
@@ -85,6 +94,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
             kinds & !PID
         },
         user,
+        own_mounts: Namespaces::makes(list.unwrap_or_default(), MOUNT),
         springboard: reaches_maker(exec.spec),
         filter: filter.at(Step::Filter, || "the filter of system calls")?,
     };
@@ -100,6 +110,9 @@ pub fn exec(exec: Exec<'_>) -> Result<Joined, Error> {
         settings::affinity(first)?;
     }
     let mut child = launch.start(|channel| joining.run(channel))?;
+    child.deadline = exec
+        .patience
+        .and_then(|most| Instant::now().checked_add(most));
     raise(exec.process, child.pid, user)?;
     child.go(&[])?;
     let mut console = None;
@@ -135,11 +148,33 @@ struct Joining<'a> {
     kinds: u64,
     /// The container has a user namespace.
     user: bool,
+    /// It has a mount namespace of its own, whose root is its root.
+    own_mounts: bool,
     springboard: bool,
     filter: Option<seccomp::Program>,
 }
 
 impl Joining<'_> {
+    /// Where the mount namespace is not the container's own its root is
+    /// somebody else's, and init alone is in the container's.
+    fn enter_root(&self, proc: &Proc) -> Result<(), Error> {
+        let what = || "the root of the container's init: does it still run?";
+        let root = proc.root_of(self.exec.target_pid).at(Step::Init, what)?;
+        // It was this process, and not another of its number.
+        let mut ended = [PollFd::from_borrowed_fd(self.exec.target, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut ended, Some(&now)).at(Step::Init, what)? > 0 {
+            return Err(Error::new(
+                Step::Init,
+                "the container's init has just ended",
+            ));
+        }
+        change_to(&root).at(Step::Init, what)
+    }
+
     fn run(self, channel: &OwnedFd) -> Error {
         match self.steps(channel) {
             Ok(never) => match never {},
@@ -171,6 +206,9 @@ impl Joining<'_> {
                 || "joining the container's namespaces: does it still run?",
             )?;
         }
+        if !self.own_mounts {
+            self.enter_root(&proc)?;
+        }
         let keep_groups = self.user && own_ids()?;
         let root = own_root().at(Step::Init, || "the container's root")?;
         let root = InRoot(root.as_fd());
@@ -194,16 +232,19 @@ impl Joining<'_> {
             settings::affinity(last)?;
         }
         program.go()?;
+        rights::label(process, &proc)?;
+        drop(proc);
         let last = Last {
             process,
             program: &program,
-            proc: &proc,
+            hooks: &[],
             filter: self.filter.as_ref(),
             listener: listener.as_ref(),
             state,
             keep_groups,
             preserve_fds: exec.preserve_fds,
             die_with_parent: exec.die_with_parent,
+            maker: channel,
             springboard: self.springboard.then_some(channel),
         };
         last.go()

@@ -3,13 +3,17 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 
 use oci_spec::runtime::LinuxIdMapping;
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
+use rustix::process::{Gid, Pid, Signal, Uid, WaitOptions, pidfd_send_signal, waitpid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
+use crate::channel::{self, Message, receive, send};
 use crate::error::At;
+use crate::launch::refuse;
 use crate::{Error, Step, sys};
 
 /// Most lines of a map (user_namespaces(7)).
@@ -79,29 +83,83 @@ impl Maps {
     /// A user namespace that has them and nobody in it, to map the ids of
     /// mounts by.
     pub fn namespace(&self) -> Result<OwnedFd, Error> {
+        let what = || "a user namespace for a mount";
+        let (ours, theirs) = channel::pair().at(Step::Ids, what)?;
         let made = sys::clone3(libc::CLONE_NEWUSER as u64, None);
-        let made = made.at(Step::Ids, || "a user namespace for a mount")?;
-        let Some((pid, pidfd)) = made else {
-            loop {
-                // It is killed.
-                let hour = rustix::thread::Timespec {
-                    tv_sec: 3600,
-                    tv_nsec: 0,
-                };
-                let _ = rustix::thread::nanosleep(&hour);
-            }
+        let Some((pid, pidfd)) = made.at(Step::Ids, what)? else {
+            drop(ours);
+            // It is killed; nobody says anything, but its maker may end.
+            let _ = channel::receive(&theirs);
+            sys::leave(0);
         };
+        drop(theirs);
         let namespace = self.give(pid).and_then(|()| of_process(pid));
         // It cannot be gone: only we reap it.
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
         let _ = waitpid(Some(pid), WaitOptions::empty());
+        drop(ours);
         namespace
+    }
+}
+
+/// Does something as the root of these ids, in a process of its own: in files
+/// that belong to them, for a user who is not root. `act` has the memory of this
+/// process, which must have one thread, and nothing of what it changes stays.
+pub fn as_root_of(
+    maps: (&[LinuxIdMapping], &[LinuxIdMapping]),
+    act: impl FnOnce() -> Result<(), String>,
+) -> Result<(), Error> {
+    let maps = Maps::new(maps.0, maps.1)?;
+    let what = || "a process with the container's ids";
+    let (ours, theirs) = channel::pair().at(Step::Ids, what)?;
+    let made = sys::clone3(libc::CLONE_NEWUSER as u64, None).at(Step::Ids, what)?;
+    let Some((pid, _)) = made else {
+        drop(ours);
+        let done = || -> Result<(), Error> {
+            // Without it there are no ids.
+            let go = receive(&theirs).at(Step::Ids, what)?;
+            go.ok_or_else(|| Error::new(Step::Ids, "its maker has ended"))?;
+            // Forbidden where there is one group alone (user_namespaces(7)).
+            let _ = set_thread_groups(&[]);
+            set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).at(Step::Ids, what)?;
+            set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).at(Step::Ids, what)?;
+            act().map_err(|error| Error::new(Step::Ids, error))
+        };
+        // A panic must not run what is the maker's.
+        let result = catch_unwind(AssertUnwindSafe(done));
+        let panicked = |_| Err(Error::new(Step::Ids, "a fault of Croft's own"));
+        match result.unwrap_or_else(panicked) {
+            Ok(()) => {
+                // Its maker may be gone.
+                let _ = send(&theirs, &Message::Go, &[]);
+                sys::leave(0)
+            }
+            Err(error) => refuse(&theirs, error),
+        }
+    };
+    drop(theirs);
+    let answer = maps.give(pid).and_then(|()| {
+        send(&ours, &Message::Go, &[]).at(Step::Ids, what)?;
+        receive(&ours).at(Step::Ids, what)
+    });
+    // It waits no longer, whatever it has done.
+    drop(ours);
+    let _ = waitpid(Some(pid), WaitOptions::empty());
+    match answer? {
+        Some((Message::Go, _)) => Ok(()),
+        Some((Message::Failed(error), _)) => Err(error),
+        _ => Err(Error::new(Step::Ids, format!("{} ended", what()))),
     }
 }
 
 /// The user namespace of a process.
 pub fn of_process(pid: Pid) -> Result<OwnedFd, Error> {
-    let path = format!("/proc/{}/ns/user", pid.as_raw_nonzero());
+    namespace(pid, "user")
+}
+
+/// The namespace of a kind that a process is in.
+pub fn namespace(pid: Pid, kind: &str) -> Result<OwnedFd, Error> {
+    let path = format!("/proc/{}/ns/{kind}", pid.as_raw_nonzero());
     openat(
         CWD,
         path.as_str(),

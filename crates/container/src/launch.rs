@@ -4,10 +4,13 @@
 //! of others is joined: who joins such a one is not in it, only those whom it
 //! then makes are. A go-between does that, and ends.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use oci_spec::runtime::Process;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{
@@ -27,6 +30,8 @@ pub struct Child {
     pub pidfd: OwnedFd,
     /// The way to talk to it.
     pub channel: OwnedFd,
+    /// It is not waited for after that.
+    pub deadline: Option<Instant>,
     done: bool,
 }
 
@@ -47,19 +52,25 @@ impl Launch<'_> {
     pub fn start(&self, body: impl FnOnce(&OwnedFd) -> Error) -> Result<Child, Error> {
         let what = || "making a process for the container";
         let (ours, theirs) = channel::pair().at(Step::Init, what)?;
-        let hidden = Hidden::new(self.pid.is_some());
+        let ends = Ends {
+            ours: Cell::new(Some(ours)),
+            theirs,
+        };
+        let hidden = Hidden::new(self.user.is_some() || self.pid.is_some());
         let made = if self.user.is_some() {
-            self.by_another(&theirs, body)?
+            self.by_another(&ends, body)?
         } else if let Some(pid) = self.pid {
-            self.in_pid_namespace(pid, &theirs, body)?
+            self.in_pid_namespace(pid, &ends, body)?
         } else {
-            self.directly(0, &theirs, body)?
+            self.directly(0, &ends, body)?
         };
         drop(hidden);
+        let channel = ends.ours.take();
         Ok(Child {
             pid: made.0,
             pidfd: made.1,
-            channel: ours,
+            channel: channel.ok_or_else(|| Error::new(Step::Init, "a channel without an end"))?,
+            deadline: None,
             done: false,
         })
     }
@@ -67,9 +78,10 @@ impl Launch<'_> {
     fn directly(
         &self,
         flags: u64,
-        channel: &OwnedFd,
+        ends: &Ends,
         body: impl FnOnce(&OwnedFd) -> Error,
     ) -> Result<(Pid, OwnedFd), Error> {
+        let channel = &ends.theirs;
         let group = self.groups.unified.as_ref().map(AsFd::as_fd);
         let made = match sys::clone3(self.new | flags, group) {
             // The group may refuse whom it would take by a write.
@@ -97,6 +109,7 @@ impl Launch<'_> {
         match made {
             Some(made) => Ok(made),
             None => {
+                drop(ends.ours.take());
                 // A panic must not run what is the maker's.
                 let result = catch_unwind(AssertUnwindSafe(|| body(channel)));
                 let failed = |_| Error::new(Step::Init, "a fault of Croft's own in its init");
@@ -110,7 +123,7 @@ impl Launch<'_> {
     fn in_pid_namespace(
         &self,
         pid: BorrowedFd<'_>,
-        channel: &OwnedFd,
+        ends: &Ends,
         body: impl FnOnce(&OwnedFd) -> Error,
     ) -> Result<(Pid, OwnedFd), Error> {
         let what = || "the pid namespace";
@@ -118,7 +131,7 @@ impl Launch<'_> {
         let own = openat(CWD, c"/proc/self/ns/pid", flags, Mode::empty());
         let own = own.at(Step::Namespaces, what)?;
         sys::setns(pid, PID).at(Step::Namespaces, what)?;
-        let made = self.directly(0, channel, body);
+        let made = self.directly(0, ends, body);
         sys::setns(own, PID).at(Step::Namespaces, what)?;
         made
     }
@@ -126,7 +139,7 @@ impl Launch<'_> {
     /// The clone is made by a go-between, which has joined the namespaces.
     fn by_another(
         &self,
-        channel: &OwnedFd,
+        ends: &Ends,
         body: impl FnOnce(&OwnedFd) -> Error,
     ) -> Result<(Pid, OwnedFd), Error> {
         let what = || "making a process for the container";
@@ -143,7 +156,7 @@ impl Launch<'_> {
                     }
                 }
                 let parent = libc::CLONE_PARENT as u64;
-                let (pid, pidfd) = self.directly(parent, channel, body)?;
+                let (pid, pidfd) = self.directly(parent, ends, body)?;
                 let message = Message::Other(pid.as_raw_nonzero().get());
                 send(&theirs, &message, &[pidfd.as_fd()]).at(Step::Init, || "its maker")
             };
@@ -165,6 +178,13 @@ impl Launch<'_> {
             _ => Err(Error::new(Step::Init, "the go-between ended")),
         }
     }
+}
+
+/// Both ends of the way to talk. The clone closes the maker's, or it would
+/// wait for ever for a maker that was killed.
+struct Ends {
+    ours: Cell<Option<OwnedFd>>,
+    theirs: OwnedFd,
 }
 
 /// Says what is wrong, and ends.
@@ -209,8 +229,7 @@ impl Drop for Hidden {
 impl Child {
     /// What it says next. That it failed, or ended, is an error.
     pub fn next(&mut self) -> Result<(Message, Vec<OwnedFd>), Error> {
-        let message = receive(&self.channel).at(Step::Init, || "the container's init")?;
-        match message {
+        match self.receive()? {
             Some((Message::Failed(error), _)) => Err(error),
             Some(message) => Ok(message),
             None => {
@@ -220,15 +239,21 @@ impl Child {
         }
     }
 
-    /// Tells it to go on.
-    pub fn go(&self, handles: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        send(&self.channel, &Message::Go, handles).at(Step::Init, || "the container's init")
+    /// Tells it to go on. If it is gone, the error is what it said, or how it
+    /// ended.
+    pub fn go(&mut self, handles: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        match send(&self.channel, &Message::Go, handles) {
+            Err(Errno::PIPE | Errno::CONNRESET) => loop {
+                self.next()?;
+            },
+            sent => sent.at(Step::Init, || "the container's init"),
+        }
     }
 
     /// It runs its program, or lives on its own: the end of the stream, or what
     /// is wrong.
     pub fn await_program(&mut self, process: &Process) -> Result<(), Error> {
-        match receive(&self.channel).at(Step::Init, || "the container's init")? {
+        match self.receive()? {
             None => {
                 self.done = true;
                 Ok(())
@@ -245,6 +270,27 @@ impl Child {
             }
             Some(_) => Err(Error::new(Step::Init, "the container's init is confused")),
         }
+    }
+
+    /// Waits for it, until the deadline: whoever is in the container already
+    /// may stop it on its way.
+    fn receive(&self) -> Result<Option<(Message, Vec<OwnedFd>)>, Error> {
+        let what = || "the container's init";
+        while let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).at(Step::Init, what)?;
+            let mut wanted = [PollFd::new(&self.channel, PollFlags::IN)];
+            match poll(&mut wanted, Some(&left)) {
+                Ok(0) => {
+                    let text = "the program does not begin: something in the container keeps it from it, or has stopped it";
+                    return Err(Error::new(Step::Init, text));
+                }
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error).at(Step::Init, what),
+            }
+        }
+        receive(&self.channel).at(Step::Init, what)
     }
 
     /// Leaves it to itself.

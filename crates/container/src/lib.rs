@@ -17,8 +17,8 @@
 //!   │◄──────────────── created (terminal) ──┤    createContainer
 //!   │ Created                               │ waits at its gate
 //!   ├─ start ──────────────────────────────►│
-//!   │                                       ├─ hooks: startContainer; rights,
-//!   │◄──── end of file, or what is wrong ───┤    filters, exec
+//!   │                                       ├─ rights, filters, hooks:
+//!   │◄──── end of file, or what is wrong ───┤    startContainer, exec
 //!   ├─ hooks: poststart                     │ the container's program
 //! ```
 //!
@@ -53,11 +53,13 @@ mod springboard;
 mod sys;
 
 pub use create::{
-    Cover, Create, Created, Gate, OverlayRoot, Root, Stdio, create, create_with, start_through,
+    Cover, Create, Created, Entries, Gate, OverlayRoot, Root, Stdio, create, create_with,
+    start_through,
 };
 pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
+pub use ids::as_root_of;
 pub use memory::give_back_memory;
 pub use oci_spec::runtime::Spec;
 pub use root::devices::allowed as allowed_devices;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat, stat};
 
 use crate::error::At;
 use crate::{Error, Step, sys};
@@ -58,7 +58,10 @@ impl Namespaces {
                         .at(Step::Namespaces, || {
                             format!("the {} namespace {}", one.typ(), path.display())
                         })?;
-                    namespaces.joined.push((flag, file));
+                    // Who is in it already joins nothing: it is the host's.
+                    if !is_own(&file, flag) {
+                        namespaces.joined.push((flag, file));
+                    }
                 }
             }
         }
@@ -68,6 +71,12 @@ impl Namespaces {
     /// Flags of a list, whether new or joined.
     pub fn kinds(list: &[LinuxNamespace]) -> u64 {
         list.iter().fold(0, |kinds, one| kinds | flag(one.typ()))
+    }
+
+    /// Whether a list has a new one of this kind.
+    pub fn makes(list: &[LinuxNamespace], kind: u64) -> bool {
+        let new = |one: &LinuxNamespace| one.path().is_none() && flag(one.typ()) == kind;
+        list.iter().any(new)
     }
 
     /// Whether it has one that its maker is not in, presumably.
@@ -92,6 +101,22 @@ impl Namespaces {
         }
         Ok(())
     }
+}
+
+/// Whether it is the one that this process is in.
+fn is_own(file: &OwnedFd, flag: u64) -> bool {
+    let word = match flag {
+        MOUNT => "mnt",
+        CGROUP => "cgroup",
+        UTS => "uts",
+        IPC => "ipc",
+        USER => "user",
+        PID => "pid",
+        NETWORK => "net",
+        _ => "time",
+    };
+    let (given, own) = (fstat(file), stat(format!("/proc/self/ns/{word}")));
+    matches!((given, own), (Ok(given), Ok(own)) if (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// What a namespace is called.
@@ -122,6 +147,17 @@ mod tests {
         assert_eq!(namespaces.new, PID | TIME);
         assert!(namespaces.has(PID) && !namespaces.has(USER));
         assert!(Namespaces::open(&[list[0].clone(), list[0].clone()]).is_err());
+    }
+
+    #[test]
+    fn ones_own_is_not_joined() {
+        let one = LinuxNamespaceBuilder::default()
+            .typ(LinuxNamespaceType::Network)
+            .path("/proc/self/ns/net")
+            .build()
+            .unwrap();
+        let namespaces = Namespaces::open(&[one]).unwrap();
+        assert!(!namespaces.has(NETWORK));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use oci_spec::runtime::{Hooks, Process, Spec};
 use crate::error::At;
 use crate::exec::reaches_maker;
 use crate::ids::Maps;
+use crate::init::settings::check_limits;
 use crate::namespaces::{IPC, MOUNT, NETWORK, Namespaces, TIME, USER, UTS};
 use crate::root::devices::Node;
 use crate::root::mounts::Planned;
@@ -183,6 +184,7 @@ impl<'a> Plan<'a> {
         for (file, _) in &self.settings {
             self.check_setting(file)?;
         }
+        check_limits(self.process)?;
         if self.handles() > HANDLES {
             return wrong(format!("more than {HANDLES} binds and devices"));
         }

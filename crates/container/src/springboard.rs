@@ -99,15 +99,19 @@ pub fn is_mapped(maps: impl IntoIterator<Item = (u32, u32)>) -> bool {
     found.st_mode & 0o022 != 0 || maps.into_iter().any(inside)
 }
 
-/// Makes one. `channel` stays open until the program is there.
+/// Makes one, which tells `channel` when it fails; see [`keep`].
 pub fn make(channel: &OwnedFd) -> io::Result<OwnedFd> {
     let memory = memory()?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let mut memory = File::from(memory);
     memory.write_all(&image(channel.as_raw_fd()))?;
     fcntl_add_seals(&memory, seals)?;
-    fcntl_setfd(channel, FdFlags::empty())?;
     Ok(memory.into())
+}
+
+/// Keeps the channel open for it: to be done just before it begins.
+pub fn keep(channel: &OwnedFd) -> Result<(), Errno> {
+    fcntl_setfd(channel, FdFlags::empty())
 }
 
 /// The error of a complaint, behind what it begins with.
@@ -170,6 +174,7 @@ mod tests {
     fn run(words: &[&str]) -> (Option<i32>, Vec<u8>, Vec<u8>) {
         let (ours, theirs) = pair().unwrap();
         let memory = make(&theirs).unwrap();
+        keep(&theirs).unwrap();
         let path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
         let mut command = Command::new(path);
         std::os::unix::process::CommandExt::arg0(&mut command, words[0]);

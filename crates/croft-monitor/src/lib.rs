@@ -152,7 +152,7 @@ impl Given {
                 let mut saved = descriptors.next().map(File::from);
                 let read = saved.as_mut().map(SavedRun::read);
                 let run = match read {
-                    Some(Ok(read)) => Ok(restore.apply(read)),
+                    Some(Ok(read)) => restore.apply(read),
                     Some(Err(error)) => Err(format!("{} {error}", restore.file)),
                     None => return Err(WireError::Damaged("Restore comes without a file")),
                 };

@@ -1,6 +1,7 @@
 //! `croft`: the command.
 
 mod args;
+mod describe;
 mod doctor;
 mod error;
 mod exit;
@@ -13,6 +14,7 @@ mod save;
 mod say;
 mod size;
 mod table;
+mod users;
 mod volume;
 
 use std::ffi::OsString;

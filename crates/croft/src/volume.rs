@@ -2,7 +2,6 @@
 //!
 //! What is done to them is the crate `croft-image`'s.
 
-use std::fs;
 use std::path::Path;
 
 use croft_host::Directories;
@@ -13,9 +12,10 @@ use serde_json::Value;
 
 use crate::args::output::OutputFormat;
 use crate::args::volume::VolumeCommand;
+use crate::describe::{date, print_list};
 use crate::exit::Exit;
 use crate::table::columns;
-use crate::{print, say};
+use crate::{describe, print, say};
 
 /// A volume as `-o json` prints it.
 #[derive(Serialize)]
@@ -52,7 +52,7 @@ fn execute(command: VolumeCommand) -> Result<Exit, Error> {
         VolumeCommand::List { output } => list(&volumes, &instances, output),
         VolumeCommand::Show { name, output } => {
             let volume = volumes.get(&name)?;
-            Ok(print(page(&volume, &instances, output).as_bytes()))
+            Ok(print(page(&volume, &instances, output)?.as_bytes()))
         }
         VolumeCommand::Delete { names } => {
             let mut exit = Exit::PowerOff;
@@ -71,24 +71,14 @@ fn execute(command: VolumeCommand) -> Result<Exit, Error> {
 }
 
 fn list(volumes: &Volumes, instances: &Path, output: OutputFormat) -> Result<Exit, Error> {
-    let mut exit = Exit::PowerOff;
-    let mut known = Vec::new();
-    for volume in volumes.list()? {
-        match volume {
-            Ok(volume) => known.push(volume),
-            Err(error) => {
-                say::line(&format!("croft: {error}"));
-                exit = Exit::Failed;
-            }
-        }
-    }
+    let (known, exit) = describe::readable(volumes.list()?);
     let text = match output {
         OutputFormat::Json => {
             let all: Vec<Described<'_>> = known
                 .iter()
                 .map(|volume| described(volume, instances))
                 .collect();
-            json(&all)
+            json(&all)?
         }
         OutputFormat::Table => {
             let mut rows = vec![["NAME", "CREATED", "USED BY"].map(str::to_owned)];
@@ -104,27 +94,23 @@ fn list(volumes: &Volumes, instances: &Path, output: OutputFormat) -> Result<Exi
             columns(rows.into_iter())
         }
     };
-    match print(text.as_bytes()) {
-        Exit::PowerOff => Ok(exit),
-        failed => Ok(failed),
-    }
+    Ok(print_list(&text, exit))
 }
 
-fn page(volume: &Volume, instances: &Path, output: OutputFormat) -> String {
+fn json<T: Serialize + ?Sized>(what: &T) -> Result<String, Error> {
+    describe::json(what).map_err(Error::Unfit)
+}
+
+fn page(volume: &Volume, instances: &Path, output: OutputFormat) -> Result<String, Error> {
     let about = described(volume, instances);
     match output {
         OutputFormat::Json => json(&about),
-        OutputFormat::Table => format!(
-            "{:<14}{}\n{:<14}{} UTC\n{:<14}{}\n{:<14}{}\n",
-            "name:",
-            about.name,
-            "created:",
-            date(about.created),
-            "path:",
-            about.path.display(),
-            "used by:",
-            about.used_by.join(", ")
-        ),
+        OutputFormat::Table => Ok(describe::page([
+            ("name", about.name.to_owned()),
+            ("created", format!("{} UTC", date(about.created))),
+            ("path", about.path.display().to_string()),
+            ("used by", about.used_by.join(", ")),
+        ])),
     }
 }
 
@@ -137,55 +123,21 @@ fn described<'a>(volume: &'a Volume, instances: &Path) -> Described<'a> {
     }
 }
 
-fn json(what: &impl Serialize) -> String {
-    // Text, numbers and paths of our own directory, which are UTF-8 or named
-    // by what is left of them.
-    serde_json::to_string_pretty(what).unwrap_or_else(|error| format!("\"{error}\"")) + "\n"
-}
-
-fn date(seconds: u64) -> String {
-    let time = i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    time.map_or_else(
-        || "-".to_owned(),
-        |time| time.strftime("%Y-%m-%d %H:%M").to_string(),
-    )
-}
-
 /// The names of the instances that use a volume. One whose configuration
 /// cannot be read may: it counts.
 fn users(instances: &Path, volume: &str) -> Vec<String> {
-    let entries = fs::read_dir(instances).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter(|entry| uses(&entry.path().join("config.json"), volume))
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
-}
-
-fn uses(config: &Path, volume: &str) -> bool {
-    let bytes = match fs::read(config) {
-        Ok(bytes) => bytes,
-        // No instance, or one that is just going.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
-        Err(error) => return error.kind() != std::io::ErrorKind::NotADirectory,
-    };
-    let Ok(config) = serde_json::from_slice::<Value>(&bytes) else {
-        return true;
-    };
-    let volumes = config
-        .pointer("/container/volumes")
-        .and_then(Value::as_array);
-    volumes
-        .into_iter()
-        .flatten()
-        .any(|used| used.pointer("/source/named").and_then(Value::as_str) == Some(volume))
+    crate::users::of(instances, |config| {
+        let volumes = config.pointer("/container/volumes");
+        let volumes = volumes.and_then(Value::as_array).into_iter().flatten();
+        let mut named = volumes.map(|used| used.pointer("/source/named").and_then(Value::as_str));
+        named.any(|name| name == Some(volume))
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -51,6 +51,7 @@ fn unpack(bytes: &[u8], root: &Path) -> Option<Tree> {
     let limits = Limits {
         bytes: 1 << 20,
         entries: 64,
+        remembered: 1 << 20,
     };
     match tree.unpack(bytes, Path::new("x"), limits, &mut |_| ()) {
         Ok(()) => Some(tree),

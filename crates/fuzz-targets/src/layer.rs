@@ -62,6 +62,7 @@ fn layer(data: &[u8]) {
     let limits = Limits {
         bytes: 1 << 20,
         entries: 64,
+        remembered: 1 << 20,
     };
     let rights = Rights { owners: false };
     let done = unpack(&blob, &source, &tree, &stack, rights, limits, &mut |_| ());

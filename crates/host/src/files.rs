@@ -15,6 +15,16 @@ const LENGTH_MAX: u64 = 1 << 20;
 /// Writes `value` as JSON to `name` in `directory`: whoever looks sees what
 /// was there before or all of it, after a power failure too.
 pub fn write_json<T: Serialize>(directory: &Path, name: &str, value: &T) -> io::Result<()> {
+    replace(directory, name, value, true)
+}
+
+/// The same, but for power failures: without waiting for the disk, for what is
+/// no longer so after one.
+pub fn write_passing_json<T: Serialize>(directory: &Path, name: &str, value: &T) -> io::Result<()> {
+    replace(directory, name, value, false)
+}
+
+fn replace<T: Serialize>(directory: &Path, name: &str, value: &T, lasting: bool) -> io::Result<()> {
     let mut json = serde_json::to_vec_pretty(value)?;
     json.push(b'\n');
     // Whoever writes has the directory's lock: there is no second one.
@@ -26,7 +36,9 @@ pub fn write_json<T: Serialize>(directory: &Path, name: &str, value: &T) -> io::
         .mode(0o600)
         .open(&new)?;
     file.write_all(&json)?;
-    file.sync_data()?;
+    if lasting {
+        file.sync_data()?;
+    }
     fs::rename(&new, directory.join(name))
 }
 

@@ -42,4 +42,4 @@ pub use container::{ContainerImage, Role};
 pub use digest::Digest;
 pub use error::Error;
 pub use manifest::{DiskFormat, Manifest};
-pub use store::{Image, Store};
+pub use store::{Image, Store, remove_tree};

@@ -84,6 +84,8 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_CHILD_CLEARTID) as u64;
 /// `TUNSETOFFLOAD` (linux/if_tun.h): what a tap leaves to whoever reads it.
 const TUNSETOFFLOAD: u64 = 0x4004_54D0;
+/// `TUNSETCARRIER`: whether a tap has a carrier.
+const TUNSETCARRIER: u64 = 0x4004_54E2;
 /// `FIONBIO` (asm-generic/ioctls.h).
 const FIONBIO: u64 = 0x5421;
 /// Of block devices (linux/fs.h): sizes and discards.
@@ -184,6 +186,7 @@ pub const COMMON: &[Line] = &[
     line(Sysno::getsockname, SETUP, Always, "which kind of socket the debugger's is"),
     line(Sysno::ioctl, MAIN.union(GDB).union(CONTROL).union(DEVICE), Is(1, &[FIONBIO]), "sockets are made not to block"),
     line(Sysno::ioctl, NET, Is(1, &[TUNSETOFFLOAD]), "what a tap may leave to the guest"),
+    line(Sysno::ioctl, MAIN.union(CONTROL), Is(1, &[TUNSETCARRIER]), "a tap follows its guest's cable"),
     line(Sysno::accept4, GDB, Always, "a debugger connects"),
     line(Sysno::setsockopt, GDB, Always, "its packets are sent at once"),
     // Files that are there.

@@ -4,7 +4,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use croft_isolate::launch::Ended;
 use croft_isolate::{Child, Launch, Role, trap};
@@ -220,25 +219,6 @@ fn the_process_has_nothing() {
     drop(input);
     assert_eq!(child.wait(None).unwrap(), Some(Ended::Exited(0)));
     drop((output, errors));
-}
-
-/// The fastest of some starts each, on a machine that has other work too.
-#[test]
-fn the_jail_is_put_on_in_milliseconds() {
-    const MOST: Duration = Duration::from_millis(10);
-    let time = |role: &str| {
-        let start = Instant::now();
-        let (ended, _, errors) = tell(prisoner(role, "nothing"));
-        assert_eq!(ended, Ended::Exited(0), "{errors}");
-        start.elapsed()
-    };
-    let fastest = |role: &str| (0..20).map(|_| time(role)).min().unwrap_or_default();
-    let (jailed, free) = (fastest(Role::Vcpu.word()), fastest(FREE));
-    println!("a process takes {free:?}, one in the jail {jailed:?}");
-    assert!(
-        jailed.saturating_sub(free) < MOST,
-        "{jailed:?} and {free:?}"
-    );
 }
 
 #[test]

@@ -94,6 +94,15 @@ impl Backend {
         }
     }
 
+    /// Shows the other end that the guest's cable is plugged in, or is not. On
+    /// a stream nobody can be shown that.
+    pub fn set_carrier(&self, carrier: bool) -> std::io::Result<()> {
+        match &self.kind {
+            Kind::Tap(tap) => tap.set_carrier(carrier),
+            Kind::Stream(_) => Ok(()),
+        }
+    }
+
     /// For taking frames out of a source.
     pub fn receiver(&self, source: usize) -> Option<Receiver<'_>> {
         let lock = self.sources.get(source)?;

@@ -13,6 +13,7 @@ const TUNSETPERSIST: libc::c_ulong = 0x4004_54CB;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54D0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54D8;
 const TUNSETFILTEREBPF: libc::c_ulong = 0x8004_54E1;
+const TUNSETCARRIER: libc::c_ulong = 0x4004_54E2;
 /// A command of bpf(2), and a type of programs (linux/bpf.h).
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
@@ -128,6 +129,13 @@ pub fn set_header_len(tap: BorrowedFd<'_>, len: libc::c_int) -> io::Result<()> {
 pub fn set_offload(tap: BorrowedFd<'_>, offloads: libc::c_ulong) -> io::Result<()> {
     // SAFETY: the argument is a number.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, offloads) })
+}
+
+/// Whether the interface of `tap` has a carrier.
+pub fn set_carrier(tap: BorrowedFd<'_>, carrier: bool) -> io::Result<()> {
+    let carrier = libc::c_int::from(carrier);
+    // SAFETY: the kernel reads one int, which lives during the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETCARRIER, &raw const carrier) })
 }
 
 /// Writes `header` and `pieces`, which are guest memory and may change

@@ -83,6 +83,12 @@ impl Tap {
         set(offloads)
     }
 
+    /// Shows the host that a cable is plugged in, or is not.
+    pub fn set_carrier(&self, carrier: bool) -> io::Result<()> {
+        let queue = self.queues.first();
+        queue.map_or(Ok(()), |queue| sys::set_carrier(queue.as_fd(), carrier))
+    }
+
     /// Hands a frame of the guest's to `queue`. `scratch` is for frames that
     /// have to be looked at.
     pub fn send<B: BitmapSlice>(

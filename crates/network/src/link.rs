@@ -2,6 +2,7 @@
 //!
 //! Requests are answered at once by the kernel, so nothing here waits.
 
+use std::cmp::Ordering;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -27,6 +28,8 @@ use netlink_sys::{Socket, SocketAddr};
 /// Longest name of an interface in bytes: IFNAMSIZ (if.h) without the zero at
 /// its end.
 pub const NAME_MAX: usize = 15;
+/// The highest VLAN (IEEE 802.1Q, 9.6).
+const VLAN_MAX: u16 = 4094;
 /// How far a length in a message is rounded up (NLMSG_ALIGNTO, netlink.h).
 const ALIGN: usize = 4;
 
@@ -44,6 +47,9 @@ pub struct Link {
     /// The number of the interface that it is on, and its VLAN, of a VLAN
     /// device.
     pub vlan: Option<(u32, u16)>,
+    /// Whether it filters VLANs, of a bridge; nothing where the kernel has no
+    /// bridges that do.
+    pub filters: Option<bool>,
     /// Its hardware address.
     pub mac: Option<[u8; 6]>,
     /// Its MTU in bytes.
@@ -212,18 +218,37 @@ impl Netlink {
     }
 
     /// Puts a port of a bridge into a VLAN of the bridge's, whose tag its
-    /// frames have on other ports alone.
+    /// frames have on other ports alone, and takes it out of all others: a
+    /// bridge puts each new port into one of its own choice.
     pub fn port_vlan(&mut self, index: u32, vlan: u16) -> io::Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.interface_family = AddressFamily::Bridge;
-        message.header.index = index;
-        message.attributes = vec![LinkAttribute::AfSpecBridge(vec![AfSpecBridge::VlanInfo(
-            BridgeVlanInfo {
-                flags: BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged,
-                vid: vlan,
-            },
-        )])];
-        self.order(RouteNetlinkMessage::SetLink(message), 0)
+        let message = |vlans: &[(BridgeVlanInfoFlags, u16)]| {
+            let mut message = LinkMessage::default();
+            message.header.interface_family = AddressFamily::Bridge;
+            message.header.index = index;
+            let vlans = vlans.iter().map(|(flags, vid)| {
+                AfSpecBridge::VlanInfo(BridgeVlanInfo {
+                    flags: *flags,
+                    vid: *vid,
+                })
+            });
+            message.attributes = vec![LinkAttribute::AfSpecBridge(vlans.collect())];
+            message
+        };
+        let own = BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged;
+        self.order(RouteNetlinkMessage::SetLink(message(&[(own, vlan)])), 0)?;
+        for (first, last) in [(1, vlan.saturating_sub(1)), (vlan + 1, VLAN_MAX)] {
+            let others = match first.cmp(&last) {
+                Ordering::Less => message(&[
+                    (BridgeVlanInfoFlags::RangeBegin, first),
+                    (BridgeVlanInfoFlags::RangeEnd, last),
+                ]),
+                // The kernel takes no range of one.
+                Ordering::Equal => message(&[(BridgeVlanInfoFlags::empty(), first)]),
+                Ordering::Greater => continue,
+            };
+            self.order(RouteNetlinkMessage::DelLink(others), 0)?;
+        }
+        Ok(())
     }
 
     fn change(&mut self, index: u32, attribute: LinkAttribute) -> io::Result<()> {
@@ -305,7 +330,7 @@ impl Netlink {
         Ok(routes)
     }
 
-    fn order(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(crate) fn order(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.request(request, NLM_F_ACK | flags).map(drop)
     }
 
@@ -378,6 +403,7 @@ fn link(message: LinkMessage) -> Link {
         kind: None,
         master: None,
         vlan: None,
+        filters: None,
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
@@ -396,6 +422,7 @@ fn link(message: LinkMessage) -> Link {
                 for info in info {
                     match info {
                         LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::Data(InfoData::Bridge(data)) => link.filters = filters(&data),
                         LinkInfo::Data(InfoData::Vlan(data)) => {
                             id = data.into_iter().find_map(|data| match data {
                                 InfoVlan::Id(id) => Some(id),
@@ -411,6 +438,18 @@ fn link(message: LinkMessage) -> Link {
     }
     link.vlan = lower.zip(id);
     link
+}
+
+/// Without VLANs the kernel says that it filters none, and nothing of that
+/// which ports are in at first.
+fn filters(bridge: &[InfoBridge]) -> Option<bool> {
+    let has = |data: &InfoBridge| matches!(data, InfoBridge::VlanDefaultPvid(_));
+    let filtering = |data: &InfoBridge| match data {
+        InfoBridge::VlanFiltering(filtering) => Some(*filtering),
+        _ => None,
+    };
+    let found = bridge.iter().find_map(filtering);
+    found.filter(|_| bridge.iter().any(has))
 }
 
 fn address(message: &AddressMessage) -> Option<(u32, IpNet)> {

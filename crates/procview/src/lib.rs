@@ -20,7 +20,9 @@
 //!
 //! The worker has no capabilities. It keeps no state but what it can make
 //! again, so that another one takes over on the same descriptor when it dies;
-//! containers notice nothing.
+//! containers notice nothing. When the server dies the worker goes on for the
+//! containers that have the files, and the next container starts another
+//! server. Only who kills both in one moment takes the files away from them.
 
 pub mod client;
 pub mod content;

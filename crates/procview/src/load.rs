@@ -101,6 +101,11 @@ fn count(path: &Path) -> Threads {
     let mut groups = vec![path.to_owned()];
     let mut left = THREADS;
     while let Some(group) = groups.pop() {
+        // Empty ones cost as much as a thread.
+        let Some(fewer) = left.checked_sub(1) else {
+            return threads;
+        };
+        left = fewer;
         let list = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         for process in list.lines() {
             let tasks = fs::read_dir(format!("/proc/{process}/task"));

@@ -13,7 +13,8 @@ fn main() -> ExitCode {
     let result = match (part, directory.as_deref().map(Path::new)) {
         (Some("start"), Some(directory)) => serve::start(directory),
         (Some("serve"), Some(directory)) => serve::serve(directory),
-        (Some("work"), Some(_)) => serve::work(),
+        (Some("work"), Some(directory)) => serve::work(directory),
+        (Some("hold"), Some(directory)) => serve::hold(directory),
         _ => {
             eprintln!("croft-procview is started by Croft itself");
             return ExitCode::from(2);

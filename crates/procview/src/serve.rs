@@ -1,4 +1,15 @@
-//! The two processes of the server.
+//! The two processes of the server, and what becomes of them when one is killed.
+//!
+//! ```text
+//! server ──► worker      the worker ends: the server makes another
+//!    ✕       worker ──► holder     the server ends: the worker goes on, and
+//!                          ✕       makes who makes another when it ends
+//! holder ──► worker
+//! ```
+//!
+//! All of them have the file system's device, which must never be nobody's: its
+//! files would be lost to the containers that have them. They end when the last
+//! of those has.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -6,21 +17,22 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use croft_isolate::cgroups::Hierarchies;
+use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::io::{Errno, read, write};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
-    mount_change, move_mount, open_tree,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount_change, move_mount, open_tree, unmount,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
+use rustix::process::{PidfdFlags, getppid, pidfd_open};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
 use crate::FILES;
@@ -59,7 +71,7 @@ pub fn serve(directory: &Path) -> io::Result<()> {
     // leads a session already.
     let _ = rustix::process::setsid();
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
     let all = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
     mount_change("/", all)?;
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -146,13 +158,66 @@ fn mount(device: BorrowedFd<'_>, directory: &Path) -> io::Result<()> {
     Ok(move_mount(&mount, "", CWD, directory, flags)?)
 }
 
+/// What takes the server's place when that is gone: it serves no new containers,
+/// but those that have the files keep them. Standard input is the file system's
+/// device, and its maker the worker.
+pub fn hold(directory: &Path) -> io::Result<()> {
+    let device = io::stdin().as_fd().try_clone_to_owned()?;
+    let maker = Parent::look()?;
+    // As soon as the worker has ended there is nobody who answers.
+    maker.wait()?;
+    loop {
+        // One that has nothing more to do has ended well.
+        if work_for(&device, directory)?.wait()?.success() {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whoever has made this process.
+struct Parent(Option<OwnedFd>);
+
+impl Parent {
+    fn look() -> io::Result<Self> {
+        let Some(parent) = getppid() else {
+            return Ok(Parent(None));
+        };
+        let handle = match pidfd_open(parent, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(Parent(None)),
+            handle => handle?,
+        };
+        // It may have ended before, and another have its number.
+        let still = getppid() == Some(parent);
+        Ok(Parent(still.then_some(handle)))
+    }
+
+    /// Until it has ended.
+    fn wait(&self) -> io::Result<()> {
+        let Some(handle) = &self.0 else {
+            return Ok(());
+        };
+        loop {
+            match poll(&mut [PollFd::new(handle, PollFlags::IN)], None) {
+                Err(Errno::INTR) => {}
+                done => return Ok(done.map(drop)?),
+            }
+        }
+    }
+}
+
 fn work_for(device: &OwnedFd, directory: &Path) -> io::Result<Child> {
     again("work", directory, Stdio::from(device.try_clone()?))
 }
 
 /// The worker: standard input is the file system's device.
-pub fn work() -> io::Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL))?;
+pub fn work(directory: &Path) -> io::Result<()> {
+    let maker = Parent::look()?;
+    // The server's own mount ends with the server: of what is mounted here it
+    // would keep one that nobody else has. A worker without rights has none.
+    if unshare(CloneFlags::CLONE_NEWNS).is_ok() {
+        unmount(directory, UnmountFlags::DETACH)?;
+    }
     set_no_new_privs(true)?;
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
@@ -164,11 +229,17 @@ pub fn work() -> io::Result<()> {
     let hierarchies = Hierarchies::find().map_err(io::Error::other)?;
     let mut worker = Worker {
         device,
+        maker,
+        holder: None,
+        directory: directory.to_owned(),
         hierarchies,
         loads: Loads::default(),
         openings: VecDeque::with_capacity(OPENINGS),
         next: 1,
     };
+    if worker.maker.0.is_none() {
+        worker.replace_maker();
+    }
     let mut request = vec![0; REQUEST];
     while worker.turn(&mut request)? {}
     Ok(())
@@ -176,6 +247,11 @@ pub fn work() -> io::Result<()> {
 
 struct Worker {
     device: File,
+    /// Who makes another worker when this one has ended.
+    maker: Parent,
+    /// The same, if it is this one's child.
+    holder: Option<Child>,
+    directory: PathBuf,
     hierarchies: Hierarchies,
     loads: Loads,
     /// Texts of the latest openings.
@@ -189,13 +265,20 @@ impl Worker {
         let step = Timespec::try_from(STEP)
             .ok()
             .filter(|_| !self.loads.is_empty());
-        let mut polled = [PollFd::new(&self.device, PollFlags::IN)];
+        let mut polled = vec![PollFd::new(&self.device, PollFlags::IN)];
+        let maker = self.maker.0.iter();
+        polled.extend(maker.map(|maker| PollFd::new(maker, PollFlags::IN)));
         match poll(&mut polled, step.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        let mut ready = polled.iter().map(|one| !one.revents().is_empty());
+        let (asked, alone) = (ready.next() == Some(true), ready.next() == Some(true));
         self.loads.step();
-        if polled[0].revents().is_empty() {
+        if alone {
+            self.replace_maker();
+        }
+        if !asked {
             return Ok(true);
         }
         let got = match read(&self.device, &mut *buffer) {
@@ -235,6 +318,20 @@ impl Worker {
             Err(Errno::NODEV) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The one there was has ended.
+    fn replace_maker(&mut self) {
+        if let Some(mut holder) = self.holder.take() {
+            let _ = holder.wait();
+        }
+        let device = self.device.try_clone().map(Stdio::from);
+        let holder = device.and_then(|device| again("hold", &self.directory, device));
+        // Without one, this goes on nevertheless.
+        self.holder = holder.ok();
+        let id = self.holder.as_ref().map(|holder| holder.id().cast_signed());
+        let id = id.and_then(rustix::process::Pid::from_raw);
+        self.maker = Parent(id.and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok()));
     }
 
     fn piece(

@@ -1,4 +1,4 @@
-//! What the tests' guests do with sockets (vsock).
+//! What the tests' guests do with sockets (vsock, and UDP).
 //!
 //! | arguments              | what                                           |
 //! |------------------------|------------------------------------------------|
@@ -7,13 +7,16 @@
 //! | `many PORT COUNT`      | the same, all at once, with a few bytes each   |
 //! | `hold PORT`            | connects to the host and says how that ended   |
 //! | `write PORT DISK`      | numbers 16 blocks of a disk in turn, and tells the host of each number that was flushed |
+//! | `datagrams PORT`       | answers every datagram with what it gets, by both versions of IP |
+//! | `ask TO COUNT SIZE`    | so many datagrams of so many bytes, each until it comes back |
 
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::thread;
+use std::time::Duration;
 
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
@@ -39,7 +42,15 @@ fn main() -> io::Result<()> {
             let disk = words.get(2).ok_or(io::ErrorKind::InvalidInput)?;
             write(number(1)?, disk)
         }
-        _ => Err(io::Error::other("echo, call, many, hold or write")),
+        Some("datagrams") => datagrams(number(1)?),
+        Some("ask") => {
+            let to = words.get(1).and_then(|to| to.parse().ok());
+            let to: SocketAddr = to.ok_or(io::ErrorKind::InvalidInput)?;
+            ask(to, number(2)?, number(3)? as usize)
+        }
+        _ => Err(io::Error::other(
+            "echo, call, many, hold, write, datagrams or ask",
+        )),
     }
 }
 
@@ -125,5 +136,40 @@ fn write(port: u32, disk: &str) -> io::Result<()> {
         disk.sync_data()?;
         (&stream).write_all(&number.to_le_bytes())?;
     }
+    Ok(())
+}
+
+fn datagrams(port: u32) -> io::Result<()> {
+    let port = u16::try_from(port).map_err(io::Error::other)?;
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    println!("datagrams at {port}");
+    let mut bytes = vec![0; 1 << 16];
+    loop {
+        let (count, from) = socket.recv_from(&mut bytes)?;
+        socket.send_to(bytes.get(..count).unwrap_or_default(), from)?;
+    }
+}
+
+fn ask(to: SocketAddr, count: u32, size: usize) -> io::Result<()> {
+    const TIMES: u32 = 10;
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut bytes = vec![0; 1 << 16];
+    for round in 0..count {
+        let sent = pattern(round, size);
+        // A late answer is of an earlier round.
+        let comes_back = |_| {
+            socket.send(&sent).is_ok()
+                && socket
+                    .recv(&mut bytes)
+                    .is_ok_and(|count| bytes.get(..count) == Some(&*sent))
+        };
+        if !(0..TIMES).any(comes_back) {
+            return Err(io::Error::other(format!("{size} bytes do not come back")));
+        }
+    }
+    println!("{count} of {size} bytes came back");
     Ok(())
 }

@@ -59,6 +59,7 @@ pub fn answer(words: &[String]) -> ExitCode {
                 |error| error.to_string(),
                 |size| format!("{}x{}", size.ws_row, size.ws_col),
             ),
+            "stop" => stop(about.parse().expect("seconds")),
             "hunt" => hunt(about.parse().expect("a number")),
             "symlink" => symlink(about, "/made-link").map_or_else(said, |()| "done".into()),
             _ => "what?".to_owned(),
@@ -66,6 +67,19 @@ pub fn answer(words: &[String]) -> ExitCode {
         println!("{word}: {}", answer.replace('\n', " ").trim());
     }
     ExitCode::from(code)
+}
+
+/// Stops whatever process comes, for so many seconds.
+fn stop(seconds: u64) -> String {
+    use rustix::process::{Pid, Signal, kill_process};
+    let until = std::time::Instant::now() + Duration::from_secs(seconds);
+    while std::time::Instant::now() < until {
+        for pid in (2..64).filter_map(Pid::from_raw) {
+            // Most of them are none.
+            let _ = kill_process(pid, Signal::STOP);
+        }
+    }
+    "done".to_owned()
 }
 
 /// Tries for a second to get hold of a certain file, the maker's program,

@@ -5,9 +5,11 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use croft_container::{
-    Create, Error, Exec, Gate, Groups, OverlayRoot, Root, Spec, Stdio, create, exec,
+    Create, Error, Exec, Gate, Groups, OverlayRoot, Root, Spec, Stdio, allowed_devices, create,
+    exec,
 };
 use croft_isolate::cgroups::{Controllers, Group, Hierarchies};
 use oci_spec::runtime::Process;
@@ -20,6 +22,8 @@ struct Wanted {
     overlay: Option<PathBuf>,
     group: Option<String>,
     execs: Vec<PathBuf>,
+    /// The container may live longer than we.
+    outlives: bool,
 }
 
 fn parse(words: &[String]) -> Wanted {
@@ -27,6 +31,7 @@ fn parse(words: &[String]) -> Wanted {
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
+            "--outlives" => wanted.outlives = true,
             "--overlay" => wanted.overlay = words.next().map(PathBuf::from),
             "--group" => wanted.group = words.next().cloned(),
             "--exec" => wanted.execs.extend(words.next().map(PathBuf::from)),
@@ -71,6 +76,14 @@ fn whole(wanted: &Wanted, group: Option<&Group>, groups: impl Fn() -> Groups) ->
         let delegated = group.delegate(Uid::from_raw(id), Gid::from_raw(id));
         delegated.expect("a group of the container's own");
     }
+    let limits = linux.and_then(|linux| linux.resources().as_ref());
+    if let (Some(group), Some(mut limits)) = (group, limits.cloned()) {
+        if let Some(rules) = limits.devices_mut() {
+            rules.extend(allowed_devices());
+        }
+        let left_out = group.apply(&limits).expect("right limits");
+        assert_eq!(left_out, [], "limits that cannot be had");
+    }
     let overlay = wanted.overlay.as_ref().map(|directory| OverlayRoot {
         lowers: (0..)
             .map(|number| directory.join(format!("lower{number}")))
@@ -90,7 +103,7 @@ fn whole(wanted: &Wanted, group: Option<&Group>, groups: impl Fn() -> Groups) ->
         preserve_fds: 0,
         pivot: true,
         keyring: true,
-        die_with_parent: true,
+        die_with_parent: !wanted.outlives,
     })?;
     let console = created.take_console();
     created.start()?;
@@ -106,6 +119,7 @@ fn whole(wanted: &Wanted, group: Option<&Group>, groups: impl Fn() -> Groups) ->
             stdio: Stdio::Inherit,
             preserve_fds: 0,
             die_with_parent: true,
+            patience: Some(Duration::from_secs(2)),
         });
         match joined {
             Ok(joined) => println!("exec: {}", code(joined.pid())),

@@ -3,7 +3,7 @@
 //! ```text
 //! groups ─ namespaces ─ ids ─ (maker: hooks) ─ settings ─ root ─ terminal ─►
 //!                                              created, waits at its gate
-//! ─► hooks ─ limits ─ labels ─ capabilities ─ filter ─ exec
+//! ─► label ─ limits ─ capabilities ─ filter ─ hooks ─ exec
 //! ```
 //!
 //! It has the maker's memory and descriptors, and as many rights as it was
@@ -21,6 +21,7 @@ use std::os::unix::net::UnixStream;
 
 use croft_isolate::seccomp;
 use oci_spec::runtime::{Hook, Process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with};
@@ -110,9 +111,6 @@ impl Init<'_> {
                 status: "created",
                 ..state
             };
-            if let Some(hooks) = plan.hooks.and_then(|all| all.start_container().as_ref()) {
-                hooks::run(&with_environment(hooks, plan.process), state)?;
-            }
             let (Some(process), Some(program)) = (plan.process, &program) else {
                 return Err(Error::new(Step::Spec, "the description has no process"));
             };
@@ -127,16 +125,21 @@ impl Init<'_> {
             if plan.keyring {
                 new_keyring()?;
             }
+            rights::label(process, &proc)?;
+            // It leads out of the container, and a program's path may name it.
+            drop(proc);
+            let hooks = plan.hooks.and_then(|all| all.start_container().as_deref());
             let last = Last {
                 process,
                 program,
-                proc: &proc,
+                hooks: &with_environment(hooks.unwrap_or_default(), process),
                 filter: plan.filter.as_ref(),
                 listener: listener.as_ref(),
                 state,
                 keep_groups,
                 preserve_fds: plan.preserve_fds,
                 die_with_parent: plan.die_with_parent,
+                maker: channel,
                 springboard: plan
                     .springboard
                     .then_some(starter.as_ref().unwrap_or(channel)),
@@ -250,6 +253,14 @@ pub fn begin(die_with_parent: bool) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether the other end of a channel is gone.
+fn has_ended(channel: &OwnedFd) -> bool {
+    let mut wanted = [PollFd::new(channel, PollFlags::empty())];
+    let now = Timespec::default();
+    let gone = poll(&mut wanted, Some(&now)).is_ok_and(|count| count > 0);
+    gone && wanted[0].revents().contains(PollFlags::HUP)
+}
+
 fn die_with_maker() -> Result<(), Error> {
     set_parent_process_death_signal(Some(Signal::KILL)).at(Step::Init, || "its end with its maker")
 }
@@ -324,8 +335,8 @@ pub fn go_on(channel: &OwnedFd) -> Result<Vec<OwnedFd>, Error> {
 }
 
 /// Hooks in the container: those without an environment have its program's.
-fn with_environment(hooks: &[Hook], process: Option<&Process>) -> Vec<Hook> {
-    let own = process.and_then(|process| process.env().as_ref());
+fn with_environment(hooks: &[Hook], process: &Process) -> Vec<Hook> {
+    let own = process.env().as_ref();
     let mut hooks = hooks.to_vec();
     for hook in hooks.iter_mut().filter(|hook| hook.env().is_none()) {
         hook.set_env(own.cloned());
@@ -348,13 +359,17 @@ fn complain(starter: &OwnedFd, error: &Error) {
 pub struct Last<'a> {
     pub process: &'a Process,
     pub program: &'a Program,
-    pub proc: &'a Proc,
+    /// Those of `startContainer`, which are the container's own programs: they
+    /// have what its program has, and no more.
+    pub hooks: &'a [Hook],
     pub filter: Option<&'a seccomp::Program>,
     pub listener: Option<&'a UnixStream>,
     pub state: State<'a>,
     pub keep_groups: bool,
     pub preserve_fds: u32,
     pub die_with_parent: bool,
+    /// The way to whom it ends with.
+    pub maker: &'a OwnedFd,
     /// Who is told if the program does not come to be, where it must not begin
     /// from the maker's.
     pub springboard: Option<&'a OwnedFd>,
@@ -372,13 +387,13 @@ impl Last<'_> {
         }
         let umask = process.user().umask().unwrap_or(UMASK);
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-        rights::label(process, self.proc)?;
         let no_new = process.no_new_privileges() == Some(true);
         // Before the filter: old ones do not know the call.
         let first = self.preserve_fds.saturating_add(3);
         sys::close_on_exec_from(first).at(Step::Init, || "closing descriptors")?;
+        let what = || "leaving the maker's program";
         let springboard = self.springboard.map(springboard::make).transpose();
-        let springboard = springboard.at(Step::Init, || "leaving the maker's program")?;
+        let springboard = springboard.at(Step::Init, what)?;
         // From here on nothing is opened or written: they may forbid it.
         settings::limits(process.rlimits().as_deref().unwrap_or_default())?;
         // Without the promise only who has rights may have a filter put on.
@@ -389,6 +404,10 @@ impl Last<'_> {
         if self.die_with_parent {
             // Changing ids has taken it away.
             die_with_maker()?;
+            // It may have ended before. A filter may not let us look.
+            if (no_new || self.filter.is_none()) && has_ended(self.maker) {
+                sys::leave(1);
+            }
         }
         if no_new {
             let promise = sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0);
@@ -398,6 +417,11 @@ impl Last<'_> {
         sys::reset_signals();
         if no_new {
             self.put_filter_on()?;
+        }
+        hooks::run(self.hooks, self.state)?;
+        // Not before: a hook must not have it.
+        if let Some(channel) = self.springboard {
+            springboard::keep(channel).at(Step::Init, what)?;
         }
         Err(self.program.become_it(&path, springboard.as_ref()))
     }

@@ -101,6 +101,18 @@ impl Sets {
     }
 }
 
+/// What a program is to be permitted and this process cannot give it, for it
+/// does not hold it itself.
+pub fn not_held(process: &Process) -> Vec<Capability> {
+    let wanted = process.capabilities().as_ref();
+    let wanted = bits(wanted.and_then(|sets| sets.permitted().as_ref()));
+    let held = sys::permitted_capabilities().unwrap_or(u64::MAX);
+    let all = CAPABILITIES.into_iter().enumerate();
+    all.filter(|(number, _)| wanted & !held & (1 << number) != 0)
+        .map(|(_, one)| one)
+        .collect()
+}
+
 /// The label that a security module gives the program.
 pub fn label(process: &Process, proc: &Proc) -> Result<(), Error> {
     if let Some(profile) = process.apparmor_profile().as_deref()

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use oci_spec::runtime::{
     IOPriorityClass, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain,
     LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType,
-    PosixRlimit, PosixRlimitType, Scheduler,
+    PosixRlimit, PosixRlimitType, Process, Scheduler,
 };
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2};
 use rustix::io::Errno;
@@ -46,6 +46,13 @@ impl Proc {
             count if count == value.len() => Ok(()),
             _ => Err(Errno::IO),
         }
+    }
+
+    /// The root of a process.
+    pub fn root_of(&self, pid: Pid) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let path = format!("{}/root", pid.as_raw_nonzero());
+        openat(&self.0, path.as_str(), flags, Mode::empty())
     }
 
     /// This process, as the host numbers it.
@@ -142,6 +149,21 @@ pub fn resource(limit: &PosixRlimit) -> (PosixRlimitType, u32) {
     #[allow(clippy::unnecessary_cast)]
     let number = number as u32;
     (kind, number)
+}
+
+/// Which of two limits of a kind was meant nobody knows (runtime-spec,
+/// `config.md`, POSIX process).
+pub fn check_limits(process: Option<&Process>) -> Result<(), Error> {
+    let given = process.and_then(|process| process.rlimits().as_deref());
+    let mut seen = Vec::new();
+    for limit in given.unwrap_or_default() {
+        if seen.contains(&limit.typ()) {
+            let text = format!("there are two limits {}", limit.typ());
+            return Err(Error::new(Step::Spec, text));
+        }
+        seen.push(limit.typ());
+    }
+    Ok(())
 }
 
 /// Limits of the program.

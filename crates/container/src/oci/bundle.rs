@@ -1,11 +1,13 @@
 //! The bundle: `config.json` and where paths in it begin (runtime-spec,
 //! `bundle.md`).
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use super::capabilities;
 use super::error::Error;
 use super::store::read_bounded;
 
@@ -14,10 +16,12 @@ use super::store::read_bounded;
 pub struct Bundle {
     /// Its directory, absolute, without links.
     pub path: PathBuf,
-    /// Its `config.json`, as it is.
+    /// Its `config.json`, as it is but for unknown capabilities.
     pub text: Vec<u8>,
     /// The same, understood.
     pub spec: Spec,
+    /// The capabilities that were passed over, for the log.
+    pub unknown: Vec<String>,
 }
 
 impl Bundle {
@@ -33,14 +37,26 @@ impl Bundle {
             path: config.clone(),
             why,
         };
-        let spec: Spec = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        let read = capabilities::read(&text, capabilities::OF_BUNDLE)
+            .map_err(|error| wrong(error.to_string()))?;
+        let (spec, unknown): (Spec, _) = (read.value, read.unknown);
+        let changed = match read.text {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(text) => Some(text),
+        };
+        let text = changed.unwrap_or(text);
         if !is_known(spec.version()) {
             let version = spec.version();
             return Err(wrong(format!(
                 "ociVersion is '{version}'; this program knows versions 1.x.y"
             )));
         }
-        Ok(Bundle { path, text, spec })
+        Ok(Bundle {
+            path,
+            text,
+            spec,
+            unknown,
+        })
     }
 
     /// What its container goes without if it stays in the host's mount

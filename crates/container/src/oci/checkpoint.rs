@@ -6,14 +6,17 @@
 //! container, and given again by the bundle that is restored.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use croft_isolate::cgroups::{Controllers, Group, Hierarchies};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use rustix::process::Pid;
 
@@ -33,6 +36,14 @@ use crate::Groups;
 const IMAGES: &str = "checkpoint";
 /// File beside CRIU's images: what was outside when they were made.
 const OUTSIDE: &str = "croft.json";
+/// File beside them: what the standard streams were.
+const DESCRIPTORS: &str = "descriptors.json";
+/// How long what CRIU has killed may take to end.
+const ENDING: Duration = Duration::from_secs(1);
+/// The first version of CRIU that can do without locking the network.
+const WITHOUT_LOCK: (u32, u32) = (3, 18);
+/// Name of a network namespace that is not the container's, as runc has it.
+const NETWORK: &str = "extRootNetNS";
 /// Name of an external mount's kind.
 const KEY: &str = "croft";
 
@@ -50,19 +61,24 @@ pub fn checkpoint(context: &Context, options: &Checkpoint) -> Result<u8, Error> 
         .ok_or_else(|| status.refuse(&options.id, "it has no init"))?;
     check(context)?;
     let images = directory(&options.images)?;
-    let outside = outside(init, &entry.spec()?)?;
+    let spec = entry.spec()?;
+    let outside = outside(init, &spec)?;
     let text = serde_json::to_vec(&outside).map_err(|error| Error::Content {
         path: images.join(OUTSIDE),
         why: error.to_string(),
     })?;
     fs::write(images.join(OUTSIDE), text)
         .map_err(|error| Error::file("write", images.join(OUTSIDE), error))?;
+    write_descriptors(init, &images)?;
     let mut command = criu(context, "dump", &options.images, &images);
     command.args(["--tree", &init.pid.to_string()]);
     if options.leave_running {
         command.arg("--leave-running");
     }
-    if !options.images.tcp_established {
+    if options.skip_in_flight {
+        command.arg("--skip-in-flight");
+    }
+    if !options.images.tcp_established && skips_lock(context) {
         // There is nothing to be locked, and locking needs iptables.
         command.args(["--network-lock", "skip"]);
     }
@@ -71,13 +87,42 @@ pub fn checkpoint(context: &Context, options: &Checkpoint) -> Result<u8, Error> 
             .arg("--external")
             .arg(format!("mnt[{place}]:{KEY}{place}"));
     }
+    if joined_network(&spec).is_some() {
+        let path = format!("/proc/{}/ns/net", init.pid);
+        let found = fs::metadata(&path).map_err(|error| Error::file("look at", &path, error))?;
+        command
+            .arg("--external")
+            .arg(format!("net[{}]:{NETWORK}", found.ino()));
+    }
     run(command, &work(&options.images, &images), "dump.log")?;
-    if !options.leave_running
-        && let Some(group) = groups::open(&record)?
-    {
-        group.kill()?;
+    if !options.leave_running {
+        // CRIU has killed it; whoever asked may look for it at once.
+        init.ends_within(ENDING);
+        // What it was is in the images, and its name is free for what is made
+        // of them.
+        super::life::remove(&context.log, &entry, Some(&record))?;
     }
     Ok(0)
+}
+
+/// The network namespace of others that a container is in.
+fn joined_network(spec: &Spec) -> Option<&Path> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_deref()?;
+    let network = |one: &&LinuxNamespace| one.typ() == LinuxNamespaceType::Network;
+    namespaces.iter().find(network)?.path().as_deref()
+}
+
+/// What init's standard streams are, for whoever restores it with others in
+/// their places; in the file and the form that runc's callers know.
+fn write_descriptors(init: Process, images: &Path) -> Result<(), Error> {
+    let link = |number| fs::read_link(format!("/proc/{}/fd/{number}", init.pid));
+    let streams: Vec<_> = (0..3).map(|number| link(number).ok()).collect();
+    let path = images.join(DESCRIPTORS);
+    let text = serde_json::to_vec(&streams).map_err(|error| Error::Content {
+        path: path.clone(),
+        why: error.to_string(),
+    })?;
+    fs::write(&path, text).map_err(|error| Error::file("write", path, error))
 }
 
 /// `restore`.
@@ -173,6 +218,20 @@ fn restore_in(
             .arg("--external")
             .arg(format!("mnt[{KEY}{place}]:{}", source.display()));
     }
+    // Open in CRIU too, and nowhere else.
+    let network = joined_network(&bundle.spec).map(|path| {
+        File::open(path)
+            .map_err(|error| Error::file("open", path, error))
+            .and_then(|file| {
+                rustix::io::dup(&file).map_err(|error| Error::file("open", path, error))
+            })
+    });
+    let network = network.transpose()?;
+    if let Some(network) = &network {
+        command
+            .arg("--inherit-fd")
+            .arg(format!("fd[{}]:{NETWORK}", network.as_raw_fd()));
+    }
     let rootfs = record.rootfs.clone();
     // SAFETY: this process has a single thread; after the fork the closure
     // makes system calls, and allocates as a single thread may.
@@ -227,12 +286,37 @@ fn check(context: &Context) -> Result<(), Error> {
     )))
 }
 
+/// Whether this CRIU can leave the network alone. What does not say its
+/// version is taken for a new one.
+fn skips_lock(context: &Context) -> bool {
+    let mut command = Command::new(&context.criu);
+    command.arg("--version");
+    let said = start(command)
+        .map(|output| output.stdout)
+        .unwrap_or_default();
+    version(&String::from_utf8_lossy(&said)).is_none_or(|one| one >= WITHOUT_LOCK)
+}
+
+/// The first two numbers of `Version: 3.17.1`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Version:"))?;
+    let mut numbers = line.trim().split('.').map(|one| one.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// What both commands are told.
 fn criu(context: &Context, action: &str, options: &Images, images: &Path) -> Command {
     let mut command = Command::new(&context.criu);
     command
-        .args([action, "--manage-cgroups=ignore", "--images-dir"])
+        .args([action, "--images-dir"])
         .arg(images)
+        // The groups are made by who restores.
+        .arg(format!(
+            "--manage-cgroups={}",
+            options.manage_cgroups.unwrap_or("ignore")
+        ))
         .arg("--work-dir")
         .arg(work(options, images))
         .args(["--log-file", &format!("{action}.log")]);
@@ -241,6 +325,7 @@ fn criu(context: &Context, action: &str, options: &Images, images: &Path) -> Com
         (options.ext_unix_sk, "--ext-unix-sk"),
         (options.shell_job, "--shell-job"),
         (options.file_locks, "--file-locks"),
+        (options.link_remap, "--link-remap"),
     ] {
         if asked {
             command.arg(option);
@@ -269,12 +354,18 @@ fn run(command: Command, work: &Path, log: &str) -> Result<(), Error> {
         return Ok(());
     }
     let log = work.join(log);
-    let text = fs::read(&log).unwrap_or_default();
-    Err(Error::Criu(format!(
-        "CRIU failed: {}; {} has more",
-        complaint(&String::from_utf8_lossy(&text)),
-        log.display()
-    )))
+    // Before it has a log it says so aloud.
+    Err(Error::Criu(match fs::read(&log) {
+        Ok(text) => format!(
+            "CRIU failed: {}; {} has more",
+            complaint(&String::from_utf8_lossy(&text)),
+            log.display()
+        ),
+        Err(_) => format!(
+            "CRIU failed: {}",
+            complaint(&String::from_utf8_lossy(&output.stderr))
+        ),
+    }))
 }
 
 fn start(mut command: Command) -> Result<Output, Error> {
@@ -418,5 +509,13 @@ mod tests {
         let text = "Warn x\nError (u.c:9): rlimit: no\n(00.1) Error (a.c:1): first\nError (b.c:2): second\n";
         assert_eq!(complaint(text), "(00.1) Error (a.c:1): first");
         assert_eq!(complaint(""), "it does not say why");
+    }
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(version("Version: 3.17.1\n"), Some((3, 17)));
+        assert_eq!(version("Version: 4.2\nGitID: v4.2\n"), Some((4, 2)));
+        assert_eq!(version("criu"), None);
+        assert!(Some((3, 17)) < Some(WITHOUT_LOCK) && (4, 0) >= WITHOUT_LOCK);
     }
 }

@@ -9,9 +9,11 @@ use rustix::process::Pid;
 
 use super::Context;
 use super::args::Exec;
+use super::capabilities;
 use super::error::Error;
 use super::files;
 use super::foreground::Foreground;
+use super::log::Log;
 use super::status::{self, Status};
 use super::store::{Record, read_bounded};
 use crate::{Groups, Stdio};
@@ -39,7 +41,7 @@ pub fn exec(context: &Context, options: &Exec) -> Result<u8, Error> {
     if crate::needs_seal(&spec) {
         crate::seal(super::NAME)?;
     }
-    let process = process(options, &spec)?;
+    let process = process(&context.log, options, &spec)?;
     check_console(&process, options)?;
     if let Some(affinity) = process.exec_cpu_affinity().as_ref() {
         let before = affinity.initial().as_deref().and_then(processors);
@@ -58,6 +60,8 @@ pub fn exec(context: &Context, options: &Exec) -> Result<u8, Error> {
         stdio: Stdio::Inherit,
         preserve_fds,
         die_with_parent: false,
+        // Whoever calls it may end it.
+        patience: None,
     })?;
     if let Some(path) = &options.pid_file {
         files::write_pid(path, joined.pid())?;
@@ -94,14 +98,17 @@ fn enter(options: &Exec, record: &Record) -> Result<Groups, Error> {
 
 /// What is to run: a whole process from a file, or the container's own with
 /// the options' changes.
-fn process(options: &Exec, spec: &Spec) -> Result<Process, Error> {
+fn process(log: &Log, options: &Exec, spec: &Spec) -> Result<Process, Error> {
     if let Some(path) = &options.process {
         let file = File::open(path).map_err(|error| Error::file("open", path, error))?;
         let text = read_bounded(file, path)?;
-        return serde_json::from_slice(&text).map_err(|error| Error::Content {
+        let read = capabilities::read(&text, capabilities::OF_PROCESS);
+        let read = read.map_err(|error| Error::Content {
             path: path.clone(),
             why: error.to_string(),
-        });
+        })?;
+        capabilities::warn_unknown(log, &read.unknown);
+        return Ok(read.value);
     }
     let mut process = spec.process().clone().unwrap_or_default();
     process.set_args(Some(options.command.clone()));
@@ -218,6 +225,11 @@ fn check_console(process: &Process, options: &Exec) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::args::Globals;
+
+    fn log() -> Log {
+        Log::new(&Globals::default())
+    }
 
     fn options() -> Exec {
         Exec {
@@ -240,7 +252,7 @@ mod tests {
             no_new_privs: true,
             ..options()
         };
-        let process = process(&options, &spec).unwrap();
+        let process = process(&log(), &options, &spec).unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &["ls", "-l"]);
         assert_eq!(process.terminal(), Some(true));
         assert_eq!(process.cwd(), std::path::Path::new("/tmp"));
@@ -275,11 +287,15 @@ mod tests {
     fn what_is_wrong_is_named() {
         let mut wrong = options();
         wrong.caps = vec!["CAP_FLY".to_owned()];
-        let error = process(&wrong, &Spec::default()).unwrap_err().to_string();
+        let error = process(&log(), &wrong, &Spec::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("CAP_FLY"), "{error}");
         wrong = options();
         wrong.process = Some("/nowhere/process.json".into());
-        let error = process(&wrong, &Spec::default()).unwrap_err().to_string();
+        let error = process(&log(), &wrong, &Spec::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("/nowhere/process.json"), "{error}");
     }
 }

@@ -24,10 +24,20 @@ pub fn path(id: &str, spec: &Spec) -> PathBuf {
     }
 }
 
-/// Makes the group.
+/// Makes the group. One that the description names may be there already, with
+/// limits that whoever has made it wants to be kept.
 pub fn create(path: &Path, log: &Log) -> Result<(Hierarchies, Group), Error> {
     let hierarchies = Hierarchies::find()?;
-    let group = Group::create(&hierarchies, path, Controllers::all())?;
+    let group = if path.starts_with(PARENT) {
+        Group::create(&hierarchies, path, Controllers::all())?
+    } else {
+        let group = Group::take(&hierarchies, path, Controllers::all())?;
+        // Nothing would run in it, and nobody be told why.
+        if group.is_frozen()? {
+            group.thaw()?;
+        }
+        group
+    };
     for left_out in group.left_out() {
         log.debug(|| format!("control group {}: not {left_out}", path.display()));
     }

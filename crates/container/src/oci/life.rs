@@ -16,6 +16,7 @@ use croft_isolate::cgroups::Group;
 use super::Context;
 use super::args::{Create, Delete, Kill, Name, Run};
 use super::bundle::Bundle;
+use super::capabilities;
 use super::error::Error;
 use super::files;
 use super::foreground::Foreground;
@@ -347,6 +348,8 @@ fn make(context: &Context, options: &Create, keeper: Keeper) -> Result<Made, Err
     }
     check_console(&bundle.spec, options, keeper)?;
     pass_sockets(&mut bundle.spec, sockets);
+    capabilities::warn_unknown(&context.log, &bundle.unknown);
+    capabilities::warn_missing(&context.log, &bundle.spec);
     if let Some(what) = bundle.not_mounted() {
         context.log.warn(&format!(
             "without a mount namespace of its own the container has no {what}"

@@ -89,9 +89,15 @@ impl Log {
     }
 
     fn say(&self, level: Level, message: &str) {
-        // A warning on standard error would be in the way of who takes
-        // whatever is there for a failure, or shows it as the container's.
-        if level == Level::Error || self.debug {
+        // Where there is a file, a warning on standard error would be in the
+        // way of who takes whatever is there for a failure, or shows it as the
+        // container's.
+        let aloud = match level {
+            Level::Debug => self.debug,
+            Level::Warning => self.debug || self.path.is_none(),
+            Level::Error => true,
+        };
+        if aloud {
             let level = level.word();
             let _ = writeln!(io::stderr(), "croft-oci: {level}: {message}");
         }

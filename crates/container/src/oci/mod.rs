@@ -16,6 +16,7 @@
 
 mod args;
 mod bundle;
+mod capabilities;
 mod checkpoint;
 mod error;
 mod events;

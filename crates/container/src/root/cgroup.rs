@@ -38,7 +38,7 @@ pub fn mount(root: InRoot<'_>, planned: &Planned, groups: &Groups, own: bool) ->
         kind: "tmpfs".to_owned(),
         source: "cgroup".into(),
         options: Options {
-            set: planned.options.set & !ATTR_RDONLY,
+            set: attributes(planned) & !ATTR_RDONLY,
             propagation: planned.options.propagation.clone(),
             ..Options::parse(["mode=755"])
         },
@@ -50,15 +50,20 @@ pub fn mount(root: InRoot<'_>, planned: &Planned, groups: &Groups, own: bool) ->
     for view in groups.views.iter().filter(|view| !view.name.is_empty()) {
         add(&tree, view, planned, own).at(Step::Mounts, || format!("{}: {}", what(), view.name))?;
     }
-    if planned.options.set & ATTR_RDONLY != 0 {
+    if attributes(planned) & ATTR_RDONLY != 0 {
         read_only(&tree).at(Step::Mounts, what)?;
     }
     Ok(())
 }
 
+/// Of the mount and all beneath: of its own doing there is nothing else.
+fn attributes(planned: &Planned) -> u64 {
+    planned.options.set | planned.options.set_all
+}
+
 /// A hierarchy as the container sees it, apart from any tree.
 fn open(view: &View, planned: &Planned, own: bool) -> Result<OwnedFd, Errno> {
-    let set = planned.options.set;
+    let set = attributes(planned);
     if own {
         match open_own(view, MountAttrFlags::from_bits_retain(set as _)) {
             // Not where the groups' namespace is not the container's own, or

@@ -2,13 +2,13 @@
 //! Devices, Default Filesystems; `runtime-linux.md`, Dev symbolic links).
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
-    unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, major, makedev, minor,
+    mknodat, openat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -112,11 +112,37 @@ impl Node {
         })
     }
 
-    /// The host's device of the same path, to be bound where devices cannot be
-    /// made: in a user namespace.
+    /// The host's device of the same path, or else of the same number, to be
+    /// bound where devices cannot be made: in a user namespace.
     pub fn open_host(&self) -> Result<OwnedFd, Error> {
-        let what = || format!("the host's {}", self.path.display());
-        clone_tree(&self.path, false).at(Step::Devices, what)
+        let paths = [Some(self.path.clone()), self.host_path()];
+        for path in paths.into_iter().flatten() {
+            if let Ok(tree) = clone_tree(&path, false)
+                && self.is(&tree) == Ok(true)
+            {
+                return Ok(tree);
+            }
+        }
+        let (place, number) = (self.path.display(), self.number);
+        let number = format!("{}:{}", major(number), minor(number));
+        let text = format!("the device {place}: the host has no {number} of its kind in /dev");
+        Err(Error::new(Step::Devices, text))
+    }
+
+    /// Where the host has the device of this number (sysfs(5), `/sys/dev`).
+    fn host_path(&self) -> Option<PathBuf> {
+        let kind = match self.kind {
+            FileType::BlockDevice => "block",
+            FileType::CharacterDevice => "char",
+            _ => return None,
+        };
+        let (major, minor) = (major(self.number), minor(self.number));
+        let about = format!("/sys/dev/{kind}/{major}:{minor}/uevent");
+        let text = std::fs::read_to_string(about).ok()?;
+        let name = text
+            .lines()
+            .find_map(|line| line.strip_prefix("DEVNAME="))?;
+        Some(Path::new("/dev").join(name))
     }
 
     /// Binds it.
@@ -145,13 +171,10 @@ impl Node {
         match mknodat(parent, name, self.kind, mode, self.number) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let there = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                if FileType::from_raw_mode(there.st_mode) != self.kind
-                    || (self.kind != FileType::Fifo && there.st_rdev != self.number)
-                {
-                    return Err(Errno::EXIST);
-                }
-                chmodat(parent, name, mode, AtFlags::empty())?;
+                let node = self.open(parent, name)?;
+                // By a handle: who else has this directory may put a link in
+                // its place meanwhile.
+                chmod(node, mode)?;
             }
             Err(error) => return Err(error),
         }
@@ -159,14 +182,32 @@ impl Node {
             return Ok(());
         }
         let (uid, gid) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
-        chownat(
-            parent,
-            name,
-            Some(uid),
-            Some(gid),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
+        let node = self.open(parent, name)?;
+        chownat(node, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
     }
+
+    /// A handle of the node in a directory, which must be this.
+    fn open(&self, parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let node = openat(parent, name, flags, Mode::empty())?;
+        match self.is(&node)? {
+            true => Ok(node),
+            false => Err(Errno::EXIST),
+        }
+    }
+
+    /// Whether what a handle is of is this device.
+    fn is(&self, node: &OwnedFd) -> Result<bool, Errno> {
+        let there = fstat(node)?;
+        Ok(FileType::from_raw_mode(there.st_mode) == self.kind
+            && (self.kind == FileType::Fifo || there.st_rdev == self.number))
+    }
+}
+
+/// Changes the mode of what a handle is of, which needs a path: the handle's.
+fn chmod(node: OwnedFd, mode: Mode) -> Result<(), Errno> {
+    let path = format!("/proc/self/fd/{}", node.as_raw_fd());
+    chmodat(CWD, path, mode, AtFlags::empty())
 }
 
 /// Makes the devices and links that every container has in its `/dev`.
@@ -225,12 +266,14 @@ fn link(dev: &OwnedFd, path: &str, target: &str) -> Result<(), Errno> {
 pub fn null() -> Result<OwnedFd, Error> {
     let what = || "the host's /dev/null";
     let tree = clone_tree(Path::new("/dev/null"), false).at(Step::Mounts, what)?;
-    let found = rustix::fs::fstat(&tree).at(Step::Mounts, what)?;
-    if found.st_rdev != makedev(1, 3) {
-        let text = format!("{} is no null device", what());
-        return Err(Error::new(Step::Mounts, text));
+    let is_null = defaults()
+        .next()
+        .is_some_and(|null| null.is(&tree) == Ok(true));
+    if is_null {
+        return Ok(tree);
     }
-    Ok(tree)
+    let text = format!("{} is no null device", what());
+    Err(Error::new(Step::Mounts, text))
 }
 
 #[cfg(test)]
@@ -257,6 +300,29 @@ mod tests {
         assert_eq!(node.kind, FileType::CharacterDevice);
         assert_eq!((node.mode, node.owner), (0o640, (3, 0)));
         assert_eq!(node.number, makedev(10, 229));
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_device_is_not_followed() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: devices are made by root");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let handle = super::super::resolve::directory(directory.path()).unwrap();
+        let mut node = Node::new(&device(LinuxDeviceType::C, "/x", 229)).unwrap();
+        if node.make_in(&handle, OsStr::new("x")).is_err() {
+            eprintln!("skipped: no device can be made here");
+            return;
+        }
+        // Once more, with another mode.
+        node.mode = 0o600;
+        node.make_in(&handle, OsStr::new("x")).unwrap();
+        let found = std::fs::metadata(directory.path().join("x")).unwrap();
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!((found.mode() & 0o7777, found.uid()), (0o600, 3));
+        std::os::unix::fs::symlink("x", directory.path().join("link")).unwrap();
+        assert_eq!(node.make_in(&handle, OsStr::new("link")), Err(Errno::EXIST));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::error::At;
-use crate::namespaces::{CGROUP, USER};
+use crate::namespaces::{CGROUP, PID, USER};
 use crate::plan::Plan;
 use crate::{Error, Root, Step};
 
@@ -207,6 +207,10 @@ pub fn fill(plan: &Plan<'_>, trees: Trees) -> Result<OwnedFd, Error> {
         devices = own;
     }
     for (index, node) in plan.devices.iter().enumerate() {
+        // The host's own, which stay as they are.
+        if !plan.fills_dev() && node.path.starts_with("/dev") {
+            continue;
+        }
         match devices.get(index) {
             Some(device) => node.bind(root, device)?,
             None if bound => node.bind(root, &node.open_host()?)?,
@@ -240,7 +244,8 @@ fn open_new(plan: &Plan<'_>, mount: &Planned) -> Result<OwnedFd, Error> {
         Err(error) if plan.namespaces.has(USER) => {
             let path = match mount.kind.as_str() {
                 "sysfs" => Path::new("/sys"),
-                "proc" => Path::new("/proc"),
+                // The host's would show the host's processes.
+                "proc" if !plan.namespaces.has(PID) => Path::new("/proc"),
                 _ => return Err(error),
             };
             let Ok(tree) = clone_tree(path, true) else {
@@ -290,11 +295,13 @@ pub fn switch(plan: &Plan<'_>, root: &OwnedFd) -> Result<(), Error> {
 pub fn change_only(plan: &Plan<'_>) -> Result<OwnedFd, Error> {
     let what = || format!("the root {}", plan.root_path.display());
     let root = resolve::directory(&plan.root_path).at(Step::Mounts, what)?;
-    let change = || -> Result<(), Errno> {
-        rustix::process::fchdir(&root)?;
-        rustix::process::chroot(c".")?;
-        rustix::process::chdir(c"/")
-    };
-    change().at(Step::Mounts, what)?;
+    change_to(&root).at(Step::Mounts, what)?;
     Ok(root)
+}
+
+/// Makes a directory this process's root, in the mount namespace that it is in.
+pub fn change_to(root: &OwnedFd) -> Result<(), Errno> {
+    rustix::process::fchdir(root)?;
+    rustix::process::chroot(c".")?;
+    rustix::process::chdir(c"/")
 }

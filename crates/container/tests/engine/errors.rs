@@ -50,6 +50,11 @@ fn wrong_descriptions_are_refused_by_name() {
     };
     wrong(&|spec| spec["root"]["path"] = json!("none"), "none");
     wrong(&|spec| spec["process"]["cwd"] = json!("relative"), "cwd");
+    let limit = json!({ "type": "RLIMIT_NOFILE", "soft": 40, "hard": 50 });
+    wrong(
+        &|spec| spec["process"]["rlimits"] = json!([limit, limit]),
+        "two limits RLIMIT_NOFILE",
+    );
     wrong(
         &|spec| spec["linux"]["sysctl"] = json!({ "kernel.panic": "1" }),
         "kernel/panic",

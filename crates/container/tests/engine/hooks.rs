@@ -22,12 +22,18 @@ fn hooks_run_in_their_order_and_namespaces() {
         "createRuntime": outside("createRuntime"),
         "createContainer": outside("createContainer"),
         "startContainer": [{
-            "path": "/bin/driver", "args": ["driver", "inside", "pid", "cwd"]
+            "path": "/bin/driver", "args": ["driver", "inside", "pid", "cwd", "rights", "ids"]
         }]
     });
+    stage.spec["process"]["user"] = json!({ "uid": 7, "gid": 8 });
     let said = stage.ask(&["hostname"]);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_ne!(said.to("pid"), "1");
+    // The container's own programs have its rights, and no more.
+    let rights = said.to("rights");
+    assert!(rights.contains("CapBnd 0000000000000021"), "{said:?}");
+    assert!(rights.contains("NoNewPrivs 1"), "{said:?}");
+    assert!(said.to("ids").starts_with("Uid 7 7 7 7; Gid 8 8 8 8"));
     assert_eq!(said.to("hostname"), "inner");
     let text = fs::read_to_string(&log).unwrap();
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();

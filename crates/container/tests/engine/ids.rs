@@ -108,22 +108,114 @@ fn namespaces_of_others_are_joined() {
     assert_ne!(said.to("pid"), "1");
 }
 
+/// Somebody who has namespaces of their own, and something to do in them.
+struct Other(std::process::Child);
+
+impl Other {
+    fn new(options: &[&str], script: &str) -> Self {
+        use std::io::Read;
+        let mut child = std::process::Command::new("unshare")
+            .args(options)
+            .args(["sh", "-c", &format!("{script} && echo && exec sleep 60")])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It is there.
+        let mut said = [0];
+        let output = child.stdout.as_mut().unwrap();
+        output.read_exact(&mut said).unwrap();
+        Other(child)
+    }
+
+    fn namespace(&self, file: &str) -> String {
+        format!("/proc/{}/ns/{file}", self.0.id())
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A program that joins the container, and what it is asked.
+fn joining(stage: &crate::stage::Stage, words: &[&str]) -> String {
+    let path = stage.path("process");
+    let mut process = stage.spec["process"].clone();
+    process["args"] = json!(words);
+    fs::write(&path, process.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn without_a_mount_namespace_the_root_is_the_container_s_all_the_same() {
+    let Some(mut stage) = stage() else { return };
+    stage.without_namespace("mount");
+    stage.spec["mounts"] = json!([]);
+    let linux = stage.spec["linux"].as_object_mut().unwrap();
+    linux.remove("maskedPaths");
+    linux.remove("readonlyPaths");
+    let joins = joining(&stage, &["/bin/driver", "inside", "list=/"]);
+    stage.spec["process"]["args"] = json!(["/bin/driver", "inside", "sleep=2"]);
+    let said = stage.run(&["--exec", &joins]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(said.rest, ["0"], "{said:?}");
+    let root: Vec<&str> = said.to("list=/").split(' ').collect();
+    assert!(root.contains(&"bin") && !root.contains(&"home"), "{said:?}");
+}
+
+#[test]
+fn a_mount_namespace_of_others_is_joined() {
+    let Some(mut stage) = stage() else { return };
+    let place = stage.inside("tmp").display().to_string();
+    let script = format!("mount -t tmpfs tmpfs '{place}' && touch '{place}/inside'");
+    let other = Other::new(&["--mount"], &script);
+    let path = other.namespace("mnt");
+    let theirs = fs::read_link(&path).unwrap();
+    stage.without_namespace("mount");
+    stage.namespace(json!({ "type": "mount", "path": path }));
+    // What is mounted there is theirs to say.
+    stage.spec["mounts"] = json!([]);
+    let linux = stage.spec["linux"].as_object_mut().unwrap();
+    linux.remove("maskedPaths");
+    linux.remove("readonlyPaths");
+    let joins = joining(&stage, &["/bin/driver", "inside", "write=/tmp/joined"]);
+    stage.spec["process"]["args"] = json!([
+        "/bin/driver",
+        "inside",
+        "list=/tmp",
+        "write=/tmp/new",
+        "list=/",
+        "sleep=2"
+    ]);
+    let said = stage.run(&["--exec", &joins]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    // The other may be there first.
+    let names = said.to("list=/tmp").split(' ').next();
+    assert_eq!(names, Some("inside"), "{said:?}");
+    assert_eq!(said.to("write=/tmp/new"), "done");
+    assert_eq!(said.to("write=/tmp/joined"), "done", "{said:?}");
+    let root: Vec<&str> = said.to("list=/").split(' ').collect();
+    assert!(root.contains(&"bin") && !root.contains(&"home"), "{said:?}");
+    // In theirs, not in ours.
+    assert!(fs::read_dir(stage.inside("tmp")).unwrap().next().is_none());
+    for name in ["new", "joined"] {
+        let file = format!("/proc/{}/root{place}/{name}", other.0.id());
+        assert!(fs::metadata(&file).is_ok(), "{file}");
+    }
+    assert_ne!(theirs, fs::read_link("/proc/self/ns/mnt").unwrap());
+}
+
 #[test]
 fn a_user_namespace_of_others_is_joined() {
     let Some(mut stage) = stage() else { return };
-    // Somebody who has one: a process that sleeps in it.
-    let mut child = std::process::Command::new("unshare")
-        .args(["--user", "--map-root-user", "sleep", "60"])
-        .spawn()
-        .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    stage.namespace(json!({ "type": "user", "path": format!("/proc/{}/ns/user", child.id()) }));
+    let other = Other::new(&["--user", "--map-root-user"], "true");
+    stage.namespace(json!({ "type": "user", "path": other.namespace("user") }));
     // Its groups are not mapped.
     let mounts = stage.spec["mounts"].as_array_mut().unwrap();
     mounts.retain(|mount| mount["type"] != "devpts");
     let said = stage.ask(&["read=/proc/self/uid_map", "pid"]);
-    child.kill().unwrap();
-    child.wait().unwrap();
     assert_eq!(said.to("pid"), "1", "{said:?}");
     let map: Vec<&str> = said
         .to("read=/proc/self/uid_map")
@@ -154,7 +246,8 @@ fn a_user_who_is_not_root_has_containers_too() {
         "write=/dev/null",
         "list=/dev"
     ]);
-    let said = stage.run_as_user(USER);
+    stage.give_to((USER, USER));
+    let said = stage.run_as((USER, USER), &[], &[]);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!(said.to("ids"), "Uid 0 0 0 0; Gid 0 0 0 0; Groups");
     assert_eq!(said.to("pid"), "1");

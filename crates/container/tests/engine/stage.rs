@@ -56,19 +56,16 @@ pub fn driver() -> PathBuf {
     driver
 }
 
-/// The libraries of this program, which the driver has too.
+/// The driver's libraries, and their loader (ld.so(8)).
 fn libraries() -> Vec<PathBuf> {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let paths = maps
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(5));
-    let mut paths: Vec<PathBuf> = paths
-        .filter(|path| path.contains(".so"))
-        .map(PathBuf::from)
-        .collect();
-    paths.dedup();
-    paths.push("/lib64/ld-linux-x86-64.so.2".into());
-    paths
+    let mut command = Command::new(driver());
+    let listed = command
+        .env("LD_TRACE_LOADED_OBJECTS", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(listed.stdout).unwrap();
+    let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
+    paths.map(PathBuf::from).collect()
 }
 
 impl Stage {
@@ -133,18 +130,22 @@ impl Stage {
         self.run(&[])
     }
 
-    /// Runs it as somebody else, who gets the bundle, and a copy of the driver
-    /// where it can be reached.
-    pub fn run_as_user(&self, user: u32) -> Said {
-        use std::os::unix::process::CommandExt;
+    /// Gives the bundle to somebody, with a copy of the driver where it can be
+    /// reached.
+    pub fn give_to(&self, (user, group): (u32, u32)) {
         fs::write(self.path("config.json"), self.spec.to_string()).unwrap();
-        let copy = self.path("driver");
-        fs::copy(driver(), &copy).unwrap();
-        give(self.directory.path(), user);
+        fs::copy(driver(), self.path("driver")).unwrap();
+        give(self.directory.path(), user, group);
+    }
+
+    /// Runs it as somebody, by a command that runs others, with more options.
+    pub fn run_as(&self, (user, group): (u32, u32), by: &[&str], options: &[&str]) -> Said {
+        use std::os::unix::process::CommandExt;
         let mut command = Command::new("timeout");
-        command.args(["-s", "KILL", "60"]).arg(copy);
-        command.arg("run").arg(self.directory.path());
-        command.uid(user).gid(user).stdin(Stdio::null());
+        command.args(["-s", "KILL", "60"]).args(by);
+        command.arg(self.path("driver"));
+        command.arg("run").arg(self.directory.path()).args(options);
+        command.uid(user).gid(group).stdin(Stdio::null());
         said(command.output().unwrap())
     }
 
@@ -203,14 +204,14 @@ fn open_to_all(directory: &Path) {
 
 /// Gives a tree to a container's ids.
 pub fn own(path: &Path) {
-    give(path, IDS);
+    give(path, IDS, IDS);
 }
 
-fn give(path: &Path, id: u32) {
-    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+fn give(path: &Path, user: u32, group: u32) {
+    std::os::unix::fs::lchown(path, Some(user), Some(group)).unwrap();
     if path.is_dir() && !path.is_symlink() {
         for entry in fs::read_dir(path).unwrap() {
-            give(&entry.unwrap().path(), id);
+            give(&entry.unwrap().path(), user, group);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -12,14 +12,11 @@ use crate::bundle::{Bundle, possible};
 
 /// A directory and a link of the same name, one in the other's place as fast
 /// as can be, until told to stop.
-fn race(directory: &Path, target: &Path, stop: &AtomicBool) {
-    let (place, aside) = (directory.join("place"), directory.join("aside"));
-    fs::create_dir(&place).unwrap();
-    symlink(target, &aside).unwrap();
+fn race((place, aside): &(PathBuf, PathBuf), stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let exchange = rustix::fs::RenameFlags::EXCHANGE;
         let cwd = rustix::fs::CWD;
-        rustix::fs::renameat_with(cwd, &place, cwd, &aside, exchange).unwrap();
+        rustix::fs::renameat_with(cwd, place, cwd, aside, exchange).unwrap();
     }
 }
 
@@ -44,10 +41,13 @@ fn a_link_that_comes_in_time_leads_nowhere() {
     fs::create_dir(&secret).unwrap();
     fs::write(secret.join("key"), "the host's").unwrap();
     let volume = tempfile::tempdir().unwrap();
+    let names = (volume.path().join("place"), volume.path().join("aside"));
+    fs::create_dir(&names.0).unwrap();
+    symlink(&secret, &names.1).unwrap();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let _stop = Stop(&stop);
-        scope.spawn(|| race(volume.path(), &secret, &stop));
+        scope.spawn(|| race(&names, &stop));
         for _ in 0..40 {
             let mut bundle = Bundle::new(&[
                 "read=/volume/place/key",

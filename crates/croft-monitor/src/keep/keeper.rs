@@ -398,7 +398,8 @@ impl<P: Payload> Keeper<P> {
             }
         }
         if self.ephemeral {
-            if let Err(error) = store::remove(&self.directory, self.lock) {
+            if let Err(error) = store::remove(&self.directory, self.lock, super::container::remove)
+            {
                 // Its state says so too, if it can be written.
                 self.status.note = Some(format!("it could not be deleted: {error}"));
                 let _ = store::write_state(&self.directory, &self.status);

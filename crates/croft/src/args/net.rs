@@ -7,10 +7,12 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use croft_api::net::{
     BridgeNic, MTU_MAX, MTU_MIN, Mac, NetworkNic, NicKind, NicLimits, Publish, QUEUES_MAX, UserNet,
 };
 
+use super::network;
 use crate::size;
 
 /// What stands for a NIC in the help.
@@ -42,13 +44,19 @@ const NAME_MAX: usize = 15;
 pub struct NetOptions {
     /// NIC: where it leads to, with options (below); can be given several times. An instance of
     /// an image has 'user' when nothing is said, other machines have none
-    #[arg(long = "net", value_name = VALUE, value_parser = parse_net)]
+    #[arg(long = "net", value_name = VALUE, value_parser = parse_net, add = ArgValueCandidates::new(places))]
     pub nets: Vec<Net>,
 
     /// Port of the host that leads to the guest, of the first NIC that is 'user' or in a network;
     /// can be given several times
     #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]", value_parser = Publish::from_str)]
     pub publish: Vec<Publish>,
+}
+
+/// Where a NIC can lead to, for a shell's completion.
+pub fn places() -> Vec<CompletionCandidate> {
+    let known = ["user", "none", "bridge="].map(CompletionCandidate::new);
+    known.into_iter().chain(network::names()).collect()
 }
 
 /// A `--net`.

@@ -1,7 +1,10 @@
 //! `croft network`.
 
 use clap::Subcommand;
-use croft_network::{Action, Mode, NetworkName, Rule, Subnet};
+use clap::builder::StyledStr;
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use croft_host::Directories;
+use croft_network::{Action, Mode, NetworkName, Networks, Rule, Subnet};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::output::OutputFormat;
@@ -121,6 +124,7 @@ pub struct ListOptions {
 #[derive(Debug, clap::Args)]
 pub struct ShowOptions {
     /// Its name
+    #[arg(add = ArgValueCandidates::new(names))]
     pub name: NetworkName,
 
     /// How to print it
@@ -133,6 +137,7 @@ pub struct ShowOptions {
 #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
 pub struct SetOptions {
     /// Its name
+    #[arg(add = ArgValueCandidates::new(names))]
     pub name: NetworkName,
 
     /// Its MTU in bytes; guests learn it when they ask for their address again
@@ -168,7 +173,7 @@ pub struct SetOptions {
 #[derive(Debug, clap::Args)]
 pub struct NamesOptions {
     /// Their names
-    #[arg(required = true)]
+    #[arg(required = true, add = ArgValueCandidates::new(names))]
     pub names: Vec<NetworkName>,
 }
 
@@ -180,4 +185,20 @@ fn parse_subnet<T: std::str::FromStr>(text: &str) -> Result<Subnet<T>, String> {
             "give a subnet as in 10.20.30.0/24 or fd12:3456:789a::/64, auto or none".to_owned()
         }),
     }
+}
+
+/// The networks there are, for a shell's completion.
+pub fn names() -> Vec<CompletionCandidate> {
+    let Ok(directories) = Directories::find() else {
+        return Vec::new();
+    };
+    let networks = Networks::open(&directories);
+    let names = networks.names().unwrap_or_default().into_iter();
+    names
+        .map(|name| {
+            let help = networks.config(&name).ok().and_then(|config| config.ipv4);
+            let help = help.map(|net| StyledStr::from(net.to_string()));
+            CompletionCandidate::new(name.as_str()).help(help)
+        })
+        .collect()
 }

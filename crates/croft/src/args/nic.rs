@@ -4,9 +4,10 @@
 //! [`net`](super::net).
 
 use clap::{Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 
 use super::instance::NameOptions;
-use super::net::{Net, VALUE, parse_net};
+use super::net::{Net, VALUE, parse_net, places};
 use super::resize::DetachOptions;
 use crate::size;
 
@@ -27,9 +28,10 @@ Example:
 
 /// What follows the help of `croft nic detach`.
 pub const DETACH_HELP: &str = "\
-The guest is asked to release the NIC. One that does not answer within the time
-stays asked: the NIC goes when it answers, or with its next reset. --force takes
-it away as it is. 'croft show' lists the NICs there are.
+A machine's guest is asked to release the NIC. One that does not answer within
+the time stays asked: the NIC goes when it answers, or with its next reset.
+--force takes it away as it is. A container's NIC is gone at once. 'croft show'
+lists the NICs there are.
 
 Exit codes:
   0    the NIC is gone
@@ -75,7 +77,7 @@ pub struct AttachOptions {
     pub name: NameOptions,
 
     /// Where it leads to, with options
-    #[arg(long, value_name = VALUE, value_parser = parse_net)]
+    #[arg(long, value_name = VALUE, value_parser = parse_net, add = ArgValueCandidates::new(places))]
     pub net: Net,
 
     /// Until the instance's next start only

@@ -7,6 +7,7 @@ use croft_api::disk::RunDisk;
 
 use super::disk;
 use super::machine::{Engine, PlaceOptions, SoftwareOptions};
+use super::net::NetOptions;
 use super::values::parse_name;
 
 /// What follows the help.
@@ -15,9 +16,14 @@ The machine goes on where it was saved, with the files it was run with, which
 can be named anew where they have moved. On another engine or host it must
 have been run with --cpu portable-v1. Exit codes are those of 'croft run'.
 
+--net says of all NICs, in their order, where they lead to now: other networks
+or bridges, or, of the user network, other published ports. What else they are
+stays as it was.
+
 Examples:
   croft restore web.state
-  croft restore web.state --engine kvm --disk /new/root.img";
+  croft restore web.state --engine kvm --disk /new/root.img
+  croft restore web.state --net user --publish 8081:80";
 
 /// `croft restore`.
 #[derive(Debug, clap::Args)]
@@ -41,6 +47,9 @@ pub struct RestoreOptions {
     /// Where the initial RAM disk is now
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub initrd: Option<OsString>,
+
+    #[command(flatten)]
+    pub net: NetOptions,
 
     /// Another name for the machine
     #[arg(long, value_parser = parse_name)]

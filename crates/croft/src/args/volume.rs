@@ -1,6 +1,9 @@
 //! `croft volume`.
 
 use clap::Subcommand;
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use croft_host::Directories;
+use croft_image::volume::Volumes;
 
 use super::output::OutputFormat;
 
@@ -22,6 +25,7 @@ pub enum VolumeCommand {
     /// Tell all that is known of a volume
     Show {
         /// Its name
+        #[arg(add = ArgValueCandidates::new(names))]
         name: String,
 
         /// How to print it
@@ -32,7 +36,23 @@ pub enum VolumeCommand {
     #[command(visible_alias = "rm")]
     Delete {
         /// Their names
-        #[arg(required = true)]
+        #[arg(required = true, add = ArgValueCandidates::new(names))]
         names: Vec<String>,
     },
+}
+
+/// The volumes there are, for a shell's completion.
+fn names() -> Vec<CompletionCandidate> {
+    let Ok(directories) = Directories::find() else {
+        return Vec::new();
+    };
+    let root = directories.volumes();
+    // Nothing is made by a question.
+    let volumes = root
+        .is_dir()
+        .then(|| Volumes::open(&root).ok()?.list().ok());
+    let volumes = volumes.flatten().into_iter().flatten().flatten();
+    volumes
+        .map(|volume| CompletionCandidate::new(volume.name))
+        .collect()
 }

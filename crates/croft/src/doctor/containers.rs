@@ -3,12 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-use croft_host::store::container_ids;
+use croft_host::store::{IdsError, container_ids};
 use rustix::process::geteuid;
 
 use super::finding::{Finding, Part, State};
 
 const PART: Part = Part::Containers;
+/// How many inotify instances a user's programs can have, its containers'
+/// among them.
+const WATCHES: &str = "/proc/sys/fs/inotify/max_user_instances";
+/// So many of them a system of Debian has when it is up.
+const WATCHES_EACH: u64 = 5;
+/// Enough for so many systems is enough.
+const SYSTEMS: u64 = 100;
 /// What maps a user's subordinate ids (newuidmap(1)).
 const MAPPERS: [&str; 2] = ["newuidmap", "newgidmap"];
 
@@ -21,6 +28,7 @@ pub fn findings(others: &[Finding]) -> Vec<Finding> {
         ids(root),
         view(root, Path::new("/dev/fuse").exists()),
     ];
+    found.extend(watches(&read(WATCHES)));
     let user = others
         .iter()
         .find(|one| one.part == Part::Namespaces && one.name == "user");
@@ -75,6 +83,11 @@ fn filter(actions: &str) -> Finding {
 fn ids(root: bool) -> Finding {
     let ranges = match container_ids() {
         Ok(ranges) => ranges,
+        Err(error @ IdsError::NotGiven { .. }) => {
+            let text = "no ids of their own: those of one program have no users but root, who is \
+                        this user, and there are none of whole systems";
+            return Finding::limited(PART, "ids", text, error.to_string());
+        }
         Err(error) => {
             return Finding::missing(PART, "ids", "no ids of their own", error.to_string());
         }
@@ -122,6 +135,28 @@ fn view(root: bool, fuse: bool) -> Finding {
     )
 }
 
+/// All containers of a user share the user's, whatever ids are theirs. Without
+/// inotify there is nothing to say.
+fn watches(limit: &str) -> Option<Finding> {
+    let limit: u64 = limit.trim().parse().ok()?;
+    let systems = limit / WATCHES_EACH;
+    let text = format!(
+        "{limit} inotify instances for all programs of a user and its containers: some {systems} \
+         systems at once"
+    );
+    Some(if systems >= SYSTEMS {
+        Finding::ok(PART, "watches", text)
+    } else {
+        Finding::limited(
+            PART,
+            "watches",
+            text,
+            "for more of them, as root: sysctl fs.inotify.max_user_instances=1024, and the same \
+             in /etc/sysctl.d",
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +172,11 @@ mod tests {
         assert!(missing.remedy.clone().unwrap().contains("modprobe overlay"));
         assert_eq!(filter("kill_process errno allow").state, State::Ok);
         assert!(!can_run(&[filter("")]));
+        assert_eq!(watches("1024\n").unwrap().state, State::Ok);
+        let few = watches("128\n").unwrap();
+        assert_eq!(few.state, State::Limited);
+        assert!(few.remedy.clone().unwrap().contains("max_user_instances"));
+        assert!(watches("").is_none());
         // Without it there is less, and it is enough.
         assert!(can_run(&[view(true, false), filter("errno")]));
         assert!(!can_run(&[missing]));

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::Fault;
 use crate::args::output::OutputFormat;
+use crate::describe::{date, print_list};
 use crate::exit::Exit;
 use crate::table::columns;
-use crate::{print, say};
+use crate::{describe, print};
 
 /// An image as `-o json` prints it.
 #[derive(Serialize)]
@@ -31,17 +32,7 @@ impl<'a> Described<'a> {
 
 /// Prints all images. Those that cannot be read are named on standard error.
 pub fn list(store: &Store, output: OutputFormat) -> Result<Exit, Fault> {
-    let mut exit = Exit::PowerOff;
-    let mut images = Vec::new();
-    for image in store.list()? {
-        match image {
-            Ok(image) => images.push(image),
-            Err(error) => {
-                say::line(&format!("croft: {error}"));
-                exit = Exit::Failed;
-            }
-        }
-    }
+    let (images, exit) = describe::readable(store.list()?);
     let text = match output {
         OutputFormat::Json => {
             let described: Vec<Described<'_>> = images.iter().map(Described::of).collect();
@@ -49,19 +40,14 @@ pub fn list(store: &Store, output: OutputFormat) -> Result<Exit, Fault> {
         }
         OutputFormat::Table => table(&images),
     };
-    match print(text.as_bytes()) {
-        Exit::PowerOff => Ok(exit),
-        failed => Ok(failed),
-    }
+    Ok(print_list(&text, exit))
 }
 
-fn json(what: &impl Serialize) -> Result<String, Fault> {
-    serde_json::to_string_pretty(what)
-        .map(|text| text + "\n")
-        .map_err(|error| Fault {
-            exit: Exit::Failed,
-            message: format!("cannot write JSON: {error}"),
-        })
+fn json<T: Serialize + ?Sized>(what: &T) -> Result<String, Fault> {
+    describe::json(what).map_err(|message| Fault {
+        exit: Exit::Failed,
+        message,
+    })
 }
 
 fn table(images: &[Image]) -> String {
@@ -136,17 +122,6 @@ fn size(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
-/// Seconds since 1970 as a date and time in UTC.
-fn date(seconds: u64) -> String {
-    let time = i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    time.map_or_else(
-        || "-".to_owned(),
-        |time| time.strftime("%Y-%m-%d %H:%M").to_string(),
-    )
-}
-
 /// Prints an image.
 pub fn show(store: &Store, reference: &str, output: OutputFormat) -> Result<Exit, Fault> {
     let image = store.resolve(reference)?;
@@ -188,9 +163,7 @@ fn page(image: &Image) -> String {
         ));
         rows.push(("rootfs file", path.display().to_string()));
     }
-    rows.into_iter().fold(String::new(), |text, (what, value)| {
-        format!("{text}{:<14}{value}\n", format!("{what}:"))
-    })
+    describe::page(rows)
 }
 
 /// What is run in a container of an image of somebody else's.
@@ -225,9 +198,7 @@ fn usage(store: &Store, image: &Image) -> Result<String, Fault> {
         ("volumes", words(&config.volumes)),
     ];
     let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
-    Ok(rows.fold(String::new(), |text, (what, value)| {
-        format!("{text}{:<14}{value}\n", format!("{what}:"))
-    }))
+    Ok(describe::page(rows))
 }
 
 #[cfg(test)]
@@ -235,15 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_and_sizes() {
-        for (seconds, text) in [
-            (0, "1970-01-01 00:00"),
-            (951_782_400, "2000-02-29 00:00"),
-            (1_798_761_599, "2026-12-31 23:59"),
-            (u64::MAX, "-"),
-        ] {
-            assert_eq!(date(seconds), text);
-        }
+    fn sizes_are_short() {
         for (bytes, text) in [
             (0, "0 B"),
             (1023, "1023 B"),

@@ -1,5 +1,6 @@
 //! `croft list`.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use croft_api::Status;
@@ -16,7 +17,7 @@ use crate::args::instance::ListOptions;
 use crate::args::output::OutputFormat;
 use crate::exit::Exit;
 use crate::table::columns;
-use crate::{print, size};
+use crate::{describe, print, size};
 
 /// Lists the instances.
 pub fn list(options: &ListOptions) -> Exit {
@@ -42,6 +43,8 @@ pub struct Known {
     pub config: Option<Config>,
     /// What it does.
     pub status: Option<Status>,
+    /// Where it can be reached, if it runs.
+    pub addresses: Vec<IpAddr>,
     /// Why something of it cannot be read.
     pub error: Option<String>,
 }
@@ -58,15 +61,14 @@ pub fn known(instances: &Instances, name: InstanceName) -> Option<Known> {
         name: name.to_string(),
         config,
         status,
+        addresses: Vec::new(),
         error,
     })
 }
 
 /// As JSON, for programs.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Fault> {
-    serde_json::to_string_pretty(value)
-        .map(|text| text + "\n")
-        .map_err(|error| Fault::failed(format!("cannot write JSON: {error}")))
+    describe::json(value).map_err(Fault::failed)
 }
 
 fn table(all: &[Known]) -> String {
@@ -92,8 +94,7 @@ fn row(known: &Known) -> [String; 9] {
         return [name, a, "unreadable".to_owned(), b, c, d, e, f, g];
     };
     let (kind, memory, cpus) = kind(config);
-    let addresses = status.agent.iter().flat_map(|agent| &agent.addresses);
-    let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
+    let addresses: Vec<String> = known.addresses.iter().map(ToString::to_string).collect();
     let ports: Vec<String> = published(&config.nics).map(ToString::to_string).collect();
     [
         name,

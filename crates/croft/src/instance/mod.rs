@@ -21,6 +21,8 @@ mod spec;
 mod ssh;
 mod wait;
 
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use croft_host::store::{Config, Machine};
@@ -38,7 +40,7 @@ pub use self::devices::{disk, nic};
 pub use self::guest::{exec, shell};
 pub use self::list::list;
 pub use self::logs::logs;
-pub use self::nics::{ByDefault, nics};
+pub use self::nics::{ByDefault, nets, nics};
 pub use self::power::{kill, pause, restart, resume, start, stop};
 pub use self::run::run;
 pub use self::show::show;
@@ -141,7 +143,8 @@ impl From<ClientError> for Fault {
 fn open() -> Result<Instances, Fault> {
     let directories = Directories::find()?;
     directories.create()?;
-    Ok(Instances::new(directories))
+    let remover = |path: &Path| croft_image::remove_tree(path).map_err(io::Error::other);
+    Ok(Instances::new(directories).with_remover(remover))
 }
 
 /// The machine that an instance is.

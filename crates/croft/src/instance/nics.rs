@@ -55,6 +55,22 @@ pub fn nics(options: &NetOptions, default: ByDefault) -> Result<Vec<NicSpec>, St
     Ok(nics)
 }
 
+/// Where the NICs of a machine that is there lead to, if that is said of them.
+pub fn nets(options: &NetOptions) -> Result<Option<Vec<NicKind>>, String> {
+    if options.nets.is_empty() && options.publish.is_empty() {
+        return Ok(None);
+    }
+    if options.nets.is_empty() {
+        return Err("--publish: say by --net where each NIC leads to".to_owned());
+    }
+    let plain = |nic: &NewNic| *nic == NewNic::new(nic.kind.clone());
+    if !given(&options.nets)?.iter().all(plain) {
+        return Err("--net: addresses, limits and the like stay as they were".to_owned());
+    }
+    let nics = nics(options, ByDefault::None)?;
+    Ok(Some(nics.into_iter().map(|nic| nic.kind).collect()))
+}
+
 /// One more, beside `others` and whatever has these names.
 pub fn another(nic: NewNic, others: &[NicSpec], names: &[String]) -> Result<NicSpec, String> {
     let is_user = |kind: &NicKind| matches!(kind, NicKind::User(_));
@@ -153,17 +169,6 @@ pub fn published(nics: &[NicSpec]) -> impl Iterator<Item = &Publish> {
     })
 }
 
-/// What a NIC is, for people.
-pub fn describe(nic: &NicSpec) -> String {
-    let leads = match &nic.kind {
-        NicKind::User(_) => "user".to_owned(),
-        NicKind::Network(net) => net.network.clone(),
-        NicKind::Bridge(net) => format!("bridge {}", net.bridge),
-    };
-    let link = if nic.link { "" } else { ", link down" };
-    format!("{leads}, {}{link}", nic.mac)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,9 +198,28 @@ mod tests {
         assert_eq!(both[0].name, "net0");
         assert_ne!(both[0].mac, both[1].mac);
         let mac = both[1].mac;
-        assert_eq!(describe(&both[1]), format!("user, {mac}, link down"));
+        assert_eq!(both[1].describe(), format!("user, {mac}, link down"));
         let ports: Vec<String> = published(&both).map(ToString::to_string).collect();
         assert_eq!(ports, ["8080:80", "53:53/udp"]);
+    }
+
+    #[test]
+    fn of_a_machine_that_is_there_only_the_networks_change() {
+        let said = |those: &[&str], publish: &[&str]| nets(&options(those, publish));
+        assert_eq!(said(&[], &[]), Ok(None));
+        let kinds = said(&["user", "lan,ipv4=10.0.0.5"], &["80:80"])
+            .unwrap()
+            .unwrap();
+        assert!(matches!(&kinds[0], NicKind::User(net) if net.publish.len() == 1));
+        assert!(matches!(&kinds[1], NicKind::Network(net) if net.network == "lan"));
+        for (those, publish) in [
+            (&[][..], &["80:80"][..]),
+            (&["lan,mac=02:00:00:00:00:01"], &[]),
+            (&["lan,limit-in=1M"], &[]),
+            (&["lan,link=down"], &[]),
+        ] {
+            assert!(said(those, publish).is_err(), "{those:?} {publish:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! The addresses at which guests can be reached, as their agents tell them.
+//! The addresses at which instances can be reached.
 //!
 //! ```text
-//! list, show ──asks──► a thread for each instance ──► its monitor ──► agent
-//!            ◄─answers of those in time──┘
+//! list, show ──asks──► a thread for each machine ──► its monitor ──► agent
+//!     │      ◄─answers of those in time──┘
+//!     ├─ containers: what their network namespaces have
+//!     └─ of whom nothing is known: what their networks give them
 //! ```
 //!
 //! Nothing that a guest does, or does not, holds up who asks: what is not
@@ -17,19 +19,26 @@ use std::time::{Duration, Instant};
 use croft_agent::client::Client as Agent;
 use croft_api::agent::{Interface, PORT};
 use croft_api::{Phase, Status};
+use croft_host::process::identify;
+use croft_host::store::Kind;
 use croft_host::{Client, Instances};
+use croft_network::{Networks, addresses_of};
 
 use super::list::Known;
 
 /// How long all agents together may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Most addresses of a guest.
+/// Most addresses of an instance.
 const MAX: usize = 16;
 
-/// Adds their addresses to those whose guests are ready.
+/// Adds their addresses to those that run.
 pub fn add_addresses(instances: &Instances, all: &mut [Known]) {
     let (sender, answers) = mpsc::channel();
-    for (index, known) in all.iter().enumerate() {
+    for (index, known) in all.iter_mut().enumerate() {
+        if let Some(told) = of_container(known) {
+            known.addresses = told;
+            continue;
+        }
         if !known.status.as_ref().is_some_and(can_be_asked) {
             continue;
         }
@@ -52,13 +61,40 @@ pub fn add_addresses(instances: &Instances, all: &mut [Known]) {
     let deadline = Instant::now() + PATIENCE;
     let left = || deadline.saturating_duration_since(Instant::now());
     while let Ok((index, addresses)) = answers.recv_timeout(left()) {
-        let status = all.get_mut(index).and_then(|known| known.status.as_mut());
-        if let (Some(addresses), Some(agent)) =
-            (addresses, status.and_then(|status| status.agent.as_mut()))
-        {
-            agent.addresses = addresses;
+        if let (Some(addresses), Some(known)) = (addresses, all.get_mut(index)) {
+            known.addresses = addresses;
         }
     }
+    let networks = Networks::open(instances.directories());
+    for known in all.iter_mut().filter(|known| known.addresses.is_empty()) {
+        if let Some(given) = given(&networks, known) {
+            known.addresses = given;
+        }
+    }
+}
+
+/// What the network namespace of a container has, if it is one that runs.
+fn of_container(known: &Known) -> Option<Vec<IpAddr>> {
+    let status = known.status.as_ref()?;
+    let Kind::Container(_) = known.config.as_ref()?.kind else {
+        return None;
+    };
+    let init = status.payload.filter(|_| status.phase.has_payload())?;
+    let found = addresses_of(init.pid).ok()?;
+    // Another process may have its number by now.
+    (identify(init.pid) == Some(init)).then(|| leading(found.into_iter()))
+}
+
+/// What its networks give an instance that runs: it may not have told yet, or
+/// have nobody who tells.
+fn given(networks: &Networks, known: &Known) -> Option<Vec<IpAddr>> {
+    let (config, status) = (known.config.as_ref()?, known.status.as_ref()?);
+    let name = known.name.parse().ok()?;
+    let given = status
+        .phase
+        .has_payload()
+        .then(|| networks.addresses(&name, &config.nics))?;
+    Some(leading(given.into_iter()))
 }
 
 /// Whether there is an agent that would answer.
@@ -73,7 +109,7 @@ fn ask(socket: &Path) -> Option<Vec<IpAddr>> {
     agent.addresses().ok().map(|all| addresses(&all))
 }
 
-/// Those that lead to the guest from elsewhere.
+/// The addresses of a guest's interfaces.
 fn addresses(interfaces: &[Interface]) -> Vec<IpAddr> {
     let texts = interfaces.iter().flat_map(|interface| &interface.addresses);
     let addresses = texts.filter_map(|text| {
@@ -82,6 +118,11 @@ fn addresses(interfaces: &[Interface]) -> Vec<IpAddr> {
             .map_or(text.as_str(), |(address, _)| address);
         address.parse().ok()
     });
+    leading(addresses)
+}
+
+/// Those that lead to an instance from elsewhere, and not too many.
+fn leading(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     addresses.filter(leads_there).take(MAX).collect()
 }
 
@@ -128,10 +169,7 @@ mod tests {
         let mut status = Status::created(0);
         status.phase = Phase::Running;
         assert!(!can_be_asked(&status));
-        status.agent = Some(AgentStatus {
-            ready: true,
-            addresses: Vec::new(),
-        });
+        status.agent = Some(AgentStatus { ready: true });
         assert!(can_be_asked(&status));
         status.phase = Phase::Paused;
         assert!(!can_be_asked(&status));

@@ -81,10 +81,10 @@ fn table(known: &Known) -> String {
         if let Some(agent) = &status.agent {
             let ready = if agent.ready { "ready" } else { "not ready" };
             row("guest", ready.to_owned());
-            for address in &agent.addresses {
-                row("address", address.to_string());
-            }
         }
+    }
+    for address in &known.addresses {
+        row("address", address.to_string());
     }
     if let Some(config) = &known.config {
         if let Some(image) = &config.image {
@@ -138,7 +138,7 @@ fn table(known: &Known) -> String {
             row(&name, format!("{}{read_only}", layers.join(" over ")));
         }
         for nic in config.nics.iter().filter(|_| !runs) {
-            row(&nic.name, nics::describe(nic));
+            row(&nic.name, nic.describe());
         }
         for port in nics::published(&config.nics) {
             row("published", port.to_string());

@@ -7,31 +7,23 @@ use serde::Serialize;
 
 use super::Fault;
 use crate::args::output::OutputFormat;
+use crate::describe::print_list;
 use crate::exit::Exit;
 use crate::table::columns;
-use crate::{print, say};
+use crate::{describe, print};
 
 /// Prints all networks. Those that cannot be read are named on standard error.
 pub fn list(networks: &Networks, output: OutputFormat) -> Result<Exit, Fault> {
-    let mut exit = Exit::PowerOff;
-    let mut all = Vec::new();
-    for name in networks.names()? {
-        match networks.show(&name) {
-            Ok(network) => all.push(network),
-            Err(error) => {
-                say::line(&format!("croft: network '{name}': {error}"));
-                exit = Exit::Failed;
-            }
-        }
-    }
+    let shown = networks.names()?.into_iter().map(|name| {
+        let shown = networks.show(&name);
+        shown.map_err(|error| format!("network '{name}': {error}"))
+    });
+    let (all, exit) = describe::readable(shown);
     let text = match output {
         OutputFormat::Json => json(&all)?,
         OutputFormat::Table => table(&all),
     };
-    match print(text.as_bytes()) {
-        Exit::PowerOff => Ok(exit),
-        failed => Ok(failed),
-    }
+    Ok(print_list(&text, exit))
 }
 
 /// Prints a network.
@@ -51,13 +43,11 @@ pub fn subnets(config: &NetworkConfig) -> String {
     four.into_iter().chain(six).collect()
 }
 
-fn json(what: &impl Serialize) -> Result<String, Fault> {
-    serde_json::to_string_pretty(what)
-        .map(|text| text + "\n")
-        .map_err(|error| Fault {
-            exit: Exit::Failed,
-            message: format!("cannot write JSON: {error}"),
-        })
+fn json<T: Serialize + ?Sized>(what: &T) -> Result<String, Fault> {
+    describe::json(what).map_err(|message| Fault {
+        exit: Exit::Failed,
+        message,
+    })
 }
 
 fn state(network: &Network) -> &'static str {

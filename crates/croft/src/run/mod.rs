@@ -27,7 +27,7 @@ use crate::args::machine::Engine;
 use crate::args::restore::RestoreOptions;
 use crate::args::run::RunOptions;
 use crate::exit::Exit;
-use crate::instance::{ByDefault, machine_spec, nics};
+use crate::instance::{ByDefault, machine_spec, nets, nics};
 use crate::say;
 use monitor::Start;
 
@@ -56,7 +56,13 @@ pub fn restore(options: RestoreOptions) -> Exit {
             return Exit::Usage;
         }
     };
-    session(Start::Restore(restore_request(options), file), auto)
+    match restore_request(options) {
+        Ok(request) => session(Start::Restore(request, file), auto),
+        Err(message) => {
+            say::line(&format!("croft: {message}"));
+            Exit::Usage
+        }
+    }
 }
 
 fn session(start: Start, auto: bool) -> Exit {
@@ -92,9 +98,9 @@ fn open(path: &Path) -> Result<File, String> {
     }
 }
 
-fn restore_request(options: RestoreOptions) -> RestoreRequest {
+fn restore_request(options: RestoreOptions) -> Result<RestoreRequest, String> {
     let (_, ports) = options.place.ports();
-    RestoreRequest {
+    Ok(RestoreRequest {
         file: quoted(options.file.as_ref()),
         name: options.name,
         engine: options.engine.into(),
@@ -102,7 +108,7 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         kernel: options.kernel,
         initrd: options.initrd,
         disks: Some(options.disks).filter(|disks| !disks.is_empty()),
-        nics: None,
+        nets: nets(&options.net)?,
         log: options.place.log,
         gdb: options.place.gdb,
         control: options.place.control,
@@ -110,7 +116,7 @@ fn restore_request(options: RestoreOptions) -> RestoreRequest {
         vsock: options.place.vsock,
         terminal: false,
         no_jail: options.place.no_jail,
-    }
+    })
 }
 
 fn request(options: RunOptions) -> Result<RunRequest, String> {

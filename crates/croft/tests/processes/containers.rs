@@ -291,6 +291,9 @@ fn limits_hold_and_change() {
         ],
     );
     assert_eq!(output.status.code(), Some(137), "{}", text(&output.stderr));
+    // One that wants little has it.
+    let output = stage.run_container(&["--memory", "512K"], &["true"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     stage.assert_nothing_left();
 }
 

@@ -121,6 +121,46 @@ fn a_system_boots_has_a_login_and_powers_off() {
 }
 
 #[test]
+fn what_an_image_says_is_a_volume_has_its_files() {
+    let stage = Stage::new();
+    if !stage.with_image() {
+        return;
+    }
+    stage.import("own", &json!({"Volumes": {"/etc": {}, "/srv": {}}}));
+    let run = |options: &[&str], script: &str| {
+        let words = [
+            "run",
+            "--container",
+            "--rm",
+            "--net",
+            "none",
+            "--hostname",
+            "box",
+        ];
+        let (code, said) = stage.ask(&[&words[..], options, &["own", "sh", "-c", script]].concat());
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    // It is the container's own: with what the image has there, and the names
+    // that the container goes by over it.
+    let script = "cat /etc/plain; stat -c %u /etc/plain; echo new >/etc/new && cat /etc/new; \
+                  cat /etc/hostname; head -n 1 /etc/hosts; touch /srv/x && echo written; \
+                  touch /x 2>/dev/null || echo closed";
+    let expected = "not a program\n0\nnew\nbox\n127.0.0.1 localhost\nwritten\nclosed\n";
+    assert_eq!(run(&["--read-only"], script), expected);
+    // Nothing of it is there for the next one.
+    assert_eq!(run(&["--read-only"], script), expected);
+    // A volume over it does not cover them either, unless it cannot have them.
+    let names = "cat /etc/hostname; cat /etc/plain";
+    assert_eq!(run(&["-v", "etc:/etc"], names), "box\nnot a program\n");
+    std::fs::create_dir(stage.path("data/etc")).unwrap();
+    let bare = format!("{}:/etc:ro", stage.path("data/etc").display());
+    assert_eq!(run(&["-v", &bare], "ls /etc; echo done"), "done\n");
+    let (code, said) = stage.ask(&["volume", "delete", "etc"]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
 fn volumes_with_names_outlive_their_containers() {
     let stage = Stage::new();
     if !stage.with_image() {

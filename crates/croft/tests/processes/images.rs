@@ -18,7 +18,7 @@ const NAMES: [&str; 24] = [
 pub const IMAGE: &str = "tiny";
 
 /// The program, if this machine has it.
-fn busybox() -> Option<PathBuf> {
+pub fn busybox() -> Option<PathBuf> {
     let cached = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/busybox");
     cached.is_file().then_some(cached)
 }

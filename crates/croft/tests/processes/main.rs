@@ -2,6 +2,7 @@
 //! how they end, and what they leave behind.
 
 mod containers;
+mod containers_nics;
 mod containers_system;
 mod containers_walk;
 mod deaths;
@@ -9,6 +10,9 @@ mod devices;
 mod images;
 mod input_output;
 mod instances;
+mod machines_walk;
+mod namespace;
+mod rootless;
 mod save;
 mod stage;
 mod terminal;

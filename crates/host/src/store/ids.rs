@@ -100,6 +100,15 @@ pub fn container_ids() -> Result<Vec<IdRange>, IdsError> {
     given(Path::new("/etc"))
 }
 
+/// Where no ids are given to a user, the own one: of a container that has but
+/// its root, who is this user.
+pub fn own_id() -> IdRange {
+    IdRange {
+        first: geteuid().as_raw(),
+        count: 1,
+    }
+}
+
 /// The ranges of all instances, and of those that are being made.
 fn taken(instances: &Path) -> io::Result<Vec<IdRange>> {
     let mut taken = Vec::new();

@@ -34,7 +34,7 @@ use croft_api::{Phase, Status};
 use thiserror::Error;
 
 pub use config::{Config, ImageUse, Kind, VERSION as CONFIG_VERSION};
-pub use ids::{IdsError, container_ids};
+pub use ids::{IdsError, container_ids, own_id};
 pub use machine::{Boot, Disk, Layer, Machine, Share};
 
 use crate::directories::Directories;
@@ -46,12 +46,16 @@ const CONFIG: &str = "config.json";
 const STATE: &str = "state.json";
 /// How the directory of an instance that is being made begins.
 const NEW: &str = ".new-";
+/// Where an instance's own volumes are.
+const OWN_VOLUMES: &str = "volumes";
 /// How that of one that is being deleted begins.
 const GONE: &str = ".gone-";
 /// Control group of all containers' groups.
 const GROUPS: &str = "croft";
 /// What a volume's directory has its files in.
 const VOLUME: &str = "data";
+/// How often a directory is removed that others put a file into meanwhile.
+const REMOVALS: u32 = 8;
 /// How often a state that changes while it is read is read again.
 const TRIES: u32 = 5;
 
@@ -101,12 +105,25 @@ pub enum StoreError {
 #[derive(Clone, Debug)]
 pub struct Instances {
     directories: Directories,
+    remover: Remover,
 }
+
+/// Removes a directory with all that is in it.
+pub type Remover = fn(&Path) -> io::Result<()>;
 
 impl Instances {
     /// Those in `directories`.
     pub fn new(directories: Directories) -> Self {
-        Instances { directories }
+        Instances {
+            directories,
+            remover: |path| fs::remove_dir_all(path),
+        }
+    }
+
+    /// With another way to remove directories: a container's may have files of
+    /// its own ids, which a user cannot just remove.
+    pub fn with_remover(self, remover: Remover) -> Self {
+        Instances { remover, ..self }
     }
 
     /// Where everything is.
@@ -202,23 +219,39 @@ impl Instances {
             return Err(StoreError::Exists(name.clone()));
         }
         let process = std::process::id();
-        let directory = self
-            .directories
-            .instances()
-            .join(format!("{NEW}{name}-{process}-{}", files::now()));
-        let mut builder = DirBuilder::new();
-        builder.mode(0o700);
-        builder
-            .create(&directory)
-            .map_err(failed(name, "cannot make its directory"))?;
-        let lock = InstanceLock::take(&directory)
-            .map_err(|error| failed(name, "cannot lock it")(io::Error::other(error.to_string())))?;
-        Ok(NewInstance {
-            instances: self.clone(),
-            name: name.clone(),
-            directory,
-            _lock: lock,
-        })
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let directory = self
+                .directories
+                .instances()
+                .join(format!("{NEW}{name}-{process}-{}-{tries}", files::now()));
+            let mut builder = DirBuilder::new();
+            builder.mode(0o700);
+            match builder.create(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < TRIES => {
+                    continue;
+                }
+                made => made.map_err(failed(name, "cannot make its directory"))?,
+            }
+            match InstanceLock::take(&directory) {
+                Ok(lock) => {
+                    return Ok(NewInstance {
+                        instances: self.clone(),
+                        name: name.clone(),
+                        directory,
+                        _lock: lock,
+                    });
+                }
+                // Somebody took it, without a lock as it was, for what a crash
+                // has left.
+                Err(LockError::Held | LockError::Gone) if tries < TRIES => {}
+                Err(error) => {
+                    let error = io::Error::other(error.to_string());
+                    return Err(failed(name, "cannot lock it")(error));
+                }
+            }
+        }
     }
 
     /// Deletes an instance that does not run, with its disks.
@@ -230,23 +263,26 @@ impl Instances {
             let _ = fs::remove_file(socket);
         }
         let directory = self.directories.instance(name);
-        remove(&directory, lock).map_err(failed(name, "cannot delete it"))
+        remove(&directory, lock, self.remover).map_err(failed(name, "cannot delete it"))
     }
 
     /// Removes what crashes have left of instances half made or half deleted.
     fn clean(&self) {
         let entries = fs::read_dir(self.directories.instances());
         for entry in entries.into_iter().flatten().flatten() {
-            if is_leftover(&entry.file_name()) && InstanceLock::take(&entry.path()).is_ok() {
-                // If it cannot be removed now, then later.
-                let _ = fs::remove_dir_all(entry.path());
+            if is_leftover(&entry.file_name())
+                && let Ok(_lock) = InstanceLock::take(&entry.path())
+            {
+                // Under its lock, or whoever has just made it would take that
+                // in between. If it cannot be removed now, then later.
+                let _ = (self.remover)(&entry.path());
             }
         }
     }
 }
 
 /// Deletes the instance in `directory`, whose lock is `lock`.
-pub fn remove(directory: &Path, lock: InstanceLock) -> io::Result<()> {
+pub fn remove(directory: &Path, lock: InstanceLock, remover: Remover) -> io::Result<()> {
     let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -256,9 +292,24 @@ pub fn remove(directory: &Path, lock: InstanceLock) -> io::Result<()> {
     let gone = parent.join(gone);
     fs::rename(directory, &gone)?;
     files::sync_directory(parent)?;
-    let removed = fs::remove_dir_all(&gone);
+    let removed = remove_all(&gone, remover);
     drop(lock);
     removed
+}
+
+/// Removes a directory that is nobody's any more, while others may do the same:
+/// whoever looks for its lock when that is gone makes another.
+fn remove_all(directory: &Path, remover: Remover) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match remover(directory) {
+            // Somebody else was faster.
+            Err(_) if !directory.exists() => return Ok(()),
+            Err(_) if tries < REMOVALS => {}
+            removed => return removed,
+        }
+    }
 }
 
 /// The control group of the container in `directory`, beneath the host's: of
@@ -268,6 +319,12 @@ pub fn control_group(directory: &Path) -> io::Result<PathBuf> {
     let mut group = name.to_owned();
     group.push(format!(".{:x}", fs::metadata(directory)?.ino()));
     Ok(Path::new(GROUPS).join(group))
+}
+
+/// Where the container in `directory` has its own volume of this name, which is
+/// one of letters and digits.
+pub fn own_volume(directory: &Path, name: &str) -> PathBuf {
+    directory.join(OWN_VOLUMES).join(name)
 }
 
 /// Where the containers' volume of this name has its files, beside the instance
@@ -286,9 +343,15 @@ pub fn read_state(directory: &Path) -> Option<Status> {
     (status.version <= STATE_VERSION).then_some(status)
 }
 
-/// Writes what the monitor of the instance in `directory` knows.
+/// Writes what the monitor of the instance in `directory` knows. After a power
+/// failure nothing runs, whatever it says, and one that cannot be read is none.
 pub fn write_state(directory: &Path, status: &Status) -> io::Result<()> {
-    files::write_json(directory, STATE, status)
+    files::write_passing_json(directory, STATE, status)
+}
+
+/// What the instance in `directory` is.
+pub fn read_config(directory: &Path) -> io::Result<Config> {
+    files::read_json(&directory.join(CONFIG))
 }
 
 /// Changes what the instance in `directory` is, whose lock is `lock`: its
@@ -361,6 +424,8 @@ impl NewInstance {
 impl Drop for NewInstance {
     fn drop(&mut self) {
         // It has another name by now, if it was finished.
-        let _ = fs::remove_dir_all(&self.directory);
+        if self.directory.exists() {
+            let _ = (self.instances.remover)(&self.directory);
+        }
     }
 }

@@ -134,6 +134,27 @@ fn what_a_crash_leaves_is_cleaned_up() {
 }
 
 #[test]
+fn many_are_made_at_once() {
+    let place = tempfile::tempdir().unwrap();
+    let all = instances(place.path());
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let all = &all;
+            scope.spawn(move || {
+                for turn in 0..200 {
+                    let name = name(&format!("web-{number}-{turn}"));
+                    let new = all.begin(&name).unwrap();
+                    fs::write(new.directory().join("disk.img"), "disk").unwrap();
+                    new.finish(&config()).unwrap();
+                    all.delete(&name).unwrap();
+                }
+            });
+        }
+    });
+    assert!(entries(&all).is_empty());
+}
+
+#[test]
 fn what_runs_is_left_alone_and_a_dead_monitor_is_seen() {
     let place = tempfile::tempdir().unwrap();
     let all = instances(place.path());

@@ -70,6 +70,7 @@ pub fn apply(
         limits,
         bytes: 0,
         entries: 0,
+        remembered: 0,
         directories: BTreeMap::new(),
         whiteouts: BTreeSet::new(),
         left: Left::default(),
@@ -128,6 +129,8 @@ struct Work<'a> {
     limits: Limits,
     bytes: u64,
     entries: usize,
+    /// As [`Limits::remembered`] counts.
+    remembered: u64,
     directories: BTreeMap<PathBuf, Directory>,
     whiteouts: BTreeSet<PathBuf>,
     left: Left,
@@ -135,11 +138,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn member(&mut self, member: &mut Member, contents: &mut impl Read) -> Result<(), Fault> {
-        self.entries = self.entries.saturating_add(1);
-        if self.entries > self.limits.entries {
-            let limit = self.limits.entries;
-            return Err(format!("the layer has more than {limit} entries").into());
-        }
+        self.count()?;
         let path = plain(&member.path)?;
         let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
         if name.starts_with(WHITEOUT) {
@@ -157,8 +156,7 @@ impl Work<'_> {
             EntryType::Char if member.device == (0, 0) => {
                 // Another program's overlay was packed.
                 self.parents(&path)?;
-                self.whiteouts.insert(path);
-                Ok(())
+                self.hidden(path)
             }
             EntryType::Char => self.special(&path, member, FileType::CharacterDevice),
             EntryType::Block => self.special(&path, member, FileType::BlockDevice),
@@ -167,6 +165,23 @@ impl Work<'_> {
                 Err(format!("of the unknown kind '{kind}'").into())
             }
         }
+    }
+
+    fn count(&mut self) -> Result<(), Fault> {
+        self.entries = self.entries.saturating_add(1);
+        if self.entries > self.limits.entries {
+            let limit = self.limits.entries;
+            return Err(format!("the layer has more than {limit} entries").into());
+        }
+        Ok(())
+    }
+
+    /// Remembers what the layer hides.
+    fn hidden(&mut self, path: PathBuf) -> Result<(), Fault> {
+        self.limits
+            .remember(&mut self.remembered, &path, &BTreeMap::new())?;
+        self.whiteouts.insert(path);
+        Ok(())
     }
 
     fn whiteout(&mut self, path: &Path, name: &[u8]) -> Result<(), Fault> {
@@ -186,8 +201,7 @@ impl Work<'_> {
             return Err("a whiteout of nothing".into());
         }
         self.parents(path)?;
-        self.whiteouts.insert(parent.join(OsStr::from_bytes(name)));
-        Ok(())
+        self.hidden(parent.join(OsStr::from_bytes(name)))
     }
 
     /// Makes the directories above a path that no member has made.
@@ -198,6 +212,7 @@ impl Work<'_> {
             .map(Path::to_owned)
             .collect();
         for parent in missing.into_iter().rev() {
+            self.count()?;
             self.directory(&parent, None)?;
         }
         Ok(())
@@ -215,6 +230,9 @@ impl Work<'_> {
                 made => made?,
             }
         }
+        let none = BTreeMap::new();
+        let extended = attributes.as_ref().map_or(&none, |own| &own.extended);
+        self.limits.remember(&mut self.remembered, path, extended)?;
         let entry = self.directories.entry(path.to_owned()).or_default();
         if attributes.is_some() {
             entry.attributes = attributes;

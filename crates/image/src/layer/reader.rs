@@ -132,7 +132,9 @@ impl<R: Read> Reader<R> {
         let old = header.as_old();
         let number = |own: io::Result<u64>, raw: &[u8], extended: Option<u64>| {
             let number = extended.or(field(own, raw));
-            number.and_then(|number| u32::try_from(number).ok())
+            // The last one says to the kernel that nothing changes (chown(2)).
+            let number = number.and_then(|number| u32::try_from(number).ok());
+            number.filter(|number| *number != u32::MAX)
         };
         let device = |own: io::Result<Option<u32>>| own.ok().flatten().unwrap_or(0);
         let mtime = header.mtime().ok().and_then(|time| time.try_into().ok());

@@ -404,12 +404,40 @@ fn what_is_no_layer_is_refused() {
         ..Limits::default()
     };
     layers.refused(Archive::new().file("x", "").file("y", ""), "entries");
+    // Those that nobody names count too.
+    layers.refused(Archive::new().file("a/b/x", ""), "entries");
     layers.limits = Limits::default();
+    let mut nobody = header(EntryType::Regular, "x", "");
+    nobody.set_uid(u32::MAX.into());
+    layers.refused(Archive::new().raw(&mut nobody, b""), "owner");
     // An empty layer is one: of an image whose last step changed nothing.
     layers.add(Archive::new()).unwrap();
     layers
         .add_bytes(&bytes, Compression::None, Some(whole))
         .unwrap();
+}
+
+#[test]
+fn memory_for_what_is_remembered_is_bounded() {
+    let mut layers = Layers::new();
+    layers.limits.remembered = 1 << 20;
+    // Each is a few bytes of a compressed archive.
+    let value = "x".repeat(700_000);
+    let record = format!(" SCHILY.xattr.user.x={value}\n");
+    let record = format!("{}{record}", record.len() + 6);
+    let big = |archive: Archive, path: &str| {
+        archive
+            .entry(EntryType::XHeader, "p", "", record.as_bytes())
+            .directory(path)
+    };
+    let archive = big(big(Archive::new(), "a"), "b");
+    layers.refused(archive, "extended attributes have more than 1 MiB");
+    layers.limits.remembered = 100;
+    let long = "y".repeat(60);
+    let whiteouts = Archive::new()
+        .file(&format!(".wh.{long}"), "")
+        .file(&format!(".wh.z{long}"), "");
+    layers.refused(whiteouts, "paths and extended");
 }
 
 #[test]

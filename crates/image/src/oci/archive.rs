@@ -14,10 +14,12 @@ use crate::layer::{Fault, Member, Reader};
 use crate::store::Staging;
 use crate::tree::walk::plain;
 
-/// Most files of an archive.
+/// Most members of an archive.
 const FILES: usize = 8192;
 /// Most bytes of them.
 const BYTES: u64 = 128 << 30;
+/// Longest link in bytes: what paths have at most.
+const LINK: usize = 4000;
 /// Most links that lead to a file.
 const LINKS: usize = 8;
 
@@ -65,10 +67,11 @@ impl Members {
         std::fs::create_dir(target)?;
         let file = BufReader::with_capacity(1 << 17, file);
         let mut reader = Reader::new(decoder(file, compression)?);
-        let mut bytes = 0u64;
+        let (mut bytes, mut count) = (0u64, 0usize);
         while let Some(member) = reader.next_member()? {
             let path = plain(&member.path)?;
-            if self.files.len().saturating_add(self.links.len()) >= FILES {
+            count = count.saturating_add(1);
+            if count > FILES {
                 return Err(format!("it has more than {FILES} files").into());
             }
             match member.kind {
@@ -77,13 +80,20 @@ impl Members {
                     if bytes > BYTES {
                         return Err(format!("it has more than {} GiB", BYTES >> 30).into());
                     }
-                    let to = target.join(self.files.len().to_string());
+                    let to = target.join(count.to_string());
                     copy(&member, &mut reader, &to)?;
-                    self.files.insert(path, to);
+                    // The last one of a path counts, as tar has it.
+                    self.links.remove(&path);
+                    if let Some(before) = self.files.insert(path, to) {
+                        std::fs::remove_file(before)?;
+                    }
                     progress(bytes);
                 }
                 EntryType::Symlink | EntryType::Link => {
                     let link = member.link.unwrap_or_default();
+                    if link.as_os_str().len() > LINK {
+                        return Err(format!("a link in it is longer than {LINK} bytes").into());
+                    }
                     let from = match member.kind {
                         EntryType::Symlink => path.parent().unwrap_or(Path::new("")),
                         _ => Path::new(""),

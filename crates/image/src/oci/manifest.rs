@@ -344,6 +344,9 @@ pub fn diffs(config: &[u8]) -> Result<Vec<Digest>, String> {
         ));
     }
     let diffs = about.rootfs.diff_ids.unwrap_or_default();
+    if diffs.len() > LAYERS {
+        return Err(format!("it has more than {LAYERS} layers"));
+    }
     let diffs = diffs.iter().map(|text| {
         let digest = text.strip_prefix("sha256:").and_then(Digest::parse);
         digest.ok_or_else(|| {

@@ -194,7 +194,7 @@ impl Client {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request.send().await.map_err(|error| Fault::of(&error))
+        request.send().await.map_err(Fault::of)
     }
 
     /// What a request must say after this answer (RFC 9110, 11; Docker's
@@ -259,7 +259,7 @@ impl Client {
             }
             None => self.http.get(realm).query(&fields),
         };
-        let response = request.send().await.map_err(|error| Fault::of(&error))?;
+        let response = request.send().await.map_err(Fault::of)?;
         let bytes = whole(good(response).await?, TOKEN).await?;
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|error| Fault::Refused(format!("its token server: {error}")))?;
@@ -318,7 +318,7 @@ async fn said(response: Response) -> String {
 /// All of an answer, if it is not longer than `most` bytes.
 async fn whole(mut response: Response, most: u64) -> Result<Vec<u8>, Fault> {
     let mut bytes: Vec<u8> = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| Fault::of(&error))? {
+    while let Some(chunk) = response.chunk().await.map_err(Fault::of)? {
         if (bytes.len() as u64).saturating_add(chunk.len() as u64) > most {
             return Err(Fault::Refused(format!(
                 "the registry sends more than the {most} bytes that are allowed"

@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ use crate::Error;
 const LONGEST: u64 = 1 << 20;
 /// Time that a helper may take: some ask their user.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Time in which what a helper has said at last is read.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How Docker's own registry is called in such files.
 const HUB: &str = "https://index.docker.io/v1/";
 /// The user that stands for a token in helpers' answers.
@@ -173,15 +176,22 @@ fn is_of(entry: &str, host: &str) -> bool {
 /// Asks a credential helper (docker-credential-helpers, "Development").
 fn ask(helper: &str, host: &str) -> Result<Option<Login>, Error> {
     let program = format!("docker-credential-{helper}");
-    let failed = |why: String| Error::Tool {
-        program: program.clone(),
-        why,
-    };
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if helper.is_empty() || !helper.chars().all(plain) {
-        return Err(failed("no program is called like this".to_owned()));
+        return Err(Error::Tool {
+            program,
+            why: "no program is called like this".to_owned(),
+        });
     }
-    let mut child = Command::new(&program)
+    ask_program(&program, host)
+}
+
+fn ask_program(program: &str, host: &str) -> Result<Option<Login>, Error> {
+    let failed = |why: String| Error::Tool {
+        program: program.to_owned(),
+        why,
+    };
+    let mut child = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -197,10 +207,17 @@ fn ask(helper: &str, host: &str) -> Result<Option<Login>, Error> {
         let _ = stdin.write_all(key(host).as_bytes());
     }
     let output = child.stdout.take();
-    let reader = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let read = output.map(|output| output.take(LONGEST).read_to_end(&mut bytes));
-        (read.is_some_and(|read| read.is_ok()), bytes)
+    let (sender, answers) = mpsc::channel();
+    thread::spawn(move || {
+        let mut output = output.map(|output| output.take(LONGEST));
+        let mut piece = [0; 4096];
+        while let Some(Ok(count @ 1..)) = output.as_mut().map(|output| output.read(&mut piece)) {
+            let piece = piece.get(..count).unwrap_or_default();
+            // Nobody waits any more.
+            if sender.send(piece.to_vec()).is_err() {
+                break;
+            }
+        }
     });
     let end = Instant::now() + PATIENCE;
     let status = loop {
@@ -215,7 +232,12 @@ fn ask(helper: &str, host: &str) -> Result<Option<Login>, Error> {
             Err(error) => return Err(failed(error.to_string())),
         }
     };
-    let (_, bytes) = reader.join().unwrap_or_default();
+    // Its end, or what it has said until then: it may have started a program
+    // that stays, and has its output open (agents of pass do so).
+    let mut bytes = Vec::new();
+    while let Ok(more) = answers.recv_timeout(LAST_WORDS) {
+        bytes.extend(more);
+    }
     if !status.success() {
         let text = String::from_utf8_lossy(&bytes);
         // The words that all helpers have for it.
@@ -336,6 +358,23 @@ mod tests {
         assert_eq!(find(&files, "docker.io").unwrap(), None);
         assert_eq!(find(&files, "reg.example").unwrap(), password("b", "3"));
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_helper_that_leaves_a_program_behind_is_not_waited_for() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("helper");
+        let script = "#!/bin/sh\nsleep 20 &\nprintf '{\"Username\": \"a\", \"Secret\": \"1\"}'\n";
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let begun = Instant::now();
+        let login = ask_program(path.to_str().unwrap(), "reg.example").unwrap();
+        assert_eq!(login, password("a", "1"));
+        assert!(
+            begun.elapsed() < Duration::from_secs(15),
+            "it was waited for"
+        );
     }
 
     #[test]

@@ -8,23 +8,21 @@
 //! ```
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
 use super::Fault;
 use super::client::{Client, pause};
 use crate::digest::Hasher;
 use crate::oci::manifest::Descriptor;
 use crate::progress::Progress;
-use crate::store::Store;
+use crate::store::{Lock, Store};
 use crate::{Digest, Error};
 
 /// How often in a row a layer is tried without a byte more of it.
@@ -206,7 +204,7 @@ async fn rest(
             response = client.blob(layer, 0).await?;
         }
     }
-    while let Some(chunk) = response.chunk().await.map_err(|error| Fault::of(&error))? {
+    while let Some(chunk) = response.chunk().await.map_err(Fault::of)? {
         if partial.length.saturating_add(chunk.len() as u64) > layer.length {
             partial.clear()?;
             return Err(Fault::Refused(format!(
@@ -238,25 +236,15 @@ fn continues(response: &reqwest::Response, from: u64) -> bool {
 /// Opens a file and waits until nobody else has it locked.
 async fn lock(path: &Path) -> Result<File, Error> {
     loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(Error::io("open", path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                // It may have become a blob while somebody was waited for.
-                let own = file.metadata().map_err(Error::io("look at", path))?;
-                if fs::metadata(path).is_ok_and(|there| there.ino() == own.ino()) {
-                    return Ok(file);
-                }
-            }
-            Err(Errno::WOULDBLOCK) => tokio::time::sleep(WORD).await,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(Error::io("lock", path)(error)),
+        let Some(lock) = Lock::try_exclusive(path)? else {
+            tokio::time::sleep(WORD).await;
+            continue;
+        };
+        let file = lock.into_file();
+        // It may have become a blob while somebody was waited for.
+        let own = file.metadata().map_err(Error::io("look at", path))?;
+        if fs::metadata(path).is_ok_and(|there| there.ino() == own.ino()) {
+            return Ok(file);
         }
     }
 }

@@ -37,7 +37,12 @@ impl From<Error> for Fault {
 
 impl Fault {
     /// Of what the library says.
-    pub fn of(error: &reqwest::Error) -> Fault {
+    pub fn of(mut error: reqwest::Error) -> Fault {
+        // What stands for a right to a blob is in the query of its address
+        // where a registry sends to a store of files.
+        if let Some(url) = error.url_mut() {
+            url.set_query(None);
+        }
         let mut why = error.to_string();
         let mut source = error.source();
         // The causes say what a user can do something about.

@@ -26,6 +26,11 @@ impl Lock {
         take(path, FlockOperation::LockExclusive).map(|file| Lock { file })
     }
 
+    /// The locked file; the lock is held as long as it is open.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// The same lock for a child process: held as long as either holds it.
     pub fn share(&self) -> std::io::Result<std::process::Stdio> {
         self.file.try_clone().map(Into::into)

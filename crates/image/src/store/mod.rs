@@ -30,7 +30,7 @@ use layout::Layout;
 pub(crate) use lock::Lock;
 
 pub use staging::{Committed, Staging};
-pub use sweep::Swept;
+pub use sweep::{Swept, remove as remove_tree};
 
 use crate::{Digest, Error, Manifest, manifest};
 

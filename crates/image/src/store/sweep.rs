@@ -120,7 +120,8 @@ fn names(directory: &Path) -> Result<Vec<OsString>, Error> {
         .collect()
 }
 
-/// Removes a file or a whole tree, if it is there.
+/// Removes a file or a whole tree, if it is there: also one with files of this
+/// user's subordinate ids, and with directories that are closed.
 pub fn remove(path: &Path) -> Result<(), Error> {
     let directory = match fs::symlink_metadata(path) {
         Ok(data) => data.is_dir(),

@@ -50,6 +50,7 @@ impl Fixture {
         let limits = Limits {
             bytes: 1000,
             entries: 20,
+            remembered: 1000,
         };
         self.tree
             .unpack(bytes, Path::new("x.tar"), limits, &mut |_| ())
@@ -65,6 +66,30 @@ impl Fixture {
 }
 
 use EntryType::{Block, Char, Directory, Fifo, Link, Regular, Symlink};
+
+#[test]
+fn memory_for_what_is_remembered_is_bounded() {
+    let deep = ["d".repeat(98); 1].concat();
+    let paths: Vec<String> = (0..9).map(|number| format!("{number}{deep}")).collect();
+    let entry = |path: &String| (EntryType::Directory, path.clone());
+    let entries: Vec<_> = paths.iter().map(entry).collect();
+    let of = |count: usize| {
+        let entries = entries.iter().take(count);
+        let entries: Vec<_> = entries.map(|(kind, path)| (*kind, &**path, "")).collect();
+        archive(&entries)
+    };
+    fixture().unpack(&of(9)).unwrap();
+    let long = format!("{}/x", paths[0]);
+    let more = archive(&[(EntryType::Regular, &long[..90], "")]);
+    fixture().unpack(&more).unwrap();
+    let mut bytes = of(9);
+    bytes.truncate(9 * 512);
+    bytes.extend(archive(&[
+        (EntryType::Regular, &"e".repeat(99), ""),
+        (EntryType::Regular, &"f".repeat(99), ""),
+    ]));
+    fixture().refuse(&bytes, "paths and extended attributes");
+}
 
 #[test]
 fn an_archive_becomes_a_tree_and_an_archive_again() {
@@ -186,7 +211,10 @@ fn bombs_are_refused() {
     let file = (Regular, "a", &*"x".repeat(400));
     fixture().refuse(&archive(&[file; 3]), "more than");
     fixture().refuse(&archive(&[(Directory, "a", ""); 21]), "20 entries");
+    // Those on the way count, whoever names them.
     let deep = vec!["a"; 45].join("/");
+    fixture().refuse(&archive(&[(Directory, &deep, "")]), "20 entries");
+    let deep = vec!["a"; 15].join("/");
     fixture()
         .unpack(&archive(&[(Directory, &deep, "")]))
         .unwrap();

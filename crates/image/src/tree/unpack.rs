@@ -7,6 +7,7 @@
 //! allow. A later entry replaces an earlier one of the same path, as tar has
 //! it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -28,8 +29,35 @@ use crate::Error;
 pub struct Limits {
     /// Bytes of all files together.
     pub bytes: u64,
-    /// Files, directories and links.
+    /// Files, directories and links, those among them that are only on the way
+    /// to another.
     pub entries: usize,
+    /// Bytes of memory for paths and extended attributes that are remembered
+    /// to the end: in a compressed archive these cost next to nothing.
+    pub remembered: u64,
+}
+
+impl Limits {
+    /// Counts what is remembered of a member; or what is wrong.
+    pub(crate) fn remember(
+        &self,
+        sum: &mut u64,
+        path: &Path,
+        extended: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<(), String> {
+        let attributes = extended
+            .iter()
+            .fold(0usize, |sum, (name, value)| sum + name.len() + value.len());
+        let bytes = path.as_os_str().len().saturating_add(attributes);
+        *sum = sum.saturating_add(bytes as u64);
+        if *sum > self.remembered {
+            let limit = self.remembered >> 20;
+            return Err(format!(
+                "its paths and extended attributes have more than {limit} MiB"
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {
@@ -39,6 +67,7 @@ impl Default for Limits {
         Limits {
             bytes: 64 << 30,
             entries: 4_000_000,
+            remembered: 512 << 20,
         }
     }
 }
@@ -80,6 +109,7 @@ impl Tree {
             limits,
             bytes: 0,
             entries: 0,
+            remembered: 0,
         };
         let done = unpacker.all(archive, progress);
         done.map_err(|fault| match fault {
@@ -98,6 +128,8 @@ struct Unpacker<'a> {
     limits: Limits,
     bytes: u64,
     entries: usize,
+    /// As [`Limits::remembered`] counts.
+    remembered: u64,
 }
 
 impl Unpacker<'_> {
@@ -148,10 +180,17 @@ impl Unpacker<'_> {
             ))
         };
         let path = clean(&named).map_err(refused)?;
-        self.entries = self.entries.saturating_add(1);
+        let missing = self.missing(&path);
+        self.entries = self.entries.saturating_add(missing.len()).saturating_add(1);
         if self.entries > self.limits.entries {
             return Err(format!("it has more than {} entries", self.limits.entries).into());
         }
+        let none = BTreeMap::new();
+        for parent in &missing {
+            self.limits.remember(&mut self.remembered, parent, &none)?;
+        }
+        self.limits
+            .remember(&mut self.remembered, &path, &extended.attributes)?;
         let header = entry.header();
         let number = |own: io::Result<u64>, extended: Option<u64>, what: &str| {
             let number = match extended {
@@ -268,15 +307,18 @@ impl Unpacker<'_> {
         })
     }
 
-    /// Makes the directories above a path that no entry has made.
-    fn parents(&mut self, path: &Path) -> io::Result<()> {
-        let missing: Vec<PathBuf> = path
-            .ancestors()
+    /// The directories above a path that no entry has made, the deepest first.
+    fn missing(&self, path: &Path) -> Vec<PathBuf> {
+        path.ancestors()
             .skip(1)
             .take_while(|parent| self.tree.ledger.get(parent).is_none())
             .map(Path::to_owned)
-            .collect();
-        for parent in missing.into_iter().rev() {
+            .collect()
+    }
+
+    /// Makes them.
+    fn parents(&mut self, path: &Path) -> io::Result<()> {
+        for parent in self.missing(path).into_iter().rev() {
             self.directory(&parent, Attributes::new(Kind::Directory, 0o755))?;
         }
         Ok(())

@@ -323,6 +323,54 @@ fn what_is_wrong_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn a_file_that_is_twice_in_an_archive_is_its_last_one() {
+    let fixture = Fixture::new();
+    let made = make::web(Packed::Gzip, false);
+    let index = make::index(&[made.descriptor(None, None)]);
+    let directory = make::layout(&fixture.path("layout"), &made.blobs, &index);
+    let archive = make::archive(&directory, &fixture.path("layout.tar"));
+    let mut bytes = Vec::new();
+    let mut first = tar::Builder::new(&mut bytes);
+    for (path, text) in [("index.json", "{}"), ("index.json", "[]")] {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(text.len() as u64);
+        first
+            .append_data(&mut header, path, text.as_bytes())
+            .unwrap();
+    }
+    first.finish().unwrap();
+    drop(first);
+    // Without the zeros at its end.
+    bytes.truncate(4 * 512);
+    bytes.extend(fs::read(&archive).unwrap());
+    fs::write(&archive, bytes).unwrap();
+    let image = fixture.import(&archive, None).unwrap().image;
+    fixture.check(&image);
+}
+
+#[test]
+fn links_in_archives_and_numbers_of_layers_are_bounded() {
+    let fixture = Fixture::new();
+    let path = fixture.path("long.tar");
+    let mut archive = tar::Builder::new(fs::File::create(&path).unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    let link = "x/".repeat(100_000);
+    archive
+        .append_link(&mut header, "oci-layout", link)
+        .unwrap();
+    archive.finish().unwrap();
+    drop(archive);
+    fixture.refuse(&path, None, "longer than 4000 bytes");
+    let empty = make::layer(&[]);
+    let many = make::of(vec![empty; 501], Packed::Plain, false, "amd64");
+    let path = make::saved(&fixture.path("many.tar"), &[(&many, "many:1")]);
+    fixture.refuse(&path, None, "more than 500 layers");
+}
+
+#[test]
 fn layouts_that_lead_elsewhere_are_refused() {
     let fixture = Fixture::new();
     let made = make::web(Packed::Gzip, false);

@@ -2,6 +2,7 @@
 //! archives.
 
 mod fake;
+mod helpers;
 mod import;
 mod make;
 mod registry;

@@ -24,7 +24,7 @@ use super::make::{self, Made, Packed, hex};
 const PASSWORDS: &str = "me:$2y$05$PJ0zkieMTIlJmB7P1gi9QuxImTcgHdlpQgzHsEH5reGlIm20LsmUm\n";
 
 impl Fixture {
-    fn pull(&self, name: &str, access: &Access) -> Result<Committed, Error> {
+    pub fn pull(&self, name: &str, access: &Access) -> Result<Committed, Error> {
         registry::pull(&self.store, name, access, &mut Silent, &mut |_| ())
     }
 
@@ -38,9 +38,9 @@ impl Fixture {
 }
 
 /// Docker's registry on this host.
-struct Registry {
+pub struct Registry {
     child: Child,
-    port: u16,
+    pub port: u16,
     place: tempfile::TempDir,
 }
 
@@ -62,7 +62,7 @@ fn has(program: &str, argument: &str) -> bool {
 
 impl Registry {
     /// Starts it; none, with the reason, where it is missing.
-    fn start(tls: bool) -> Option<Registry> {
+    pub fn start(tls: bool) -> Option<Registry> {
         for (program, argument) in [("docker-registry", "--version"), ("openssl", "version")] {
             if !has(program, argument) {
                 eprintln!("skipped: {program} is missing; scripts/install-deps test installs it");
@@ -110,17 +110,17 @@ impl Registry {
         Some(registry)
     }
 
-    fn name(&self, rest: &str) -> String {
+    pub fn name(&self, rest: &str) -> String {
         format!("localhost:{}/{rest}", self.port)
     }
 
-    fn authority(&self) -> PathBuf {
+    pub fn authority(&self) -> PathBuf {
         self.place.path().join("ca.pem")
     }
 
     /// Puts an image where the registry keeps them (docker/distribution,
     /// `registry/storage/paths.go`).
-    fn put(&self, repository: &str, tag: &str, made: &Made, top: &[u8]) {
+    pub fn put(&self, repository: &str, tag: &str, made: &Made, top: &[u8]) {
         let root = self.place.path().join("data/docker/registry/v2");
         let write = |path: String, bytes: &[u8]| {
             let path = root.join(path);
@@ -197,7 +197,7 @@ fn certificates(place: &Path) {
     ]);
 }
 
-fn password(user: &str, password: &str) -> Option<Login> {
+pub fn password(user: &str, password: &str) -> Option<Login> {
     Some(Login::Password {
         user: user.to_owned(),
         password: password.to_owned(),

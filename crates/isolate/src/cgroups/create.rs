@@ -49,6 +49,15 @@ pub fn parts(path: &Path) -> Result<Vec<&str>, Error> {
     }
 }
 
+/// What becomes of an empty group that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It goes, with all that was set.
+    Replaced,
+    /// It stays as it is.
+    Taken,
+}
+
 /// The group that this process may make groups in.
 #[derive(Debug)]
 pub struct Base {
@@ -115,6 +124,7 @@ pub fn create(
     base: &Base,
     parts: &[&str],
     wanted: Controllers,
+    existing: Existing,
     left_out: &mut Vec<LeftOut>,
 ) -> Result<Place, Error> {
     let failed = |path: &Path, source: io::Error| Error::Make {
@@ -157,16 +167,18 @@ pub fn create(
         if !old.read("cgroup.procs")?.is_empty() {
             return Err(Error::InUse(path));
         }
-        // One that cannot be removed, such as a user's that root has made, is
-        // taken as it is.
-        match remove(&path, &old) {
-            Err(Error::Remove { source, .. })
-                if Errno::from_io_error(&source) == Some(Errno::BUSY) =>
-            {
-                return Err(Error::InUse(path));
-            }
-            _ => made(parent.make(name))?,
-        };
+        if existing == Existing::Replaced {
+            // One that cannot be removed, such as a user's that root has made,
+            // is taken as it is.
+            match remove(&old) {
+                Err(Error::Remove { source, .. })
+                    if Errno::from_io_error(&source) == Some(Errno::BUSY) =>
+                {
+                    return Err(Error::InUse(path));
+                }
+                _ => made(parent.make(name))?,
+            };
+        }
     }
     let dir = parent.child(name).map_err(|source| failed(&path, source))?;
     let place = Place {

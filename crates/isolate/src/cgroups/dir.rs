@@ -52,6 +52,20 @@ impl Dir {
         Ok(Dir { descriptor, path })
     }
 
+    /// The same once more.
+    pub fn again(&self) -> io::Result<Self> {
+        let descriptor = self.descriptor.try_clone()?;
+        let path = self.path.clone();
+        Ok(Dir { descriptor, path })
+    }
+
+    /// The group directly above it.
+    pub fn above(&self) -> io::Result<Self> {
+        let descriptor = openat(&self.descriptor, "..", DIRECTORY, Mode::empty())?;
+        let path = self.path.parent().unwrap_or(&self.path).to_owned();
+        Ok(Dir { descriptor, path })
+    }
+
     /// Makes a group beneath it; `Ok(false)` if there is one of this name.
     pub fn make(&self, name: &str) -> io::Result<bool> {
         match mkdirat(&self.descriptor, name, MODE) {

@@ -1,18 +1,21 @@
 //! A group: a directory in each hierarchy.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::create::{self, Base};
+use super::create::{self, Base, Existing};
 use super::dir::Dir;
-use super::{Controllers, Error, Hierarchies, LeftOut, Version};
+use super::{Controllers, Error, Hierarchies, LeftOut, Version, tree};
 
 /// How long the processes of a group may take to end.
 const END: Duration = Duration::from_secs(10);
+/// How many processes are held open at once while they are ended.
+const AT_ONCE: usize = 256;
 
 /// A group's directory in one hierarchy.
 #[derive(Debug)]
@@ -50,6 +53,28 @@ impl Group {
         path: &Path,
         wanted: Controllers,
     ) -> Result<Self, Error> {
+        Self::make(hierarchies, path, wanted, Existing::Replaced)
+    }
+
+    /// The same, but an empty group of that path that is there already is
+    /// taken as it is: whoever has made it may have set limits.
+    ///
+    /// # Errors
+    /// As [`Group::create`].
+    pub fn take(
+        hierarchies: &Hierarchies,
+        path: &Path,
+        wanted: Controllers,
+    ) -> Result<Self, Error> {
+        Self::make(hierarchies, path, wanted, Existing::Taken)
+    }
+
+    fn make(
+        hierarchies: &Hierarchies,
+        path: &Path,
+        wanted: Controllers,
+        existing: Existing,
+    ) -> Result<Self, Error> {
         let parts = create::parts(path)?;
         let mut group = Group {
             places: Vec::with_capacity(hierarchies.iter().count()),
@@ -71,7 +96,8 @@ impl Group {
                 group.left_out.push(left_out);
                 continue;
             };
-            match create::create(hierarchy, &base, &parts, wanted, &mut group.left_out) {
+            let left_out = &mut group.left_out;
+            match create::create(hierarchy, &base, &parts, wanted, existing, left_out) {
                 Ok(place) => group.places.push(place),
                 Err(error) => {
                     // What is there already is empty and ours.
@@ -212,11 +238,8 @@ impl Group {
             // Stopped, none can make another while the list is gone through.
             let frozen = !at_once && self.freeze().is_ok();
             let processes = self.processes()?;
-            if !at_once {
-                for process in &processes {
-                    // It may be gone already.
-                    let _ = kill_process(*process, Signal::KILL);
-                }
+            if !at_once && !processes.is_empty() {
+                self.kill_these(&processes, frozen)?;
             }
             if frozen {
                 self.thaw()?;
@@ -232,11 +255,32 @@ impl Group {
         }
     }
 
+    /// Kills processes of a list. Those of a frozen group stay who they are;
+    /// else a number may be somebody else's by now, and only who is still in
+    /// the list when its descriptor is there is of the group.
+    fn kill_these(&self, processes: &[Pid], frozen: bool) -> Result<(), Error> {
+        for some in processes.chunks(AT_ONCE) {
+            // One may be gone already.
+            let open = |pid: &Pid| Some((*pid, pidfd_open(*pid, PidfdFlags::empty()).ok()?));
+            let some: Vec<_> = some.iter().filter_map(open).collect();
+            let still = match frozen {
+                true => Vec::new(),
+                false => self.processes()?,
+            };
+            for (pid, descriptor) in some {
+                if frozen || still.contains(&pid) {
+                    let _ = pidfd_send_signal(descriptor, Signal::KILL);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Removes it, with all groups beneath it. None may have processes.
     pub fn delete(&self) -> Result<(), Error> {
         let mut result = Ok(());
         for place in &self.places {
-            if let Err(error) = remove(place.dir.path(), &place.dir) {
+            if let Err(error) = remove(&place.dir) {
                 result = Err(error);
             }
         }
@@ -246,53 +290,61 @@ impl Group {
 
 /// Collects the processes of a group and of those beneath it.
 fn list(dir: &Dir, all: &mut Vec<Pid>) -> Result<(), Error> {
-    let text = match dir.text("cgroup.procs") {
-        // A group that is gone by now has no processes, and one of threads
-        // has those of the group above it.
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => String::new(),
-            _ => {
-                return Err(Error::Read {
-                    path: dir.path().join("cgroup.procs"),
-                    source: error,
-                });
-            }
-        },
-        Ok(text) => text,
+    let add = |dir: &Dir| {
+        let text = match dir.text("cgroup.procs") {
+            // A group that is gone by now has no processes, and one of threads
+            // has those of the group above it.
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => String::new(),
+                _ => {
+                    return Err(Error::Read {
+                        path: dir.path().join("cgroup.procs"),
+                        source: error,
+                    });
+                }
+            },
+            Ok(text) => text,
+        };
+        let ids = text.lines().filter_map(|line| line.parse().ok());
+        all.extend(ids.filter_map(Pid::from_raw));
+        Ok(())
     };
-    let ids = text.lines().filter_map(|line| line.parse().ok());
-    all.extend(ids.filter_map(Pid::from_raw));
-    for name in dir.children().unwrap_or_default() {
-        if let Ok(child) = dir.child(&name) {
-            list(&child, all)?;
-        }
-    }
-    Ok(())
+    tree::walk(dir, add, |_, _| Ok(()))
 }
 
 /// Removes a directory and all beneath it. A process that has just ended can
 /// hold it for a moment.
-pub(super) fn remove(path: &Path, dir: &Dir) -> Result<(), Error> {
-    let failed = |source: std::io::Error| Error::Remove {
-        path: PathBuf::from(path),
-        source,
+pub(super) fn remove(dir: &Dir) -> Result<(), Error> {
+    let failed = |path: &Path, error: Errno| Error::Remove {
+        path: path.to_owned(),
+        source: error.into(),
     };
     let mut pause = Duration::from_micros(100);
     loop {
-        match rustix::fs::rmdir(path) {
+        match rustix::fs::rmdir(dir.path()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::BUSY | Errno::NOTEMPTY) => {}
-            Err(error) => return Err(failed(error.into())),
+            Err(error) => return Err(failed(dir.path(), error)),
         }
-        for name in dir.children().unwrap_or_default() {
-            if let Ok(child) = dir.child(&name) {
-                remove(&path.join(&name), &child)?;
+        let mut removed = false;
+        let leave = |above: &Dir, name: &str| match unlinkat(above, name, AtFlags::REMOVEDIR) {
+            Ok(()) => {
+                removed = true;
+                Ok(())
             }
-        }
+            // The one above is not empty then, and all is tried again.
+            Err(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY) => Ok(()),
+            Err(error) => Err(failed(&above.path().join(name), error)),
+        };
+        tree::walk(dir, |_| Ok(()), leave)?;
         if pause > Duration::from_millis(200) {
-            return rustix::fs::rmdir(path).map_err(|error| failed(error.into()));
+            let last = rustix::fs::rmdir(dir.path());
+            return last.map_err(|error| failed(dir.path(), error));
         }
-        thread::sleep(pause);
+        // Those beneath it were what held it, most likely.
+        if !removed {
+            thread::sleep(pause);
+        }
         pause *= 2;
     }
 }

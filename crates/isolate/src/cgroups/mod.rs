@@ -33,6 +33,7 @@ mod freeze;
 mod group;
 pub mod limits;
 mod stats;
+mod tree;
 
 pub use bounds::Bounds;
 pub use controllers::Controllers;

@@ -167,6 +167,13 @@ impl Group {
         }
         Ok(stats)
     }
+
+    /// How many of its processes the kernel has ended for want of memory so
+    /// far: of all that [`Group::stats`] reads, this alone.
+    pub fn oom_kills(&self) -> Result<u64, Error> {
+        let kills = |place: &Place| oom_kills(&place.dir, place.version);
+        self.place(Controllers::MEMORY).map_or(Ok(0), kills)
+    }
 }
 
 /// A file's text; empty where the kernel has no such file or does not count.
@@ -202,6 +209,8 @@ pub(super) fn field(text: &str, word: &str) -> u64 {
     found.map(|(_, number)| number).unwrap_or_default()
 }
 
+/// Where version 2 counts what happened for want of memory.
+const EVENTS: &str = "memory.events";
 /// Nanoseconds of a microsecond.
 const NANO: u64 = 1000;
 /// Microseconds of a tick of `cpuacct.stat` (`USER_HZ` is 100 on x86).
@@ -268,14 +277,22 @@ fn memory_1(dir: &Dir) -> Result<Memory, Error> {
         inactive_file: field(&stat, "total_inactive_file"),
         shared: field(&stat, "total_shmem"),
         limit_met: number(dir, "memory.failcnt")?.unwrap_or_default(),
-        oom_kills: field(&text(dir, "memory.oom_control")?, "oom_kill"),
+        oom_kills: oom_kills(dir, Version::One)?,
         all: all(&stat),
     })
 }
 
+fn oom_kills(dir: &Dir, version: Version) -> Result<u64, Error> {
+    let file = match version {
+        Version::One => "memory.oom_control",
+        Version::Two => EVENTS,
+    };
+    Ok(field(&text(dir, file)?, "oom_kill"))
+}
+
 fn memory_2(dir: &Dir) -> Result<Memory, Error> {
     let stat = text(dir, "memory.stat")?;
-    let events = text(dir, "memory.events")?;
+    let events = text(dir, EVENTS)?;
     Ok(Memory {
         used: number(dir, "memory.current")?.unwrap_or_default(),
         most: number(dir, "memory.peak")?,

@@ -11,7 +11,6 @@
 //! | `keyctl`, `add_key`, `request_key` | keyrings belong to a user, not to a container |
 //! | `kexec_*`, `swapon`, `swapoff`, `nfsservctl`, `_sysctl` | the host's |
 //! | `move_pages`, `migrate_pages` | where memory of others is |
-//! | `modify_ldt` on its own | allowed: what 32-bit programs and Wine need, and the kernel checks it |
 //! | `uselib`, `ustat`, `sysfs`, `vm86*`, `bdflush` | nobody's for decades |
 
 use oci_spec::runtime::{
@@ -139,9 +138,13 @@ const ALWAYS: &[&[&str]] = &[
     &[
         "getrandom", "sysinfo", "uname", "olduname", "oldolduname",
     ],
-    // As listed by tables of other architectures, or of 32 bits.
+    // Of 32 bits, for decades.
     &[
-        "oldfstat", "oldlstat", "oldstat", "lsm_get_self_attr", "lsm_list_modules",
+        "oldfstat", "oldlstat", "oldstat",
+    ],
+    // What confines oneself.
+    &[
+        "lsm_get_self_attr", "lsm_list_modules",
     ],
 ];
 
@@ -182,8 +185,13 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u64;
-/// Sockets that reach the hypervisor or the host from any network namespace.
-const AF_VSOCK: u64 = libc::AF_VSOCK as u64;
+/// Sockets that are not given: of the kernel's ciphers, whose code has little
+/// use and a long list of faults, and those that reach the hypervisor or the
+/// host from any network namespace.
+const NO_SOCKETS: [i32; 2] = [libc::AF_ALG, libc::AF_VSOCK];
+/// What the kernel takes of an argument that is an `int`: a profile sees 64
+/// bits of it.
+const INT: u64 = 0xFFFF_FFFF;
 /// Personalities (personality(2)): Linux, Linux on 32 bits, with the `uname`
 /// of Linux 2.6, both, and the question which one it is. Others switch off
 /// what makes attacks hard.
@@ -209,8 +217,14 @@ pub fn default_profile(capabilities: &[Capability], arch: Arch) -> LinuxSeccomp 
         names.extend(calls.iter().map(|name| (*name).to_owned()));
     }
     let mut rules = vec![allow(names, Vec::new())];
-    let vsock = condition(0, LinuxSeccompOperator::ScmpCmpNe, AF_VSOCK, 0);
-    rules.push(allow(vec!["socket".to_owned()], vec![vsock]));
+    for family in NO_SOCKETS {
+        let family = condition(0, LinuxSeccompOperator::ScmpCmpMaskedEq, INT, family as u64);
+        // As on a kernel without: programs look for another way then.
+        rules.push(refuse("socket", vec![family], libc::EAFNOSUPPORT));
+    }
+    // Whatever it is: under a condition, as it would come first without one.
+    let any = condition(0, LinuxSeccompOperator::ScmpCmpMaskedEq, 0, 0);
+    rules.push(allow(vec!["socket".to_owned()], vec![any]));
     for personality in PERSONALITIES {
         let one = condition(0, LinuxSeccompOperator::ScmpCmpEq, personality, 0);
         rules.push(allow(vec!["personality".to_owned()], vec![one]));
@@ -219,11 +233,7 @@ pub fn default_profile(capabilities: &[Capability], arch: Arch) -> LinuxSeccomp 
         let none = condition(0, LinuxSeccompOperator::ScmpCmpMaskedEq, NAMESPACES, 0);
         rules.push(allow(vec!["clone".to_owned()], vec![none]));
         // Its flags are in memory: the C library then takes clone.
-        let mut rule = LinuxSyscall::default();
-        rule.set_names(vec!["clone3".to_owned()]);
-        rule.set_action(LinuxSeccompAction::ScmpActErrno);
-        rule.set_errno_ret(Some(libc::ENOSYS.cast_unsigned()));
-        rules.push(rule);
+        rules.push(refuse("clone3", Vec::new(), libc::ENOSYS));
     }
     profile.set_syscalls(Some(rules));
     profile
@@ -233,6 +243,15 @@ fn allow(names: Vec<String>, conditions: Vec<LinuxSeccompArg>) -> LinuxSyscall {
     let mut rule = LinuxSyscall::default();
     rule.set_names(names);
     rule.set_action(LinuxSeccompAction::ScmpActAllow);
+    rule.set_args(Some(conditions));
+    rule
+}
+
+fn refuse(name: &str, conditions: Vec<LinuxSeccompArg>, error: i32) -> LinuxSyscall {
+    let mut rule = LinuxSyscall::default();
+    rule.set_names(vec![name.to_owned()]);
+    rule.set_action(LinuxSeccompAction::ScmpActErrno);
+    rule.set_errno_ret(Some(error.cast_unsigned()));
     rule.set_args(Some(conditions));
     rule
 }
@@ -263,6 +282,7 @@ mod tests {
     const ALLOW: u32 = 0x7FFF_0000;
     const DENY: u32 = 0x0005_0001;
     const NOT_THERE: u32 = 0x0005_0000 | 38;
+    const NO_FAMILY: u32 = 0x0005_0000 | 97;
 
     fn answer(capabilities: &[Capability], name: &str, arguments: [u64; 6]) -> u32 {
         let profile = default_profile(capabilities, Arch::ScmpArchNative);
@@ -329,8 +349,16 @@ mod tests {
         for flag in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET] {
             assert_eq!(answer(usual, "clone", flags(flag | libc::SIGCHLD)), DENY);
         }
-        assert_eq!(answer(usual, "socket", flags(libc::AF_VSOCK)), DENY);
-        assert_eq!(answer(usual, "socket", flags(libc::AF_INET)), ALLOW);
+        for family in [libc::AF_VSOCK, libc::AF_ALG] {
+            // The kernel looks at 32 bits, whatever else is in the register.
+            for above in [0, 1 << 32, u64::MAX << 32] {
+                let arguments = [family as u64 | above, 0, 0, 0, 0, 0];
+                assert_eq!(answer(usual, "socket", arguments), NO_FAMILY);
+            }
+        }
+        for family in [libc::AF_INET, libc::AF_UNIX, libc::AF_RXRPC + 100] {
+            assert_eq!(answer(usual, "socket", flags(family)), ALLOW);
+        }
         assert_eq!(answer(usual, "personality", flags(0x004_0000)), DENY);
         assert_eq!(answer(usual, "personality", flags(0)), ALLOW);
     }

@@ -347,6 +347,9 @@ fn seat_on_bridge(
         check_vlan(vlan)?;
     }
     let bridge = find_bridge(netlink, &wanted.bridge)?;
+    if wanted.vlan.is_some() && bridge.filters == Some(false) {
+        return Err(NetworkError::NoFiltering(wanted.bridge.clone()));
+    }
     let mtu = u16::try_from(bridge.mtu).unwrap_or(croft_api::net::MTU_MAX);
     Ok(Seat {
         place: Place::Bridge {
@@ -362,7 +365,7 @@ fn seat_on_bridge(
 }
 
 /// Deletes an interface, if it is there.
-pub(super) fn delete(netlink: &mut Netlink, interface: &str) -> Result<(), NetworkError> {
+pub(crate) fn delete(netlink: &mut Netlink, interface: &str) -> Result<(), NetworkError> {
     let Some(link) = netlink.link(interface).map_err(NetworkError::Interfaces)? else {
         return Ok(());
     };
@@ -405,7 +408,7 @@ fn check_publish(
         let Place::Network { publish: ports, .. } = &other.place else {
             continue;
         };
-        if ports.iter().any(|port| collide(port, publish)) {
+        if ports.iter().any(|port| port.collides(publish)) {
             return Err(NetworkError::Published {
                 publish: *publish,
                 by: other.title(),
@@ -416,15 +419,6 @@ fn check_publish(
         publish: *publish,
         source,
     })
-}
-
-/// Whether two published ports would take the same packets.
-fn collide(one: &Publish, other: &Publish) -> bool {
-    let same_place = match (one.address, other.address) {
-        (Some(one), Some(other)) => one == other,
-        _ => true,
-    };
-    one.protocol == other.protocol && one.host == other.host && same_place
 }
 
 /// Whether nobody on this host listens there: that would be cut off.
@@ -458,16 +452,6 @@ mod tests {
 
     fn publish(text: &str) -> Publish {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn ports_that_collide() {
-        let collide = |one, other| collide(&publish(one), &publish(other));
-        assert!(collide("80:80", "80:81"));
-        assert!(collide("80:80", "127.0.0.1:80:80"));
-        assert!(!collide("127.0.0.1:80:80", "127.0.0.2:80:80"));
-        assert!(!collide("80:80", "81:80"));
-        assert!(!collide("80:80", "80:80/udp"));
     }
 
     #[test]

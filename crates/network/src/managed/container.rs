@@ -22,11 +22,12 @@ use super::address::{GATEWAY_LINK_LOCAL, gateway4, gateway6};
 use super::attach::{Seat, delete};
 use super::config::{Mode, NetworkConfig, check_interface};
 use super::error::{NetworkError, link as failed};
+use super::reconcile::shape;
 use super::setup::Setup;
 use super::store::Attachment;
 use crate::link::{Netlink, Peer};
 use crate::names::Names;
-use crate::namespace::inside;
+use crate::namespace::Home;
 
 /// How a container gets its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +109,7 @@ impl Networks {
         };
         let attached = self
             .join(&attachment)
+            .and_then(|()| limit(inner.namespace, inner.name, nic))
             .and_then(|()| match inner.addressing {
                 Addressing::Given => configure(inner, &seat),
                 Addressing::Asked => Ok(()),
@@ -127,11 +129,14 @@ impl Networks {
     }
 
     /// Changes what a container's NIC may do and whether its cable is plugged
-    /// in, as `nic` says. Nothing else of it changes while it is attached.
+    /// in, as `nic` says; it is called `name` in the container. Nothing else of
+    /// it changes while it is attached.
     pub fn change_container(
         &self,
         instance: &InstanceName,
         nic: &NicSpec,
+        namespace: BorrowedFd<'_>,
+        name: &str,
     ) -> Result<(), NetworkError> {
         let _lock = self.begin(nic)?;
         let live = self.live_attachments()?;
@@ -146,6 +151,7 @@ impl Networks {
         };
         attachment.limits = nic.limits;
         attachment.link = nic.link;
+        limit(namespace, name, nic)?;
         self.join(&attachment)
     }
 }
@@ -167,6 +173,30 @@ fn gateways(config: &NetworkConfig) -> Vec<IpAddr> {
     four.into_iter().chain(six).collect()
 }
 
+/// Limits what the container's end sends. Who has rights over the container's
+/// network can undo that; rules of the host's then see to it.
+fn limit(namespace: BorrowedFd<'_>, name: &str, nic: &NicSpec) -> Result<(), NetworkError> {
+    let limit = || {
+        let mut netlink = Netlink::open().map_err(NetworkError::Interfaces)?;
+        let link = netlink.link(name).map_err(NetworkError::Interfaces)?;
+        let bytes = nic.limits.outbound.bytes_per_second;
+        match link {
+            Some(link) => shape(&mut netlink, &link, bytes).map(|()| true),
+            // The container has given it another name, or none: as above.
+            None => Ok(false),
+        }
+    };
+    home(namespace).inside(limit).map(drop)
+}
+
+/// Only root gets here, who needs no user namespace.
+fn home(network: BorrowedFd<'_>) -> Home<'_> {
+    Home {
+        network,
+        user: None,
+    }
+}
+
 /// Gives the container's end its addresses and brings it up.
 fn configure(inner: &Inner<'_>, seat: &Seat) -> Result<(), NetworkError> {
     let setup = Setup {
@@ -177,8 +207,9 @@ fn configure(inner: &Inner<'_>, seat: &Seat) -> Result<(), NetworkError> {
         metric: inner.metric,
         alone: seat.network.is_some(),
     };
-    let done = inside(inner.namespace, || setup.apply());
-    done.map_err(failed("cannot enter the network namespace of", inner.name))?
+    home(inner.namespace)
+        .inside(|| setup.apply().map(|()| true))
+        .map(drop)
 }
 
 fn names(seat: &Seat) -> Names {

@@ -14,6 +14,12 @@ use super::name::{NetworkName, NetworkNameError};
 /// Why something could not be done with a network.
 #[derive(Debug, Error)]
 pub enum NetworkError {
+    /// A container's network cannot be entered.
+    #[error("the container's network cannot be entered: {0}")]
+    Namespace(#[source] io::Error),
+    /// Something in a container failed; it was done by another process.
+    #[error("in the container: {0}")]
+    Inside(String),
     /// Not root.
     #[error(
         "managed networks and bridges are for root; as another user take --net user, which needs no rights"
@@ -122,6 +128,11 @@ pub enum NetworkError {
         /// The network.
         network: NetworkName,
     },
+    /// It would be in all VLANs.
+    #[error(
+        "the bridge '{0}' does not filter VLANs, so that a NIC cannot be in one of them; as root: ip link set {0} type bridge vlan_filtering 1"
+    )]
+    NoFiltering(String),
     /// There is no such interface.
     #[error("there is no interface '{0}'; 'ip link' shows those there are")]
     NoInterface(String),

@@ -50,9 +50,10 @@ mod setup;
 mod store;
 mod sysctl;
 
+use std::net::IpAddr;
 use std::path::Path;
 
-use croft_api::net::NicSpec;
+use croft_api::net::{NicKind, NicSpec};
 use croft_host::Directories;
 use croft_host::InstanceName;
 use croft_host::files::now;
@@ -70,6 +71,7 @@ pub use name::{NetworkName, NetworkNameError};
 pub use reconcile::{Fault, Subject};
 pub use store::{Attachment, Lease, Place};
 
+pub(crate) use self::attach::delete;
 pub(crate) use self::setup::Setup;
 
 use self::store::Store;
@@ -202,6 +204,21 @@ impl Networks {
             leases: self.store.leases(name)?,
             attached,
         })
+    }
+
+    /// The addresses of an instance's NICs on networks, in the NICs' order.
+    pub fn addresses(&self, instance: &InstanceName, nics: &[NicSpec]) -> Vec<IpAddr> {
+        let of = |nic: &NicSpec| {
+            let NicKind::Network(wanted) = &nic.kind else {
+                return None;
+            };
+            let leases = self.store.leases(&wanted.network.parse().ok()?).ok()?;
+            let mut leases = leases.into_iter();
+            leases.find(|lease| lease.instance == instance.as_str() && lease.nic == nic.name)
+        };
+        let both = |lease: Lease| [lease.ipv4.map(IpAddr::V4), lease.ipv6.map(IpAddr::V6)];
+        let leases = nics.iter().filter_map(of);
+        leases.flat_map(both).flatten().collect()
     }
 
     /// Makes a network, and starts it.

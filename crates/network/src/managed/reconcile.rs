@@ -500,6 +500,10 @@ fn port(
             port,
         ))?;
     }
+    if link.kind.as_deref() == Some("veth") {
+        // What it sends is what the container gets.
+        shape(netlink, &link, attachment.limits.inbound.bytes_per_second)?;
+    }
     if link.up != attachment.link {
         let what = if attachment.link {
             "cannot bring up"
@@ -511,6 +515,20 @@ fn port(
             .map_err(failed(what, port))?;
     }
     Ok(())
+}
+
+/// Has an interface send no more than so many bytes in a second, if any.
+pub fn shape(netlink: &mut Netlink, link: &Link, bytes: Option<u64>) -> Result<(), NetworkError> {
+    let rate = bytes.map(|bytes| bytes.max(1));
+    match netlink.shape(link.index, rate) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {
+            Err(NetworkError::Kernel {
+                what: "limits of containers' NICs",
+                module: "sch_tbf",
+            })
+        }
+        done => done.map_err(failed("cannot limit", &link.name)),
+    }
 }
 
 /// The bridge of this name.

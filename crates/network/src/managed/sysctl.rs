@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use croft_host::files::{read_json, write_json};
@@ -163,7 +164,10 @@ pub fn changed(runtime: &Path) -> Changed {
 
 fn remember(runtime: &Path, changed: &Changed) -> Result<(), NetworkError> {
     let failed = |source: io::Error| file(runtime.join(CHANGED))(source);
-    fs::create_dir_all(runtime).map_err(failed)?;
+    // As `Directories::create` makes it: sockets of instances will be in it.
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(runtime).map_err(failed)?;
     write_json(runtime, CHANGED, changed).map_err(|source| file(runtime.join(CHANGED))(source))
 }
 

@@ -30,12 +30,29 @@ pub enum StartError {
     /// It ended at once.
     #[error("{0} does not run here: {1}")]
     Ended(Program, String),
+    /// It has a port of the host at one address, or at all.
+    #[error(
+        "{0} cannot publish one port of this host at two addresses ({1}); publish it without an address, or take two ports"
+    )]
+    Addresses(Program, String),
     /// It does nothing.
     #[error("{0} was started and does not answer; look for its messages in the host's log")]
     Silent(Program),
     /// What it is for is not there.
     #[error(transparent)]
     Network(#[from] NetworkError),
+}
+
+impl StartError {
+    /// It has ended, with these words.
+    pub(super) fn ended(program: Program, said: String) -> Self {
+        // Of Debian 12's (2023-03); later versions take some such ports.
+        if said.contains("Overlapping port specifier") {
+            StartError::Addresses(program, said)
+        } else {
+            StartError::Ended(program, said)
+        }
+    }
 }
 
 /// A running passt or pasta. Ended when dropped.
@@ -111,7 +128,7 @@ impl Passt {
             }
             Err(_) => {
                 drop(socket);
-                Err(StartError::Ended(Program::Passt, passt.last_words()))
+                Err(StartError::ended(Program::Passt, passt.last_words()))
             }
         }
     }
@@ -222,6 +239,19 @@ mod tests {
         };
         let said = started.err().unwrap().to_string();
         assert!(said.contains(&port.to_string()), "{said}");
+    }
+
+    #[test]
+    fn a_port_at_two_addresses_is_named() {
+        let said = "Overlapping port specifier ::1/53:53".to_owned();
+        let error = StartError::ended(Program::Passt, said).to_string();
+        assert!(
+            error.contains("two addresses") && error.contains("::1/53:53"),
+            "{error}"
+        );
+        let said = "Failed to bind any port".to_owned();
+        let error = StartError::ended(Program::Passt, said);
+        assert!(matches!(error, StartError::Ended(..)));
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! pasta, for a container's network namespace.
 
 use std::fs;
-use std::io;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -21,9 +19,9 @@ use super::{
 };
 use crate::NetworkError;
 use crate::link::Netlink;
-use crate::managed::Setup;
+use crate::managed::{Setup, delete};
 use crate::names::Names;
-use crate::namespace::inside;
+use crate::namespace::Home;
 
 /// How often it is looked at whether it serves; it takes 20 ms.
 const LOOK: Duration = Duration::from_millis(1);
@@ -37,10 +35,8 @@ const PREFIX6: u8 = 64;
 /// Where a container's cable ends.
 #[derive(Clone, Copy, Debug)]
 pub struct ContainerEnd<'a> {
-    /// The container's network namespace.
-    pub network: BorrowedFd<'a>,
-    /// Its user namespace, if it has one of its own.
-    pub user: Option<BorrowedFd<'a>>,
+    /// The container's namespaces.
+    pub home: Home<'a>,
     /// The NIC's name there: `eth0`.
     pub name: &'a str,
     /// Its address.
@@ -77,13 +73,18 @@ impl ContainerEnd<'_> {
                     .set_mtu(link.index, self.mtu.into())
                     .map_err(|error| failed("cannot set the MTU of", error))?;
             }
-            self.setup(host).apply()
+            self.setup(host).apply().map(|()| true)
         };
-        inside(self.network, prepare).map_err(|source| NetworkError::Link {
-            what: "cannot enter the network namespace of",
-            interface: self.name.to_owned(),
-            source,
-        })?
+        self.home.inside(prepare).map(drop)
+    }
+
+    /// Deletes the interface, if it is there.
+    pub fn remove(&self) -> Result<(), NetworkError> {
+        let remove = || {
+            let mut netlink = Netlink::open().map_err(NetworkError::Interfaces)?;
+            delete(&mut netlink, self.name).map(|()| true)
+        };
+        self.home.inside(remove).map(drop)
     }
 
     fn setup(&self, host: &Host) -> Setup<'_> {
@@ -100,19 +101,21 @@ impl ContainerEnd<'_> {
     }
 
     /// Whether somebody is at the other end of the cable.
-    fn is_served(&self) -> io::Result<bool> {
-        let carrier = || {
-            let link = Netlink::open()?.link(self.name)?;
+    fn is_served(&self) -> Result<bool, NetworkError> {
+        self.home.inside(|| {
+            let link = Netlink::open().and_then(|mut netlink| netlink.link(self.name));
+            let link = link.map_err(NetworkError::Interfaces)?;
             Ok(link.is_some_and(|link| link.carrier))
-        };
-        inside(self.network, carrier)?
+        })
     }
 
     /// Whether only root can be at the other end. Otherwise who is there has
     /// rights over the container alone.
     fn needs_root(&self, publish: &[Publish]) -> bool {
         geteuid().is_root()
-            && (self.user.is_none() || !taps_are_for_all() || publish.iter().any(is_privileged))
+            && (self.home.user.is_none()
+                || !taps_are_for_all()
+                || publish.iter().any(is_privileged))
     }
 }
 
@@ -133,8 +136,8 @@ impl Passt {
         end.prepare(host)?;
         let failed = |error| StartError::Spawn(Program::Pasta, error);
         let root = end.needs_root(publish);
-        let namespace = end.network.try_clone_to_owned().map_err(failed)?;
-        let user = end.user.filter(|_| !root);
+        let namespace = end.home.network.try_clone_to_owned().map_err(failed)?;
+        let user = end.home.user.filter(|_| !root);
         let user = user.map(|user| user.try_clone_to_owned()).transpose();
         let mut command = Command::new(program);
         command
@@ -162,9 +165,9 @@ impl Passt {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // In this order: one that has ended may have been there before.
-            let served = end.is_served().map_err(failed)?;
+            let served = end.is_served()?;
             if pasta.child.try_wait().map_err(failed)?.is_some() {
-                return Err(StartError::Ended(Program::Pasta, pasta.last_words()));
+                return Err(StartError::ended(Program::Pasta, pasta.last_words()));
             }
             if served {
                 return Ok(pasta);

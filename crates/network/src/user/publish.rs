@@ -45,20 +45,11 @@ pub enum PublishFault {
 pub fn check(publish: &[Publish], host: &Host) -> Result<(), PublishFault> {
     for (index, port) in publish.iter().enumerate() {
         let before = publish.iter().take(index);
-        if let Some(other) = before.into_iter().find(|other| collide(port, other)) {
+        if let Some(other) = before.into_iter().find(|other| port.collides(other)) {
             return Err(PublishFault::Twice(*other, *port));
         }
     }
     publish.iter().try_for_each(|port| check_one(port, host))
-}
-
-/// Whether both want the same port of the same address.
-fn collide(one: &Publish, other: &Publish) -> bool {
-    let same = match (one.address, other.address) {
-        (Some(one), Some(other)) => one == other || one.is_unspecified() || other.is_unspecified(),
-        _ => true,
-    };
-    same && (one.protocol, one.host) == (other.protocol, other.host)
 }
 
 fn check_one(port: &Publish, host: &Host) -> Result<(), PublishFault> {

@@ -6,10 +6,12 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use croft_api::net::NicSpec;
-use croft_network::{Addressing, Inner, Joined, Names, NetworkError, Networks, bring_up_loopback};
+use croft_network::{
+    Addressing, Home, Inner, Joined, Names, NetworkError, Networks, bring_up_loopback,
+};
 
 use super::guest::{Guest, ask, busybox, connect, nic, serve, wait};
-use super::namespace::{host, inside, run};
+use super::namespace::{host, inside, run, within};
 use super::whole::{OUTSIDE_4, OUTSIDE_6, at, ip, outside};
 use super::{everything, web};
 
@@ -33,7 +35,11 @@ impl Container {
     ) -> Result<Self, NetworkError> {
         host(&format!("ip netns add {name}"));
         let namespace = File::open(format!("/run/netns/{name}")).unwrap();
-        bring_up_loopback(namespace.as_fd()).unwrap();
+        let home = Home {
+            network: namespace.as_fd(),
+            user: None,
+        };
+        bring_up_loopback(home).unwrap();
         let inner = Inner {
             namespace: namespace.as_fd(),
             name: "eth0",
@@ -45,6 +51,12 @@ impl Container {
             name: name.to_owned(),
             joined,
         })
+    }
+
+    fn change(&self, networks: &Networks, nic: &NicSpec) -> Result<(), NetworkError> {
+        let namespace = File::open(format!("/run/netns/{}", self.name)).unwrap();
+        let name = self.name.parse().unwrap();
+        networks.change_container(&name, nic, namespace.as_fd(), "eth0")
     }
 
     fn ipv4(&self) -> IpAddr {
@@ -230,25 +242,24 @@ fn what_a_container_may_do_is_changed_while_it_runs() {
     let one = Container::attach(&networks, "one", &spec);
     let two = Container::attach(&networks, "two", &nic(2, |_| ()));
     two.serve(80);
-    let name = "one".parse().unwrap();
     let carried = |up: bool| wait(|| carrier("one") == up);
     assert!(one.connect(at(two.ipv4(), 80)).is_some());
     spec.link = false;
-    networks.change_container(&name, &spec).unwrap();
+    one.change(&networks, &spec).unwrap();
     carried(false);
     assert_eq!(one.connect(at(two.ipv4(), 80)), None);
     // It stays so.
     networks.reconcile().unwrap();
     assert!(!carrier("one"));
     spec.link = true;
-    networks.change_container(&name, &spec).unwrap();
+    one.change(&networks, &spec).unwrap();
     carried(true);
     // Whom it asked for meanwhile it takes for lost for a moment.
     wait(|| one.connect(at(two.ipv4(), 80)).is_some());
 
     // Four frames a second, after sixteen: each connection needs several.
     spec.limits.outbound.frames_per_second = Some(4);
-    networks.change_container(&name, &spec).unwrap();
+    one.change(&networks, &spec).unwrap();
     let began = Instant::now();
     let before = began + Duration::from_secs(4);
     let mut connections = 0;
@@ -260,13 +271,77 @@ fn what_a_container_may_do_is_changed_while_it_runs() {
         "{connections} connections with 4 frames a second"
     );
     spec.limits = Default::default();
-    networks.change_container(&name, &spec).unwrap();
+    one.change(&networks, &spec).unwrap();
     for _ in 0..20 {
         assert!(one.connect(at(two.ipv4(), 80)).is_some());
     }
     spec.name = "net7".to_owned();
-    let error = networks.change_container(&name, &spec).unwrap_err();
+    let error = one.change(&networks, &spec).unwrap_err();
     assert!(matches!(error, NetworkError::NotAttached { .. }), "{error}");
+}
+
+#[test]
+fn what_is_too_much_waits() {
+    if !inside("containers::what_is_too_much_waits") {
+        return;
+    }
+    let networks = web(|_| ());
+    let limited = |inbound, outbound| {
+        let mut spec = nic(1, |_| ());
+        spec.limits.inbound.bytes_per_second = inbound;
+        spec.limits.outbound.bytes_per_second = outbound;
+        spec
+    };
+    let one = Container::attach(&networks, "one", &limited(Some(RATE), None));
+    let two = Container::attach(&networks, "two", &nic(2, |_| ()));
+    // It is near the limit, and does not lose what is more: that would take
+    // TCP far below it.
+    let near = |seen: f64, what: &str| {
+        let part = seen / RATE as f64;
+        assert!((0.6..=1.05).contains(&part), "{what}: {part} of the limit");
+    };
+    near(throughput(&two, &one), "in, from the start");
+    one.change(&networks, &limited(None, Some(RATE))).unwrap();
+    near(throughput(&one, &two), "out, changed");
+    assert!(throughput(&two, &one) > 2.0 * RATE as f64, "in, unlimited");
+    // It can take its own queue away, but not get far with that: nftables lets
+    // pass at once what passes in a second, which the first transfer uses up.
+    run("one", "tc qdisc del dev eth0 root");
+    throughput(&one, &two);
+    let part = throughput(&one, &two) / RATE as f64;
+    assert!(part < 1.6, "out, by a trick: {part} of the limit");
+    one.change(&networks, &limited(None, None)).unwrap();
+    assert!(throughput(&one, &two) > 2.0 * RATE as f64, "out, unlimited");
+}
+
+/// The limit of the test, in bytes in a second.
+const RATE: u64 = 4_000_000;
+/// What one connection sends, in bytes.
+const SENT: u64 = 8_000_000;
+
+/// Bytes in a second by one connection: what is sent, in the time until all of
+/// it is there.
+fn throughput(from: &Container, to: &Container) -> f64 {
+    let address = at(to.ipv4(), 5000);
+    let receiver = to.name.clone();
+    let (ready, listens) = std::sync::mpsc::channel();
+    let receiving = std::thread::spawn(move || {
+        within(&receiver, move || {
+            let listener = std::net::TcpListener::bind(address).unwrap();
+            ready.send(()).unwrap();
+            let (stream, _) = listener.accept().unwrap();
+            let began = Instant::now();
+            let received = std::io::copy(&mut &stream, &mut std::io::sink()).unwrap();
+            received as f64 / began.elapsed().as_secs_f64()
+        })
+    });
+    listens.recv().unwrap();
+    within(&from.name, move || {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let mut bytes = std::io::Read::take(std::io::repeat(7), SENT);
+        std::io::copy(&mut bytes, &mut stream).unwrap();
+    });
+    receiving.join().unwrap()
 }
 
 /// Whether the NIC of a container has a carrier.

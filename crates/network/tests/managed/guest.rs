@@ -1,6 +1,8 @@
 //! An instance as a network sees it: somebody at the other end of a tap.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket,
+};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::thread;
@@ -94,9 +96,23 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Attaches an instance, and has a namespace of the same name be behind
-    /// its NIC.
+    /// Attaches an instance that gets its addresses from the network.
     pub fn attach(networks: &Networks, name: &str, nic: &NicSpec) -> Self {
+        let (ipv4, ipv6) = Guest::plug(networks, name, nic);
+        Guest {
+            name: name.to_owned(),
+            ipv4: ipv4.unwrap().into(),
+            ipv6: ipv6.unwrap().into(),
+        }
+    }
+
+    /// Attaches an instance, and has a namespace of the same name be behind
+    /// its NIC. The addresses that it is to have, if the network gives any.
+    pub fn plug(
+        networks: &Networks,
+        name: &str,
+        nic: &NicSpec,
+    ) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let attached = networks.attach(&name.parse().unwrap(), nic, 1).unwrap();
         add(name);
         let (inner, queues) = open_tap(&format!("in-{name}"), 1).unwrap();
@@ -112,11 +128,7 @@ impl Guest {
         );
         run(name, "ip link set eth0 up");
         pump(attached.queues, queues);
-        Guest {
-            name: name.to_owned(),
-            ipv4: attached.ipv4.unwrap().into(),
-            ipv6: attached.ipv6.unwrap().into(),
-        }
+        (attached.ipv4, attached.ipv6)
     }
 
     /// Gets its addresses as any system does.

@@ -7,6 +7,7 @@ mod filters;
 mod guest;
 mod namespace;
 mod user;
+mod vlans;
 mod whole;
 
 use std::path::Path;

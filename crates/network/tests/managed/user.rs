@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use croft_api::net::Publish;
-use croft_network::bring_up_loopback;
 use croft_network::user::{ContainerEnd, Host, Passt, Program, find, names};
+use croft_network::{Home, bring_up_loopback};
 
 use super::guest::{ask, connect, serve, wait};
 use super::namespace::{host, inside, processes, run, within};
@@ -52,18 +52,25 @@ impl Container {
         }
         host(&format!("ip netns attach box {pid}"));
         let network = File::open(namespace("net")).unwrap();
-        bring_up_loopback(network.as_fd()).unwrap();
-        Container {
+        let made = Container {
             process,
             network,
             user: user.then(|| File::open(namespace("user")).unwrap()),
+        };
+        bring_up_loopback(made.home()).unwrap();
+        made
+    }
+
+    fn home(&self) -> Home<'_> {
+        Home {
+            network: self.network.as_fd(),
+            user: self.user.as_ref().map(AsFd::as_fd),
         }
     }
 
     fn end(&self) -> ContainerEnd<'_> {
         ContainerEnd {
-            network: self.network.as_fd(),
-            user: self.user.as_ref().map(AsFd::as_fd),
+            home: self.home(),
             name: "eth0",
             mac: "02:c7:0f:01:02:03".parse().unwrap(),
             mtu: 65520,

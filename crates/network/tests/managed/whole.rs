@@ -90,6 +90,36 @@ fn instances_reach_each_other_and_the_world() {
 }
 
 #[test]
+fn a_port_of_the_loopback_address_is_not_the_neighbours() {
+    if !inside("whole::a_port_of_the_loopback_address_is_not_the_neighbours") {
+        return;
+    }
+    outside();
+    let networks = web(|_| ());
+    let ports = ["127.0.0.1:8080:80", "0.0.0.0:8081:80"];
+    let published = nic(1, |nic| {
+        nic.publish = ports.map(|port| port.parse().unwrap()).to_vec();
+    });
+    let one = Guest::attach(&networks, "web1", &published);
+    one.configure();
+    one.serve(80);
+    assert!(ask(at([127, 0, 0, 1], 8080)).is_some());
+    for port in ports.map(|port| port.split(':').nth(1).unwrap().parse().unwrap()) {
+        let reached = connect("out", at(ip("192.0.2.1"), port)).is_some();
+        assert_eq!(reached, port == 8081, "{port}");
+    }
+    // A neighbour that has no loopback address of its own sends such packets
+    // to this host.
+    run("out", "ip addr del 127.0.0.1/8 dev lo");
+    run("out", "sysctl -qw net.ipv4.conf.all.route_localnet=1");
+    run(
+        "out",
+        "ip route add 127.0.0.1/32 via 192.0.2.1 src 192.0.2.2",
+    );
+    assert_eq!(connect("out", at([127, 0, 0, 1], 8080)), None);
+}
+
+#[test]
 fn deletion_leaves_nothing() {
     if !inside("whole::deletion_leaves_nothing") {
         return;

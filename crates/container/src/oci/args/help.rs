@@ -141,8 +141,11 @@ pub fn for_command(command: &str) -> Option<String> {
             "  --image-path DIR        where to write (checkpoint)
   --work-path DIR         for CRIU's logs
   --leave-running         let the container go on
-  --tcp-established, --ext-unix-sk, --shell-job, --file-locks
+  --tcp-established, --ext-unix-sk, --shell-job, --file-locks, --link-remap
                           as CRIU's options of these names
+  --tcp-skip-in-flight    as CRIU's --skip-in-flight
+  --manage-cgroups-mode MODE
+                          as CRIU's --manage-cgroups (ignore)
 ",
         ),
         "restore" => (
@@ -152,8 +155,10 @@ pub fn for_command(command: &str) -> Option<String> {
   --keep                  do not delete the container at its end
   --image-path DIR        what checkpoint wrote (checkpoint)
   --work-path DIR         for CRIU's logs
-  --tcp-established, --ext-unix-sk, --shell-job, --file-locks
+  --tcp-established, --ext-unix-sk, --shell-job, --file-locks, --link-remap
                           as CRIU's options of these names
+  --manage-cgroups-mode MODE
+                          as CRIU's --manage-cgroups (ignore)
 ",
         ),
         _ => return None,

@@ -264,6 +264,9 @@ pub struct Events {
     pub stats: bool,
 }
 
+/// What CRIU does with control groups, in its own words.
+pub const CGROUP_MODES: [&str; 6] = ["ignore", "none", "props", "soft", "full", "strict"];
+
 /// What `checkpoint` and `restore` pass on to CRIU.
 #[derive(Debug, Default)]
 pub struct Images {
@@ -280,6 +283,10 @@ pub struct Images {
     pub shell_job: bool,
     /// `--file-locks`.
     pub file_locks: bool,
+    /// `--link-remap`.
+    pub link_remap: bool,
+    /// `--manage-cgroups-mode`, one of [`CGROUP_MODES`].
+    pub manage_cgroups: Option<&'static str>,
 }
 
 /// `checkpoint`.
@@ -291,6 +298,8 @@ pub struct Checkpoint {
     pub images: Images,
     /// `--leave-running`.
     pub leave_running: bool,
+    /// `--tcp-skip-in-flight`.
+    pub skip_in_flight: bool,
 }
 
 /// `restore`.

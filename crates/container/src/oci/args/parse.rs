@@ -7,8 +7,8 @@ use std::str::FromStr;
 use lexopt::{Arg, Parser};
 
 use super::{
-    Checkpoint, Command, Create, Delete, Events, Exec, Globals, Images, Kill, List, Listing, Name,
-    Ps, Restore, Run, Signal, Spec, Update, for_command, overview,
+    CGROUP_MODES, Checkpoint, Command, Create, Delete, Events, Exec, Globals, Images, Kill, List,
+    Listing, Name, Ps, Restore, Run, Signal, Spec, Update, for_command, overview,
 };
 use crate::oci::error::Error;
 use crate::oci::log::Format;
@@ -428,6 +428,8 @@ impl Words {
             "ext-unix-sk" => images.ext_unix_sk = true,
             "shell-job" => images.shell_job = true,
             "file-locks" => images.file_locks = true,
+            "link-remap" => images.link_remap = true,
+            "manage-cgroups-mode" => images.manage_cgroups = Some(self.cgroup_mode(option)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -442,6 +444,9 @@ impl Words {
                 }
                 Word::Option(option) if option == "leave-running" => {
                     checkpoint.leave_running = true;
+                }
+                Word::Option(option) if option == "tcp-skip-in-flight" => {
+                    checkpoint.skip_in_flight = true;
                 }
                 Word::Option(option) => {
                     if !self.images(&option, &mut checkpoint.images)? {
@@ -509,6 +514,15 @@ impl Words {
             return Err(Error::Usage(format!("{} is empty", dashed(option))));
         }
         Ok(value.into())
+    }
+
+    fn cgroup_mode(&mut self, option: &str) -> Result<&'static str, Error> {
+        let text = self.text(option)?;
+        let known = CGROUP_MODES.into_iter().find(|one| *one == text);
+        known.ok_or_else(|| {
+            let (option, all) = (dashed(option), CGROUP_MODES.join(", "));
+            Error::Usage(format!("{option}: '{text}' is none of {all}"))
+        })
     }
 
     fn text(&mut self, option: &str) -> Result<String, Error> {

@@ -5,6 +5,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use croft_api::container::{ContainerSpec, ExecSpec, LIST_MAX};
 use croft_api::control::Event as Told;
@@ -19,6 +20,9 @@ use super::users::Users;
 
 /// Most commands at once.
 const RUNNING_MAX: usize = 256;
+/// How long a command may take to begin. What is in the container can stop it,
+/// and must not stop us.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The exit status of a command that was not started for any other reason than
 /// itself.
 const NOT_STARTED: u8 = 125;
@@ -88,6 +92,7 @@ impl Execs {
             stdio,
             preserve_fds: 0,
             die_with_parent: true,
+            patience: Some(PATIENCE),
         };
         let mut joined =
             croft_container::exec(exec).map_err(|error| (error.exit_code(), error.to_string()))?;
@@ -154,6 +159,7 @@ fn process(exec: &ExecSpec, container: &ContainerSpec, users: &Users) -> Result<
         return Err(format!("more than {LIST_MAX} arguments or variables"));
     }
     let user = users.find(exec.user.as_deref().unwrap_or(&container.user))?;
+    let user = user.among(container.ids)?;
     let mut with = container.clone();
     with.tty = exec.tty.is_some();
     for variable in &exec.env {

@@ -15,6 +15,7 @@ mod running;
 mod spec;
 mod streams;
 mod users;
+mod watches;
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ use croft_host::lifecycle::{Action, Command, Input};
 use croft_host::process;
 use rustix::event::PollFlags;
 use rustix::process::Signal;
+
+pub use self::parts::remove;
 
 use self::execs::Execs;
 use self::records::Records;
@@ -262,7 +265,8 @@ impl Payload for Container {
     }
 
     fn devices(&self) -> Vec<Plugged> {
-        Vec::new()
+        let running = self.running.as_ref();
+        running.map_or_else(Vec::new, |running| running.nics.status())
     }
 
     fn consoles(&mut self) -> &mut [Console] {

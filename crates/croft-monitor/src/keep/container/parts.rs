@@ -14,15 +14,14 @@ use croft_container::OverlayRoot;
 use croft_host::store;
 use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{major, minor};
+use rustix::process::{getegid, geteuid};
 
-use super::spec::{Disk, HostDevice, hostname};
+use super::spec::{self, Disk, HostDevice, hostname};
 
 /// What is written in a container, in the instance's directory.
 const UPPER: &str = "upper";
 /// What overlayfs needs beside it.
 const WORK: &str = "work";
-/// Where an instance's own volumes are.
-const VOLUMES: &str = "volumes";
 /// Files that stand in for the image's, and where.
 const FILES: [(&str, &str); 3] = [
     ("hosts", "/etc/hosts"),
@@ -53,16 +52,18 @@ impl Parts {
     /// Looks for all of it, and makes what is the instance's own.
     pub fn find(container: &ContainerSpec, directory: &Path) -> Result<Self, String> {
         let root = root(container, directory)?;
-        let files = files(container, directory)?;
+        make(container, directory)?;
         let volumes = container.volumes.iter();
-        let volumes: Result<_, String> = volumes
-            .map(|volume| source(&volume.source, directory, container.ids))
+        let volumes: Result<Vec<PathBuf>, String> = volumes
+            .map(|volume| source(&volume.source, directory))
             .collect();
+        let volumes = volumes?;
+        let files = files(container, &volumes, directory)?;
         let devices: Result<_, String> = container.devices.iter().map(device).collect();
         Ok(Parts {
             root,
             files,
-            volumes: volumes?,
+            volumes,
             devices: devices?,
             disks: disks(container)?,
             profile: profile(&container.seccomp)?,
@@ -100,28 +101,103 @@ fn root(container: &ContainerSpec, directory: &Path) -> Result<OverlayRoot, Stri
             ));
         }
     }
-    let upper = directory.join(UPPER);
-    let first = !upper.exists();
-    own(&upper, 0o755, container.ids)?;
-    if first && container.role == ContainerRole::System {
-        name(container, &upper)?;
-    }
-    let work = own(&directory.join(WORK), 0o700, container.ids)?;
     Ok(OverlayRoot {
         lowers,
-        upper,
-        work,
+        upper: directory.join(UPPER),
+        work: directory.join(WORK),
+    })
+}
+
+/// User and group of this process, if it is not root's.
+pub fn maker() -> Option<(u32, u32)> {
+    let user = geteuid();
+    (!user.is_root()).then(|| (user.as_raw(), getegid().as_raw()))
+}
+
+/// Removes the directory of an instance, with files of its container's ids.
+pub fn remove(directory: &Path) -> io::Result<()> {
+    let removed = || fs::remove_dir_all(directory).map_err(|error| error.to_string());
+    let ids = store::read_config(directory)
+        .ok()
+        .and_then(|config| config.container()?.ids);
+    match (maker(), ids) {
+        (Some(maker), Some(ids)) => as_its_root(ids, maker, removed).map_err(io::Error::other),
+        _ => fs::remove_dir_all(directory),
+    }
+}
+
+/// Does something as the root of a user's container.
+fn as_its_root(
+    ids: IdRange,
+    maker: (u32, u32),
+    act: impl FnOnce() -> Result<(), String>,
+) -> Result<(), String> {
+    let (users, groups) = spec::maps(ids, Some(maker))?;
+    croft_container::as_root_of((&users, &groups), act).map_err(|error| error.to_string())
+}
+
+/// Makes what is the instance's own and belongs to the container's root.
+fn make(container: &ContainerSpec, directory: &Path) -> Result<(), String> {
+    match (maker(), container.ids) {
+        (Some(maker), Some(ids)) => {
+            let mut wanted = vec![directory.join(UPPER), directory.join(WORK)];
+            wanted.extend(own_volumes(container).map(|name| store::own_volume(directory, name)));
+            if wanted.iter().all(|path| path.exists()) {
+                return Ok(());
+            }
+            // As that root sees it.
+            let inside = IdRange { first: 0, ..ids };
+            as_its_root(ids, maker, || make_as(container, directory, Some(inside)))
+        }
+        (_, ids) => make_as(container, directory, ids),
+    }
+}
+
+/// The same by root, be it only the container's.
+fn make_as(
+    container: &ContainerSpec,
+    directory: &Path,
+    ids: Option<IdRange>,
+) -> Result<(), String> {
+    let upper = directory.join(UPPER);
+    let first = !upper.exists();
+    own(&upper, 0o755, ids)?;
+    if first && container.role == ContainerRole::System {
+        name(container, &upper, ids)?;
+    }
+    own(&directory.join(WORK), 0o700, ids)?;
+    for name in own_volumes(container) {
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if !plain || name.is_empty() {
+            return Err(format!("'{}' is no name of a volume", name.escape_debug()));
+        }
+        let path = store::own_volume(directory, name);
+        if let Some(all) = path.parent() {
+            own(all, 0o711, None)?;
+        }
+        // Its files have the ids that they have in containers, as all volumes'.
+        own(&path, 0o755, None)?;
+    }
+    Ok(())
+}
+
+/// The names of a container's own volumes.
+fn own_volumes(container: &ContainerSpec) -> impl Iterator<Item = &String> {
+    let volumes = container.volumes.iter();
+    volumes.filter_map(|volume| match &volume.source {
+        VolumeSource::Own(name) => Some(name),
+        VolumeSource::Path(_) | VolumeSource::Named(_) => None,
     })
 }
 
 /// A system takes its name from a file that it may change, of which the image
 /// has one that is every instance's: it gets its own at its first start.
-fn name(container: &ContainerSpec, upper: &Path) -> Result<(), String> {
-    let etc = own(&upper.join("etc"), 0o755, container.ids)?;
+fn name(container: &ContainerSpec, upper: &Path, ids: Option<IdRange>) -> Result<(), String> {
+    let etc = own(&upper.join("etc"), 0o755, ids)?;
     let path = etc.join("hostname");
     fs::write(&path, format!("{}\n", hostname(container)))
         .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)))
-        .and_then(|()| give(&path, container.ids))
+        .and_then(|()| give(&path, ids))
         .map_err(|error| format!("cannot make '{}': {error}", path.display()))
 }
 
@@ -131,7 +207,12 @@ fn own(path: &Path, mode: u32, ids: Option<IdRange>) -> Result<PathBuf, String> 
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Ok(path.to_owned());
+            let owner = fs::metadata(path).map_err(failed)?.uid();
+            let root = rustix::process::geteuid().as_raw();
+            // Its maker was killed before it had given it away.
+            if owner != root || ids.is_none_or(|ids| ids.first == root) {
+                return Ok(path.to_owned());
+            }
         }
         Err(error) => return Err(failed(error)),
     }
@@ -144,27 +225,37 @@ fn own(path: &Path, mode: u32, ids: Option<IdRange>) -> Result<PathBuf, String> 
 /// Gives a file to the container's root, where this process may do so.
 fn give(path: &Path, ids: Option<IdRange>) -> io::Result<()> {
     match ids {
-        Some(ids) if rustix::process::geteuid().is_root() => {
-            chown(path, Some(ids.first), Some(ids.first))
-        }
+        Some(ids) if geteuid().is_root() => chown(path, Some(ids.first), Some(ids.first)),
         _ => Ok(()),
     }
 }
 
 /// An application's image knows neither its name nor its network. A system
-/// looks after both itself.
+/// looks after both itself. What a volume has in one of these places is covered
+/// too, unless the volume is that file, or has no such file and cannot get one.
 fn files(
     container: &ContainerSpec,
+    volumes: &[PathBuf],
     directory: &Path,
 ) -> Result<Vec<(PathBuf, &'static str)>, String> {
     if container.role == ContainerRole::System {
         return Ok(Vec::new());
     }
-    let named = |destination: &str| {
-        let mut volumes = container.volumes.iter();
-        volumes.any(|volume| volume.destination == destination)
+    let has_no_place = |destination: &str| {
+        let around = container.volumes.iter().zip(volumes);
+        let around = around.filter_map(|(volume, source)| {
+            let rest = Path::new(destination).strip_prefix(&volume.destination);
+            rest.ok().map(|rest| (volume, source, rest))
+        });
+        // What is mounted last in the deepest directory is what is seen.
+        let innermost = around.max_by_key(|(volume, ..)| volume.destination.len());
+        innermost.is_some_and(|(volume, source, rest)| {
+            rest.as_os_str().is_empty() || volume.read_only && !source.join(rest).is_file()
+        })
     };
-    let files = FILES.iter().filter(|(_, destination)| !named(destination));
+    let files = FILES
+        .iter()
+        .filter(|(_, destination)| !has_no_place(destination));
     let made = files.map(|(name, destination)| {
         let path = directory.join(name);
         let made = OpenOptions::new()
@@ -183,11 +274,7 @@ fn files(
     made.collect()
 }
 
-fn source(
-    source: &VolumeSource,
-    directory: &Path,
-    ids: Option<IdRange>,
-) -> Result<PathBuf, String> {
+fn source(source: &VolumeSource, directory: &Path) -> Result<PathBuf, String> {
     match source {
         VolumeSource::Path(path) => {
             let path = directory.join(path);
@@ -199,15 +286,7 @@ fn source(
                 )),
             }
         }
-        VolumeSource::Own(name) => {
-            let volumes = directory.join(VOLUMES);
-            own(&volumes, 0o711, None)?;
-            let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric());
-            if !plain || name.is_empty() {
-                return Err(format!("'{}' is no name of a volume", name.escape_debug()));
-            }
-            own(&volumes.join(name), 0o755, ids)
-        }
+        VolumeSource::Own(name) => Ok(store::own_volume(directory, name)),
         VolumeSource::Named(name) => match store::volume(directory, name) {
             Some(path) if path.is_dir() => Ok(path),
             _ => Err(format!(
@@ -284,16 +363,38 @@ mod tests {
             ..ContainerSpec::default()
         };
         let file = place.path().join("upper/etc/hostname");
-        root(&container, place.path()).unwrap();
+        make(&container, place.path()).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "web-1\n");
         fs::write(&file, "other\n").unwrap();
-        root(&container, place.path()).unwrap();
+        make(&container, place.path()).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "other\n");
         // An application's is mounted.
         fs::remove_dir_all(place.path().join("upper")).unwrap();
         container.role = ContainerRole::Application;
-        root(&container, place.path()).unwrap();
+        make(&container, place.path()).unwrap();
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_not_given_away_is_now() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root gives files away");
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let ids = Some(IdRange {
+            first: 600_000,
+            count: 65_536,
+        });
+        let path = place.path().join(UPPER);
+        // As one leaves it that is killed in the middle.
+        fs::create_dir(&path).unwrap();
+        own(&path, 0o755, ids).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().uid(), 600_000);
+        // The container may have given it to another of its users since.
+        chown(&path, Some(600_033), None).unwrap();
+        own(&path, 0o755, ids).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().uid(), 600_033);
     }
 
     #[test]
@@ -302,10 +403,43 @@ mod tests {
         let directory = place.path().join("instances/web");
         fs::create_dir_all(&directory).unwrap();
         fs::create_dir_all(place.path().join("volumes/db/data")).unwrap();
-        let find = |name: &str| source(&VolumeSource::Named(name.to_owned()), &directory, None);
+        let find = |name: &str| source(&VolumeSource::Named(name.to_owned()), &directory);
         assert_eq!(find("db").unwrap(), place.path().join("volumes/db/data"));
         for name in ["", "gone", "..", "../volumes/db", "/", ".db"] {
             assert!(find(name).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_volume_around_a_file_of_ours_has_it_in_it_if_it_can() {
+        let place = tempfile::tempdir().unwrap();
+        let volume = |destination: &str, read_only| croft_api::container::Volume {
+            source: VolumeSource::Path(place.path().join("etc")),
+            destination: destination.to_owned(),
+            read_only,
+        };
+        fs::create_dir(place.path().join("etc")).unwrap();
+        fs::write(place.path().join("etc/hosts"), "").unwrap();
+        let stand_in = |volumes: Vec<croft_api::container::Volume>| {
+            let sources = vec![place.path().join("etc"); volumes.len()];
+            let container = ContainerSpec {
+                volumes,
+                ..ContainerSpec::default()
+            };
+            let files = files(&container, &sources, place.path()).unwrap();
+            let places: Vec<&str> = files.iter().map(|(_, place)| *place).collect();
+            places
+        };
+        let all = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
+        assert_eq!(stand_in(vec![]), all);
+        assert_eq!(
+            stand_in(vec![volume("/etc", false), volume("/et", true)]),
+            all
+        );
+        assert_eq!(stand_in(vec![volume("/etc", true)]), ["/etc/hosts"]);
+        assert_eq!(
+            stand_in(vec![volume("/etc/hosts", true), volume("/", false)]),
+            ["/etc/resolv.conf", "/etc/hostname"]
+        );
     }
 }

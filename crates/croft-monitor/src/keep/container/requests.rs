@@ -67,6 +67,10 @@ impl Keeper<Container> {
                 change,
                 live_only,
             } => self.set_nic(&nic, change, live_only),
+            Request::AttachNic { nic, live_only } => self.attach_nic(*nic, live_only),
+            Request::Detach {
+                device, live_only, ..
+            } => self.detach_nic(device, live_only),
             _ => Err("it is a container; this is for machines".to_owned()),
         }
     }
@@ -160,6 +164,41 @@ impl Keeper<Container> {
             set(&mut self.own.run.nics, name, change);
             self.change_config(|config| set(&mut config.nics, name, change))?;
         }
+        Ok((Told::Done, vec![]))
+    }
+
+    /// A NIC that the container has at once, in its configuration too.
+    fn attach_nic(&mut self, nic: NicSpec, live_only: bool) -> Answer {
+        self.running()?;
+        let own = &mut self.own;
+        let running = own.running.as_mut().ok_or("it does not run")?;
+        running.add_nic(&own.run, &self.directory, &nic, live_only)?;
+        let device = nic.name.clone();
+        if !live_only {
+            own.run.nics.push(nic.clone());
+            let kept = self.change_config(|config| config.nics.push(nic));
+            kept.map_err(|error| {
+                format!("{device} is attached, but not at the next start: {error}")
+            })?;
+        }
+        self.say(&format!("{device} is attached"));
+        Ok((Told::Plugged { device }, vec![]))
+    }
+
+    /// The container's kernel is this host's: there is nobody to be asked.
+    fn detach_nic(&mut self, device: String, live_only: bool) -> Answer {
+        self.running()?;
+        let own = &mut self.own;
+        let running = own.running.as_mut().ok_or("it does not run")?;
+        running.remove_nic(&own.run, &self.directory, &device)?;
+        if !live_only {
+            own.run.nics.retain(|nic| nic.name != device);
+            let kept = self.change_config(|config| config.nics.retain(|nic| nic.name != device));
+            kept.map_err(|error| {
+                format!("{device} is gone, but there at the next start: {error}")
+            })?;
+        }
+        self.say(&format!("{device} is detached"));
         Ok((Told::Done, vec![]))
     }
 }

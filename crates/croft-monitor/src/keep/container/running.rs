@@ -12,8 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use croft_api::Outcome;
-use croft_api::container::{ContainerRole, ContainerSpec, ContainerStats};
+use croft_api::container::{ContainerLimits, ContainerRole, ContainerSpec, ContainerStats, PIDS};
 use croft_api::monitor::RunContainer;
+use croft_api::net::NicSpec;
 use croft_container::{Cover, Create, Created, Gate, Groups, Root, Stdio};
 use croft_host::store;
 use croft_isolate::cgroups::{Controllers, Event, Events, Group, Hierarchies};
@@ -27,6 +28,7 @@ use super::parts::{self, Parts};
 use super::spec::{self, Given};
 use super::streams::Streams;
 use super::users::{User, Users};
+use super::watches;
 use crate::nics::container::Nics;
 
 /// The exit status of a program that was not started, of docker's.
@@ -36,6 +38,11 @@ const RUNTIME: &str = "/run/croft";
 /// SIGHUP and SIGINT (signal(7)).
 const HANG_UP: u8 = 1;
 const INTERRUPT: u8 = 2;
+/// Why a user has no systems.
+const NOT_DELEGATED: &str = "the init of a whole system divides a control group of its own, and \
+                             this host has delegated none to this user: log in by systemd \
+                             (loginctl shows the session), or run as root; 'croft doctor' tells \
+                             more";
 /// What ends a process at once.
 const KILL: i32 = Signal::KILL.as_raw();
 
@@ -64,6 +71,9 @@ impl Running {
         let invalid = |message: String| Outcome::Invalid { message };
         let container = &run.container;
         let parts = Parts::find(container, directory).map_err(invalid)?;
+        if container.role == ContainerRole::System {
+            watches::lack().into_iter().for_each(&mut *say);
+        }
         let hierarchies = Hierarchies::find().map_err(|error| failed(error.to_string()))?;
         let path = store::control_group(directory).map_err(|error| failed(error.to_string()))?;
         let group = make_group(&path, &hierarchies)?;
@@ -102,14 +112,24 @@ impl Running {
         let container = &run.container;
         let unified = is_unified(hierarchies);
         let users = Users::of_layers(layers(parts));
-        let user = users.find(&container.user).map_err(invalid)?;
+        let user = users.find(&container.user);
+        let user = user.and_then(|user| user.among(container.ids));
+        let user = user.map_err(invalid)?;
         let spec = describe(run, directory, parts, &user, unified).map_err(invalid)?;
-        limit(group, &spec, say)?;
+        limit(container, group, &spec, say)?;
         if let (ContainerRole::System, Some(ids)) = (container.role, container.ids) {
             // Its init makes groups of its own beneath it.
-            let owner = (Uid::from_raw(ids.first), Gid::from_raw(ids.first));
-            let delegated = group.delegate(owner.0, owner.1);
-            delegated.map_err(|error| failed(error.to_string()))?;
+            if parts::maker().is_some() {
+                if group.is_nowhere() {
+                    return Err(invalid(NOT_DELEGATED.to_owned()));
+                }
+                // They are the user's, who is in the container too, and so its
+                // root's.
+            } else {
+                let owner = (Uid::from_raw(ids.first), Gid::from_raw(ids.first));
+                let delegated = group.delegate(owner.0, owner.1);
+                delegated.map_err(|error| failed(error.to_string()))?;
+            }
         }
         let (streams, stdio) = if container.tty {
             (Streams::default(), Stdio::Inherit)
@@ -161,24 +181,51 @@ impl Running {
             Some(end) => Streams::terminal(end).map_err(|error| failed(error.to_string()))?,
             None => streams,
         };
+        let namespaces = init.take_namespaces();
+        let namespaces = namespaces.ok_or_else(|| failed("its namespaces are lost".to_owned()))?;
         let nics = Nics::attach(
             &run.container.name,
             run.container.role,
             &run.nics,
-            init.pid(),
+            namespaces,
         )
         .map_err(failed)?;
-        let hostname = spec::hostname(&run.container);
-        for (destination, text) in [
-            ("/etc/hosts", Names::hosts(&hostname, &nics.names)),
-            ("/etc/resolv.conf", Names::resolv_conf(&nics.names)),
-            ("/etc/hostname", format!("{hostname}\n")),
-        ] {
-            let written = parts.write(destination, &text);
-            written.map_err(|error| failed(format!("{destination}: {error}")))?;
-        }
+        write_names(&run.container, parts, &nics).map_err(failed)?;
         init.start().map_err(|error| refused(&error))?;
         Ok((streams, nics))
+    }
+
+    /// Attaches one more NIC.
+    pub fn add_nic(
+        &mut self,
+        run: &RunContainer,
+        directory: &Path,
+        nic: &NicSpec,
+        live_only: bool,
+    ) -> Result<(), String> {
+        self.nics.add(nic, live_only)?;
+        let told = self.tell_names(run, directory);
+        if told.is_err() {
+            self.nics.remove(&nic.name)?;
+        }
+        told
+    }
+
+    /// Detaches a NIC.
+    pub fn remove_nic(
+        &mut self,
+        run: &RunContainer,
+        directory: &Path,
+        nic: &str,
+    ) -> Result<(), String> {
+        self.nics.remove(nic)?;
+        self.tell_names(run, directory)
+    }
+
+    /// Writes what its NICs have to do with names, where it is told that.
+    fn tell_names(&self, run: &RunContainer, directory: &Path) -> Result<(), String> {
+        let parts = Parts::find(&run.container, directory)?;
+        write_names(&run.container, &parts, &self.nics)
     }
 
     /// Its init, as the host numbers it.
@@ -205,6 +252,7 @@ impl Running {
     pub fn spec(&self, run: &RunContainer, directory: &Path) -> Result<Spec, String> {
         let parts = Parts::find(&run.container, directory)?;
         let user = Users::of_layers(layers(&parts)).find(&run.container.user)?;
+        let user = user.among(run.container.ids)?;
         describe(run, directory, &parts, &user, is_unified(&self.hierarchies))
     }
 
@@ -289,10 +337,7 @@ impl Running {
         let Some(ended) = reap(self.init.pidfd()) else {
             return;
         };
-        let out_of_memory = self
-            .group
-            .stats()
-            .is_ok_and(|stats| stats.memory.oom_kills > 0);
+        let out_of_memory = || self.group.oom_kills().is_ok_and(|kills| kills > 0);
         let system = role == ContainerRole::System;
         self.outcome = Some(match ended {
             Ended::Killed(INTERRUPT) if system => Outcome::PowerOff,
@@ -300,7 +345,7 @@ impl Running {
             Ended::Exited(status) => Outcome::Exited { status },
             Ended::Killed(signal) => Outcome::Killed {
                 signal,
-                out_of_memory: out_of_memory && i32::from(signal) == KILL,
+                out_of_memory: i32::from(signal) == KILL && out_of_memory(),
             },
         });
     }
@@ -361,10 +406,24 @@ fn describe(
         devices: &parts.devices,
         disks: &parts.disks,
         group: &store::control_group(directory).map_err(|error| error.to_string())?,
-        maps_ids: rustix::process::geteuid().is_root(),
+        maker: parts::maker(),
         unified_memory,
         profile: parts.profile.clone(),
     })
+}
+
+/// Writes the files that stand in for the image's.
+fn write_names(container: &ContainerSpec, parts: &Parts, nics: &Nics) -> Result<(), String> {
+    let (hostname, names) = (spec::hostname(container), nics.names());
+    for (destination, text) in [
+        ("/etc/hosts", Names::hosts(&hostname, &names)),
+        ("/etc/resolv.conf", Names::resolv_conf(&names)),
+        ("/etc/hostname", format!("{hostname}\n")),
+    ] {
+        let written = parts.write(destination, &text);
+        written.map_err(|error| format!("{destination}: {error}"))?;
+    }
+    Ok(())
 }
 
 /// The directories of a root, the topmost first.
@@ -418,7 +477,12 @@ fn remove_group(group: &Group) -> Result<(), String> {
 
 /// Sets a container's limits; what cannot be had for root is an error, as
 /// others would suffer from it.
-fn limit(group: &Group, spec: &Spec, say: &mut dyn FnMut(String)) -> Result<(), Outcome> {
+fn limit(
+    container: &ContainerSpec,
+    group: &Group,
+    spec: &Spec,
+    say: &mut dyn FnMut(String),
+) -> Result<(), Outcome> {
     let resources = spec
         .linux()
         .as_ref()
@@ -426,9 +490,10 @@ fn limit(group: &Group, spec: &Spec, say: &mut dyn FnMut(String)) -> Result<(), 
     let Some(resources) = resources else {
         return Ok(());
     };
-    let left_out = group.apply(resources).map_err(|error| Outcome::Invalid {
+    let mut left_out = group.apply(resources).map_err(|error| Outcome::Invalid {
         message: error.to_string(),
     })?;
+    left_out.retain(|one| is_missed(&one.what, &container.limits));
     if !left_out.is_empty() {
         say(format!(
             "without some limits: {}; 'croft doctor' tells more",
@@ -436,6 +501,22 @@ fn limit(group: &Group, spec: &Spec, say: &mut dyn FnMut(String)) -> Result<(), 
         ));
     }
     Ok(())
+}
+
+/// Whether somebody misses what is left out: not what nobody asked for, nor what
+/// keeps a user's container from devices, which the user has no rights to.
+fn is_missed(what: &str, limits: &ContainerLimits) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    match what {
+        "cpu" => limits.cpus.is_some() || limits.cpu_weight.is_some(),
+        "cpuset" => limits.cpuset.is_some(),
+        "memory" => {
+            limits.memory.is_some() || limits.memory_high.is_some() || limits.swap.is_some()
+        }
+        "pids" => root || limits.pids != Some(PIDS),
+        "devices" => root,
+        _ => true,
+    }
 }
 
 fn list<T: std::fmt::Display>(all: &[T]) -> String {

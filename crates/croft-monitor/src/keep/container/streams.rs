@@ -20,6 +20,9 @@ use super::records::{Records, Stream};
 
 /// Bytes read at once.
 const PIECE: usize = 16 * 1024;
+/// Pieces of a stream that are read after its program has ended: what the
+/// largest pipe of most hosts has room for (`pipe-max-size`, proc(5)), twice.
+const LAST_PIECES: usize = 128;
 
 /// The ends that the monitor has.
 #[derive(Debug, Default)]
@@ -164,11 +167,12 @@ impl Streams {
 
     /// The program is gone, and its whole namespace of processes: takes what it
     /// has left, as much as the consoles have room for. What somebody outside
-    /// still holds open is not waited for.
+    /// still holds open is not waited for; nor does it matter if they go on to
+    /// write.
     pub fn drain(&mut self, consoles: &mut [Console], records: &mut Records) {
         self.input = None;
         self.kept = None;
-        loop {
+        for _ in 0..LAST_PIECES {
             let ready: Vec<End> = self
                 .interests(consoles)
                 .filter(|(_, fd, flags)| flags.contains(PollFlags::IN) && is_readable(*fd))
@@ -222,4 +226,39 @@ fn take(
 
 fn unblock(fd: &OwnedFd) -> Result<(), Errno> {
     fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn whoever_goes_on_to_write_does_not_keep_it_from_its_end() {
+        let place = tempfile::tempdir().unwrap();
+        let mut records = Records::new(place.path());
+        let mut consoles = [Console::new(None), Console::new(None)];
+        let (mut streams, [_, out, err]) = Streams::pipes(false).unwrap();
+        drop(err);
+        write(&out, b"last words\n").unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // Another container that was handed the stream.
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    if write(&out, &[b'x'; PIECE]).is_err() {
+                        break;
+                    }
+                }
+            });
+            streams.drain(&mut consoles, &mut records);
+            done.store(true, Ordering::Relaxed);
+            assert!(streams.is_ended());
+            drop(streams);
+        });
+        let log = std::fs::read_to_string(place.path().join("console.log")).unwrap();
+        assert!(log.contains("stdout F last words"));
+    }
 }

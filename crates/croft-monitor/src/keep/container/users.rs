@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use croft_api::container::IdRange;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::io::Errno;
 
@@ -15,6 +16,12 @@ use rustix::io::Errno;
 const LENGTH_MAX: u64 = 4 << 20;
 /// Most groups of a user.
 const GROUPS_MAX: usize = 1024;
+
+/// A number of a user or group. The last one of 32 bits is none: to the kernel
+/// it says that nothing changes, which would leave root's (setresuid(2)).
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number| *number != u32::MAX)
+}
 
 /// As whom a program runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +37,30 @@ pub struct User {
 }
 
 impl User {
+    /// This one, if a container with these ids has it. Other groups of its that
+    /// the container does not have are left out.
+    pub fn among(mut self, ids: Option<IdRange>) -> Result<Self, String> {
+        let Some(IdRange { count, .. }) = ids else {
+            return Ok(self);
+        };
+        for (what, number) in [("user", self.uid), ("group", self.gid)] {
+            if number < count {
+                continue;
+            }
+            return Err(if count == 1 {
+                format!(
+                    "it has no {what} {number}, only root: its maker had no subordinate ids; have \
+                     some given by usermod --add-subuids and --add-subgids, and create it again"
+                )
+            } else {
+                format!("it has no {what} {number}, only those below {count}")
+            });
+        }
+        // Whoever has one group alone cannot set others (user_namespaces(7)).
+        self.groups.retain(|group| *group < count && count > 1);
+        Ok(self)
+    }
+
     /// Where nobody says who root is.
     #[cfg(test)]
     pub fn root() -> Self {
@@ -89,7 +120,7 @@ impl Users {
             None => (text, None),
         };
         let user = if user.is_empty() { "0" } else { user };
-        let number: Option<u32> = user.parse().ok();
+        let number = number(user);
         let line = self.passwd.lines().find_map(|line| {
             let line = Line::new(line)?;
             let is = line.name == user || Some(line.uid) == number;
@@ -124,7 +155,7 @@ impl Users {
         let named = groups.find(|(name, ..)| *name == group);
         named
             .map(|(_, gid, _)| gid)
-            .or_else(|| group.parse().ok())
+            .or_else(|| number(group))
             .ok_or_else(|| {
                 format!(
                     "there is no group '{}' in the container; name one of its /etc/group, or a number",
@@ -152,8 +183,8 @@ impl<'a> Line<'a> {
     fn new(line: &'a str) -> Option<Self> {
         let mut fields = line.split(':');
         let name = fields.next()?;
-        let uid = fields.nth(1)?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
+        let uid = number(fields.nth(1)?)?;
+        let gid = number(fields.next()?)?;
         let home = fields.nth(1).unwrap_or_default();
         Some(Line {
             name,
@@ -168,7 +199,7 @@ impl<'a> Line<'a> {
 fn group_line(line: &str) -> Option<(&str, u32, &str)> {
     let mut fields = line.split(':');
     let name = fields.next()?;
-    let gid = fields.nth(1)?.parse().ok()?;
+    let gid = number(fields.nth(1)?)?;
     Some((name, gid, fields.next().unwrap_or_default()))
 }
 
@@ -211,8 +242,8 @@ mod tests {
 
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbad\nodd:x:y:z\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbad\nodd:x:y:z\n\
+         last:x:4294967295:0::/:\n";
     const GROUP: &str = "root:x:0:\nadm:x:4:syslog,web\nwww:x:34:\nstaff:x:50:web\n";
 
     fn users() -> Users {
@@ -220,6 +251,24 @@ mod tests {
             passwd: PASSWD.to_owned(),
             group: GROUP.to_owned(),
         }
+    }
+
+    #[test]
+    fn a_user_is_one_that_the_container_has() {
+        let user = |uid, gid| User {
+            uid,
+            gid,
+            groups: vec![0, 50, 70_000],
+            home: "/".to_owned(),
+        };
+        let ids = |count| Some(IdRange { first: 1000, count });
+        assert_eq!(user(33, 34).among(ids(65_536)).unwrap().groups, [0, 50]);
+        assert_eq!(user(33, 34).among(None).unwrap(), user(33, 34));
+        assert!(user(65_536, 0).among(ids(65_536)).is_err());
+        assert!(user(0, 65_536).among(ids(65_536)).is_err());
+        let why = user(33, 0).among(ids(1)).unwrap_err();
+        assert!(why.contains("subordinate ids"), "{why}");
+        assert!(user(0, 0).among(ids(1)).unwrap().groups.is_empty());
     }
 
     #[test]
@@ -241,7 +290,16 @@ mod tests {
             );
             assert_eq!(user.groups, groups, "{text}");
         }
-        for bad in ["nobody", "odd", "web:none", "-1", "99999999999"] {
+        for bad in [
+            "nobody",
+            "odd",
+            "web:none",
+            "-1",
+            "99999999999",
+            "4294967295",
+            "web:4294967295",
+            "last",
+        ] {
             assert!(users().find(bad).is_err(), "{bad}");
         }
         assert_eq!(Users::default().find("").unwrap(), User::root());

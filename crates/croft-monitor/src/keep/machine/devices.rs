@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use croft_api::disk::{RunDisk, disk_name};
 use croft_api::instance::Plugged;
-use croft_api::net::{NicKind, NicSpec};
+use croft_api::net::NicSpec;
 
 use crate::disks::{Disk, Held};
 use crate::files::quoted;
@@ -77,7 +77,7 @@ impl Coming {
                 let name = top.map(|top| quoted(&top.path)).unwrap_or_default();
                 describe_disk(name, disk.options.read_only)
             }
-            Coming::Nic(nic, _) => describe(nic),
+            Coming::Nic(nic, _) => nic.describe(),
         }
     }
 }
@@ -88,17 +88,6 @@ fn describe_disk(mut name: String, read_only: bool) -> String {
         name.push_str(", read-only");
     }
     name
-}
-
-/// Where a NIC leads to.
-fn describe(nic: &NicSpec) -> String {
-    let leads = match &nic.kind {
-        NicKind::User(_) => "user".to_owned(),
-        NicKind::Network(net) => net.network.clone(),
-        NicKind::Bridge(net) => format!("bridge {}", net.bridge),
-    };
-    let link = if nic.link { "" } else { ", link down" };
-    format!("{leads}, {}{link}", nic.mac)
 }
 
 /// A device that the payload was asked to unplug.
@@ -118,7 +107,7 @@ impl Devices {
         let nics = nics.iter().map(|nic| {
             let device = Device {
                 held: Vec::new(),
-                what: describe(nic),
+                what: nic.describe(),
                 live_only: false,
             };
             (nic.name.clone(), device)
@@ -181,7 +170,7 @@ impl Devices {
     /// A NIC that is there has changed.
     pub fn nic_changed(&mut self, nic: &NicSpec) {
         if let Some(device) = self.there.get_mut(&nic.name) {
-            device.what = describe(nic);
+            device.what = nic.describe();
         }
     }
 

@@ -1,7 +1,7 @@
 //! `croft create --container` and `croft run --container`.
 
-use croft_api::container::{ContainerRole, ContainerSpec};
-use croft_host::store::{CONFIG_VERSION, Kind};
+use croft_api::container::{ContainerRole, ContainerSpec, IdRange};
+use croft_host::store::{CONFIG_VERSION, IdsError, Kind, NewInstance, own_id};
 use croft_host::{Config, InstanceName, Instances, StoreError, now};
 use rustix::stdio::stdin;
 use rustix::termios::isatty;
@@ -99,9 +99,8 @@ fn make(
             Err(StoreError::Exists(_)) if options.name.is_none() && tries < TRIES => continue,
             new => new?,
         };
-        let ids = new
-            .allocate_ids()
-            .map_err(|error| Fault::failed(error.to_string()))?;
+        let ids = ids(&new, role)?;
+        equip::own_volumes(&container, new.directory())?;
         let config = Config {
             version: CONFIG_VERSION,
             created: now(),
@@ -121,6 +120,20 @@ fn make(
             Err(StoreError::Exists(_)) if options.name.is_none() && tries < TRIES => {}
             done => return Ok(done.map(|()| (name, role))?),
         }
+    }
+}
+
+/// Ids for a container. Where the host gives a user none, a program can still
+/// do with the user's own.
+fn ids(new: &NewInstance, role: ContainerRole) -> Result<IdRange, Fault> {
+    match new.allocate_ids() {
+        Err(error @ IdsError::NotGiven { .. }) if role == ContainerRole::Application => {
+            say::line(&format!(
+                "croft: its root is this user, and it has no other users: {error}"
+            ));
+            Ok(own_id())
+        }
+        ids => ids.map_err(|error| Fault::failed(error.to_string())),
     }
 }
 

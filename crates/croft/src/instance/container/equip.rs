@@ -1,15 +1,19 @@
 //! What a container is, of its image and of what somebody wants.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
-use croft_api::container::{ContainerLimits, ContainerRole, ContainerSpec, VolumeSource};
+use croft_api::container::{
+    ContainerLimits, ContainerRole, ContainerSpec, PIDS, Volume, VolumeSource,
+};
 use croft_host::Instances;
-use croft_host::store::ImageUse;
+use croft_host::store::{self, ImageUse};
 use croft_image::build::Recipe;
 use croft_image::store::Hold;
-use croft_image::volume::{VolumeHold, Volumes};
+use croft_image::volume::{VolumeHold, Volumes, fill};
 use croft_image::{ContainerImage, Error, Role, Store};
 
 use crate::args::container::{ContainerOptions, LimitOptions, ProgramOptions};
@@ -18,10 +22,6 @@ use crate::image::bar::Bar;
 use crate::image::pull_by_name;
 use crate::instance::Fault;
 use crate::say;
-
-/// Most processes where nobody says how many: an accident with fork does not
-/// take the host's.
-const PIDS: u64 = 4096;
 
 /// An image that is there, with its layers unpacked.
 #[derive(Debug)]
@@ -110,6 +110,31 @@ pub fn volumes(
     Ok(Some(hold))
 }
 
+/// Makes the volumes in an instance's directory that are its own, with what the
+/// image has in their places.
+pub fn own_volumes(container: &ContainerSpec, directory: &Path) -> Result<(), Fault> {
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| Fault::failed(format!("cannot make '{path}': {error}"))
+    };
+    for volume in &container.volumes {
+        let VolumeSource::Own(name) = &volume.source else {
+            continue;
+        };
+        let path = store::own_volume(directory, name);
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o711);
+        if let Some(all) = path.parent() {
+            builder.create(all).map_err(failed(all))?;
+        }
+        builder.mode(0o755).create(&path).map_err(failed(&path))?;
+        // Docker's default, whatever the umask has left of it.
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(failed(&path))?;
+        fill(&path, &container.lowers, &volume.destination)?;
+    }
+    Ok(())
+}
+
 /// The configuration of a container of an image, but its name and ids.
 pub fn container(options: &ContainerOptions, image: &Image) -> Result<ContainerSpec, Fault> {
     let from = &image.image;
@@ -152,7 +177,7 @@ pub fn container(options: &ContainerOptions, image: &Image) -> Result<ContainerS
         // What the image says is written to is its own.
         for (number, path) in config.volumes.iter().enumerate() {
             if !volumes.iter().any(|volume| volume.destination == *path) {
-                volumes.push(croft_api::container::Volume {
+                volumes.push(Volume {
                     source: VolumeSource::Own(number.to_string()),
                     destination: path.clone(),
                     read_only: false,

@@ -309,6 +309,10 @@ pub fn wait(
         }
     }
     if status.phase.is_live() {
+        // It may have ended between the look at it and the connection.
+        status = instances.status(name)?;
+    }
+    if status.phase.is_live() {
         return Err(Fault::failed("its monitor died").of(name));
     }
     let code = match status.outcome {

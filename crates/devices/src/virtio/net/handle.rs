@@ -117,7 +117,7 @@ pub struct Hub {
 
 impl Hub {
     pub fn new(options: super::NicOptions, pairs_max: u16, host: Arc<dyn NicHost>) -> Arc<Self> {
-        Arc::new(Hub {
+        let hub = Arc::new(Hub {
             name: options.name,
             mac: options.mac,
             mtu: AtomicU16::new(options.mtu),
@@ -136,7 +136,9 @@ impl Hub {
             }),
             notifier: OnceLock::new(),
             host,
-        })
+        });
+        hub.show_cable();
+        hub
     }
 
     pub fn handle(self: &Arc<Self>) -> NicHandle {
@@ -225,9 +227,18 @@ impl Hub {
         }
     }
 
-    /// The driver hears of the link, and is asked to announce itself where
+    /// What is behind the NIC is shown whether its cable is plugged in.
+    fn show_cable(&self) {
+        if let Some(backend) = self.backend() {
+            // Where it cannot be shown frames are thrown away all the same.
+            let _ = backend.set_carrier(self.cable.load(Ordering::SeqCst));
+        }
+    }
+
+    /// Both ends hear of the link. The driver is asked to announce itself where
     /// there is one now: whoever is there may not know of it.
     fn link_changed(&self) {
+        self.show_cable();
         if self.is_up() {
             self.ask_for_announcement();
         }

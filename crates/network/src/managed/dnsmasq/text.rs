@@ -47,6 +47,8 @@ pub fn configuration(
         format!("addn-hosts={}", at(NAMES)),
         format!("dhcp-hostsfile={}", at(HOSTS)),
         format!("dhcp-leasefile={}", at(LEASES)),
+        // No guest chooses its name: it would be that of whoever it likes.
+        "dhcp-ignore-names".to_owned(),
         "dhcp-authoritative".to_owned(),
         "quiet-dhcp".to_owned(),
         "quiet-dhcp6".to_owned(),
@@ -178,6 +180,7 @@ mod tests {
             "user=dnsmasq",
             "domain=croft",
             "local=/croft/",
+            "dhcp-ignore-names",
             "dhcp-hostsfile=/n/hosts",
             "dhcp-range=10.1.2.0,static,255.255.255.0,1h",
             "dhcp-range=fd01:2:3::,static,64,1h",

@@ -13,9 +13,11 @@
 //! looked at.
 //!
 //! A machine's device counts what passes and has what is too much wait. A
-//! container has no device: here what is too much is dropped, and its
-//! connections slow down to what is left. Large segments that the host's own
-//! interfaces pass on whole count as one frame.
+//! container has no device. Its bytes wait at both ends of its cable
+//! ([`crate::shape`]); here those that come from it are dropped where they are
+//! so many more that nobody can have waited, as its end is in its own hands.
+//! What is too much by the number of frames is dropped. Large segments that the
+//! host's own interfaces pass on whole count as one.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -38,6 +40,9 @@ enum Addresses {
     Others,
 }
 
+/// What more bytes than the limit are let pass, as a part of it: frames are
+/// counted with other headers here.
+const SLACK: u64 = 4;
 /// What may pass at once after a pause, as a part of what passes in a second.
 const BURST: u64 = 10;
 /// The least of that in bytes: several of the largest segments.
@@ -58,7 +63,7 @@ pub fn chains(ruleset: &Ruleset<'_>, text: &mut String) {
             ("in", &limits.inbound, &mut inbound),
             ("out", &limits.outbound, &mut outbound),
         ] {
-            let lines = limit(rate);
+            let lines = limit(rate, direction == "out");
             if !lines.is_empty() {
                 chain(text, &format!("{direction}-{port}"), &lines);
                 jumps.push(format!("\"{port}\" : jump {direction}-{port}"));
@@ -89,8 +94,9 @@ pub fn chains(ruleset: &Ruleset<'_>, text: &mut String) {
     }
 }
 
-/// Drops what is more than that.
-fn limit(rate: &NicRate) -> Vec<String> {
+/// Drops what is more than that. Bytes have waited already, but for those `from`
+/// a container that does as it likes.
+fn limit(rate: &NicRate, from: bool) -> Vec<String> {
     let held = |rate: Option<u64>| {
         rate.filter(|rate| *rate <= RATE_MAX)
             .map(|rate| rate.max(1))
@@ -102,7 +108,8 @@ fn limit(rate: &NicRate) -> Vec<String> {
             "limit rate over {frames}/second burst {burst} packets drop"
         ));
     }
-    if let Some(bytes) = held(rate.bytes_per_second) {
+    if let Some(bytes) = held(rate.bytes_per_second.filter(|_| from)) {
+        let bytes = bytes.saturating_add(bytes / SLACK).max(SLACK);
         let burst = (bytes / BURST).max(BURST_BYTES);
         lines.push(format!(
             "limit rate over {bytes} bytes/second burst {burst} bytes drop"
@@ -166,14 +173,19 @@ fn nic(text: &mut String, attachment: &Attachment, addresses: &Addresses) {
                 let numbers = [local, *six].map(|address| format!("{:#034x}", address.to_bits()));
                 // The target is behind type, code, checksum and flags (RFC
                 // 4861, 4.4). nft 1.0.6 has no name for it.
+                let numbers = set(numbers);
                 ipv6.push(format!(
-                    "icmpv6 type nd-neighbor-advert @th,64,128 != {} drop",
-                    set(numbers)
+                    "icmpv6 type nd-neighbor-advert @th,64,128 != {numbers} drop"
                 ));
                 ipv6.push(format!("ip6 saddr {} accept", set([local, *six])));
+                // Whoever asks from nowhere says that it wants the address
+                // (RFC 4862, 5.4.3): others would give up theirs.
+                ipv6.push(format!(
+                    "ip6 saddr :: icmpv6 type nd-neighbor-solicit @th,64,128 {numbers} accept"
+                ));
                 ipv6.push(
-                    "ip6 saddr :: icmpv6 type { nd-router-solicit, nd-neighbor-solicit, \
-                     mld-listener-report, mld2-listener-report } accept"
+                    "ip6 saddr :: icmpv6 type { nd-router-solicit, mld-listener-report, \
+                     mld2-listener-report } accept"
                         .to_owned(),
                 );
             }

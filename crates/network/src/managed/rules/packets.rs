@@ -242,6 +242,11 @@ fn published(ruleset: &Ruleset<'_>) -> Vec<Forwarded> {
 }
 
 impl Forwarded {
+    /// Whether it is a port of all of the host's addresses.
+    fn is_everywhere(&self) -> bool {
+        self.publish.address.is_none_or(|at| at.is_unspecified())
+    }
+
     /// The rule, for packets that `which` selects besides.
     fn line(&self, which: &str) -> String {
         let (family, protocol, to) = match self.to {
@@ -249,8 +254,8 @@ impl Forwarded {
             IpAddr::V6(to) => ("ip6", "ipv6", format!("[{to}]")),
         };
         let at = match self.publish.address {
-            Some(address) => format!("{family} daddr {address}"),
-            None => format!("meta nfproto {protocol} fib daddr type local"),
+            Some(address) if !self.is_everywhere() => format!("{family} daddr {address}"),
+            _ => format!("meta nfproto {protocol} fib daddr type local"),
         };
         let Publish {
             protocol,
@@ -262,9 +267,15 @@ impl Forwarded {
     }
 }
 
+/// For packets from elsewhere, none of which comes for a loopback address by
+/// right: translated before it is routed, one that a neighbour of the host's
+/// sends all the same would get to where only this host should.
 fn prerouting(published: &[Forwarded]) -> Vec<String> {
     let mut lines = vec!["type nat hook prerouting priority dstnat; policy accept;".to_owned()];
-    lines.extend(published.iter().map(|port| port.line("")));
+    let to_others = published
+        .iter()
+        .filter(|port| port.publish.address.is_none_or(|at| !at.is_loopback()));
+    lines.extend(to_others.map(|port| port.line("")));
     lines
 }
 
@@ -272,7 +283,7 @@ fn output(published: &[Forwarded]) -> Vec<String> {
     let mut lines = vec!["type nat hook output priority -100; policy accept;".to_owned()];
     lines.extend(published.iter().map(|port| {
         // No packet leaves the loopback interface with ::1 as its source.
-        let everywhere = port.publish.address.is_none() && port.to.is_ipv6();
+        let everywhere = port.is_everywhere() && port.to.is_ipv6();
         port.line(if everywhere { " ip6 daddr != ::1" } else { "" })
     }));
     lines

@@ -78,6 +78,22 @@ fn a_network_with_an_instance() {
 }
 
 #[test]
+fn ports_of_loopback_addresses_are_for_this_host_alone() {
+    let ports = ["127.0.0.1:8080:80", "0.0.0.0:8081:80", "[::]:8082:80"];
+    let text = text(&web(|_| ()), &[attachment(5, "web", &ports)]);
+    let local = "ip daddr 127.0.0.1 tcp dport 8080 dnat ip to 10.1.2.5:80";
+    assert!(lines(&text, "output").contains(&local));
+    assert!(!lines(&text, "prerouting").contains(&local));
+    // Whoever names no address in particular means all of them.
+    for line in [
+        "meta nfproto ipv4 fib daddr type local tcp dport 8081 dnat ip to 10.1.2.5:80",
+        "meta nfproto ipv6 fib daddr type local tcp dport 8082 dnat ip6 to [fd01:2:3::5]:80",
+    ] {
+        assert!(lines(&text, "prerouting").contains(&line), "{text}");
+    }
+}
+
+#[test]
 fn rules_of_people() {
     let networks = web(|config| {
         config.rules = [
@@ -174,18 +190,27 @@ fn what_is_too_much_of_a_container_is_dropped() {
         vlan: None,
         spoofing: true,
     };
+    // Those to it wait, and nobody but the host could let them pass.
     attachment.limits.inbound.bytes_per_second = Some(100_000_000);
-    attachment.limits.outbound.bytes_per_second = Some(u64::MAX);
+    attachment.limits.inbound.frames_per_second = Some(500);
+    attachment.limits.outbound.bytes_per_second = Some(100_000_000);
     attachment.limits.outbound.frames_per_second = Some(50);
+    let mut unlimited = attachment.clone();
+    unlimited.limits = Default::default();
+    unlimited.limits.outbound.bytes_per_second = Some(u64::MAX);
+    assert!(!text(&[], &[unlimited]).contains("limit rate over"));
     let text = text(&[], &[attachment]);
     let (_, text) = text.split_once("table bridge croft {").unwrap();
     assert_eq!(
         lines(text, "in-ct00000005"),
-        ["limit rate over 100000000 bytes/second burst 10000000 bytes drop"]
+        ["limit rate over 500/second burst 50 packets drop"]
     );
     assert_eq!(
         lines(text, "out-ct00000005"),
-        ["limit rate over 50/second burst 16 packets drop"]
+        [
+            "limit rate over 50/second burst 16 packets drop",
+            "limit rate over 125000000 bytes/second burst 12500000 bytes drop"
+        ]
     );
     assert_eq!(
         lines(text, "postrouting"),

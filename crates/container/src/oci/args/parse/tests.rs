@@ -97,6 +97,10 @@ fn what_is_wrong_is_named() {
         ("update --memory lots box", "'lots' is no number"),
         ("events --interval 0s box", "--interval"),
         ("exec -u me box true", "--user"),
+        (
+            "checkpoint --manage-cgroups-mode all box",
+            "'all' is none of ignore",
+        ),
     ] {
         let error = refused(words);
         assert!(error.contains(part), "{words}: {error}");

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use croft_api::ContainerSpec;
-use croft_api::container::{ContainerRole, IdRange, Seccomp};
+use croft_api::container::{ContainerRole, IDS, IdRange, Seccomp};
 use croft_isolate::seccomp;
 use oci_spec::runtime::{
     Arch, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxIdMappingBuilder,
@@ -68,8 +68,8 @@ pub struct Given<'a> {
     pub disks: &'a [Disk],
     /// Its control group, beneath those of the host.
     pub group: &'a Path,
-    /// The host lets this process map ids of mounts.
-    pub maps_ids: bool,
+    /// User and group of whoever makes it, if that is not root.
+    pub maker: Option<(u32, u32)>,
     /// Memory is limited by version 2.
     pub unified_memory: bool,
     /// A profile of system calls that somebody named.
@@ -122,9 +122,11 @@ fn linux(given: &Given<'_>) -> Result<Linux, String> {
     let container = given.container;
     let system = container.role == ContainerRole::System;
     let mut linux = Linux::default();
-    let mappings = container.ids.map(mapping).transpose()?.map(|one| vec![one]);
-    linux.set_uid_mappings(mappings.clone());
-    linux.set_gid_mappings(mappings);
+    if let Some(ids) = container.ids {
+        let (users, groups) = maps(ids, given.maker)?;
+        linux.set_uid_mappings(Some(users));
+        linux.set_gid_mappings(Some(groups));
+    }
     linux.set_namespaces(Some(namespaces(container)));
     linux.set_cgroups_path(Some(given.group.to_owned()));
     linux.set_resources(Some(resources(container, given)?));
@@ -159,12 +161,31 @@ fn linux(given: &Given<'_>) -> Result<Linux, String> {
     Ok(linux)
 }
 
-fn mapping(ids: IdRange) -> Result<LinuxIdMapping, String> {
-    let mapping = LinuxIdMappingBuilder::default()
-        .container_id(0_u32)
-        .host_id(ids.first)
-        .size(ids.count);
-    mapping.build().map_err(|error| error.to_string())
+/// Lines of a user namespace's map.
+type Map = Vec<LinuxIdMapping>;
+
+/// The maps of a container's users and groups. What a user makes has that user
+/// too, as one more id behind its own: it is made in the user's directories,
+/// which are closed to all others. Where the container's only id is its maker's,
+/// so is its only group.
+pub fn maps(ids: IdRange, maker: Option<(u32, u32)>) -> Result<(Map, Map), String> {
+    let line = |first: u32, host: u32, size: u32| {
+        let line = LinuxIdMappingBuilder::default()
+            .container_id(first)
+            .host_id(host)
+            .size(size);
+        line.build().map_err(|error| error.to_string())
+    };
+    let map = |own: Option<u32>| match own {
+        Some(own) if ids.count == 1 => Ok(vec![line(0, own, 1)?]),
+        Some(own) => Ok(vec![
+            line(0, ids.first, ids.count)?,
+            line(ids.count, own, 1)?,
+        ]),
+        None => Ok::<_, String>(vec![line(0, ids.first, ids.count)?]),
+    };
+    let (user, group) = maker.unzip();
+    Ok((map(user)?, map(group)?))
 }
 
 fn namespaces(container: &ContainerSpec) -> Vec<LinuxNamespace> {
@@ -190,11 +211,15 @@ fn namespaces(container: &ContainerSpec) -> Vec<LinuxNamespace> {
 /// Settings of its own network: programs without rights may listen at every
 /// port and send pings, as nobody else is behind its addresses.
 fn sysctls(container: &ContainerSpec) -> HashMap<String, String> {
+    let groups = container.ids.map_or(IDS, |ids| ids.count);
     let own = [
-        ("net.ipv4.ip_unprivileged_port_start", "0"),
-        ("net.ipv4.ping_group_range", "0 65535"),
+        ("net.ipv4.ip_unprivileged_port_start", "0".to_owned()),
+        (
+            "net.ipv4.ping_group_range",
+            format!("0 {}", groups.saturating_sub(1)),
+        ),
     ];
-    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let own = own.map(|(name, value)| (name.to_owned(), value));
     let given = container.sysctls.iter();
     let given = given.map(|(name, value)| (name.clone(), value.clone()));
     own.into_iter().chain(given).collect()

@@ -15,6 +15,17 @@ pub fn mounts(given: &Given<'_>) -> Vec<Mount> {
     let container = given.container;
     let system = container.role == ContainerRole::System;
     let terminals = format!("gid={TTY}");
+    let mut pts = vec![
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+    ];
+    // One with but its root has no such group.
+    if container.ids.is_none_or(|ids| ids.count > TTY) {
+        pts.push(&terminals);
+    }
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount(
@@ -23,19 +34,7 @@ pub fn mounts(given: &Given<'_>) -> Vec<Mount> {
             "tmpfs",
             &["nosuid", "strictatime", "mode=755", "size=65536k"],
         ),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                &terminals,
-            ],
-        ),
+        mount("/dev/pts", "devpts", "devpts", &pts),
         mount(
             "/dev/shm",
             "tmpfs",
@@ -86,18 +85,19 @@ pub fn mounts(given: &Given<'_>) -> Vec<Mount> {
         options.extend(tmpfs.options.iter().map(String::as_str));
         mounts.push(mount(&tmpfs.destination, "tmpfs", "tmpfs", &options));
     }
-    for (path, destination) in given.files {
-        mounts.push(bind(path, destination, &["rw"]));
-    }
     for (volume, path) in container.volumes.iter().zip(given.volumes) {
         let mut options = vec![if volume.read_only { "ro" } else { "rw" }];
         // Its files have the ids that they have in containers, whatever those
         // are on the host.
-        let shared = matches!(volume.source, VolumeSource::Named(_));
-        if shared && given.maps_ids && container.ids.is_some() {
+        let ours = !matches!(volume.source, VolumeSource::Path(_));
+        if ours && given.maker.is_none() && container.ids.is_some() {
             options.push("idmap");
         }
         mounts.push(bind(path, &volume.destination, &options));
+    }
+    // A volume around them does not cover them.
+    for (path, destination) in given.files {
+        mounts.push(bind(path, destination, &["rw"]));
     }
     mounts
 }

@@ -33,7 +33,7 @@ fn described(container: &ContainerSpec, user: &User) -> Spec {
         }],
         disks: &[Disk { major: 8, minor: 0 }],
         group: Path::new("/croft/web_1"),
-        maps_ids: true,
+        maker: None,
         unified_memory: true,
         profile: None,
     };

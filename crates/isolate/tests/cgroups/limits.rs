@@ -1,82 +1,16 @@
-//! Control groups on the hierarchies that this host has, with real processes.
+//! Limits, stopping, ending, events, counts.
 
-#![allow(unsafe_code)]
-
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use croft_isolate::cgroups::{Controllers, Error, Event, Group, Hierarchies};
 use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
-    LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+    LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// A group that is removed at the test's end, whatever that is.
-struct Temporary {
-    group: Group,
-    path: PathBuf,
-}
-
-impl Temporary {
-    /// `None` where the test cannot be: it says why.
-    fn new(name: &str, wanted: Controllers) -> Option<Self> {
-        let hierarchies = Hierarchies::find().unwrap();
-        // A group of its own above it: nothing of it is shared.
-        let path = PathBuf::from(format!("croft-test-{}-{name}/inner", std::process::id()));
-        let group = Group::create(&hierarchies, &path, wanted).unwrap();
-        let temporary = Temporary { group, path };
-        let missing = wanted.difference(temporary.group.controllers());
-        if !missing.is_empty() {
-            eprintln!("skipped: no control groups with {missing} for this user");
-            return None;
-        }
-        Some(temporary)
-    }
-
-    fn read(&self, controller: Controllers, files: [&str; 2]) -> String {
-        let directory = self.group.path_of(controller).unwrap();
-        let read = |file| std::fs::read_to_string(directory.join(file));
-        let text = read(files[0]).or_else(|_| read(files[1])).unwrap();
-        text.trim().to_owned()
-    }
-
-    /// Starts a command in the group.
-    fn spawn(&self, program: &str, arguments: &[&str]) -> Child {
-        let entry = self.group.entry().unwrap();
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        // SAFETY: entering allocates nothing and calls system calls only.
-        unsafe {
-            command.pre_exec(move || {
-                entry.enter()?;
-                Ok(entry.enter_unified()?)
-            });
-        }
-        command.spawn().unwrap()
-    }
-
-    fn apply(&self, resources: &LinuxResources) {
-        assert_eq!(self.group.apply(resources).unwrap(), []);
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = self.group.kill();
-        let hierarchies = Hierarchies::find().unwrap();
-        let outer = Group::open(&hierarchies, self.path.parent().unwrap()).unwrap();
-        let deleted = outer.delete();
-        if !std::thread::panicking() {
-            deleted.unwrap();
-        }
-    }
-}
+use crate::group::Temporary;
 
 fn device(allow: bool, kind: LinuxDeviceType, numbers: (i64, i64)) -> LinuxDeviceCgroup {
     let builder = LinuxDeviceCgroupBuilder::default().allow(allow).typ(kind);
@@ -289,4 +223,49 @@ fn a_group_with_limits_inside_takes_programs_beneath_it() {
     assert_eq!(one.group.processes().unwrap().len(), 1);
     one.group.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn an_empty_group_that_is_taken_keeps_its_limits() {
+    let Some(one) = Temporary::new("taken", Controllers::PIDS) else {
+        return;
+    };
+    let pids = LinuxPidsBuilder::default().limit(33).build().unwrap();
+    one.apply(&LinuxResourcesBuilder::default().pids(pids).build().unwrap());
+    let hierarchies = Hierarchies::find().unwrap();
+    Group::take(&hierarchies, &one.path, Controllers::PIDS).unwrap();
+    assert_eq!(one.read(Controllers::PIDS, ["pids.max", ""]), "33");
+    let mut child = one.spawn("sleep", &["100"]);
+    let error = Group::take(&hierarchies, &one.path, Controllers::PIDS).unwrap_err();
+    assert!(matches!(error, Error::InUse(_)), "{error}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| child.wait().unwrap());
+        one.group.kill().unwrap();
+    });
+}
+
+/// What a container made beneath its group goes with it, however deep.
+#[test]
+fn groups_deeper_than_a_path_go_too() {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    const DEPTH: usize = 2500;
+    let Some(one) = Temporary::new("deep", Controllers::PIDS) else {
+        return;
+    };
+    let top = one.group.path_of(Controllers::PIDS).unwrap().to_owned();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut here = openat(CWD, &top, flags, Mode::empty()).unwrap();
+    for _ in 0..DEPTH {
+        mkdirat(&here, "aa", Mode::RWXU).unwrap();
+        here = openat(&here, "aa", flags, Mode::empty()).unwrap();
+    }
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let procs = openat(&here, "cgroup.procs", OFlags::WRONLY, Mode::empty()).unwrap();
+    rustix::io::write(procs, child.id().to_string().as_bytes()).unwrap();
+    drop(here);
+    assert_eq!(one.group.processes().unwrap().len(), 1);
+    one.group.kill().unwrap();
+    child.wait().unwrap();
+    one.group.delete().unwrap();
+    assert!(!top.exists());
 }
