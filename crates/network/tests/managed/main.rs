@@ -38,7 +38,7 @@ fn everything() -> String {
     namespace::host(
         "nft list ruleset; \
          ip -o link | sed 's/^[0-9]*: //; s/<[^>]*>//; s/state [A-Z]*//' | sort; \
-         ip -o addr | sed 's/^[0-9]*: //' | sort; \
+         ip -o addr | sed 's/^[0-9]*: //; s/ tentative//' | sort; \
          for p in /proc/[0-9]*/status; do grep -qs 'State:.Z' $p || grep -s Name: $p; done \
          | grep dnsmasq; \
          cd /proc/sys/net && grep . ipv4/ip_forward ipv6/conf/all/forwarding \
