@@ -30,12 +30,13 @@ demo: ## Build a Debian 12 server, start it, and give a shell in it
 	CARGO="$(CARGO)" scripts/build-static
 	@scripts/demo/run
 
-test: ## Run all tests; fetches the kernels they boot
-	scripts/install-deps test $(if $(filter --workspace,$(TESTS)),kvm)
+test: ## Run all tests; fetches the kernels they boot, and builds the image
+	scripts/install-deps test $(if $(filter --workspace,$(TESTS)),kvm image)
 	scripts/fetch-kernels cloud generic
 	scripts/fetch-busybox
 	CARGO="$(CARGO)" PROFILE="$(PROFILE)" scripts/build-static
 	$(CARGO) build $(PROFILE) $(TESTS)
+	$(if $(filter --workspace,$(TESTS)),scripts/server/image)
 	$(CARGO) test --no-fail-fast $(PROFILE) $(TESTS)
 	$(if $(filter --workspace,$(TESTS)),PROFILE="$(PROFILE)" SELECT="$(TESTS)" scripts/nested/test)
 

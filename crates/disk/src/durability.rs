@@ -214,6 +214,21 @@ proptest! {
     }
 }
 
+/// What was written over a base and flushed does not give way to the base's
+/// again when it is discarded and zeroed.
+#[test]
+fn what_is_below_does_not_come_back() {
+    let steps = [
+        Step::Write(16, 17),
+        Step::Flush,
+        Step::Discard(0, 32),
+        Step::Zero(15, 34, false),
+    ];
+    for seed in 0..200 {
+        assert_eq!(fail_after(&Rig::new(Kind::Overlay), &steps, seed), Ok(()));
+    }
+}
+
 /// The control: with a flush that does nothing the test above must fail.
 #[test]
 fn a_flush_that_does_nothing_is_noticed() {

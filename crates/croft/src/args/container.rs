@@ -20,6 +20,7 @@ pub const HELP: &str = "\
 An image of one program (of a registry, or imported) is run as it says: with its
 entrypoint, variables, user and directory. One of a whole system, as debian:12,
 brings up its init; 'croft console' logs in, 'croft exec' runs a command in it.
+With a COMMAND, that is run instead, as in an image of one program.
 
 Without -d this command stays until the container has ended. Without -t its
 output and its errors are two streams, and signals to croft go to its program;
@@ -33,6 +34,7 @@ Exit codes of 'croft run --container':
 
 Examples:
   croft run --container --rm -it alpine sh
+  croft run --container --rm debian:12 cat /etc/os-release
   croft run --container -d --name web -p 8080:80 --restart on-failure nginx
   croft run --container --memory 64M --cpus 0.5 -v /srv/data:/data:ro alpine ls /data
   croft run --container -d --name sys debian:12; croft console sys";

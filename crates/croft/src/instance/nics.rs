@@ -1,4 +1,6 @@
-//! The NICs of a new machine.
+//! The NICs of a new instance.
+
+use std::fs::File;
 
 use croft_api::net::{Mac, NICS_MAX, NicKind, NicSpec, Publish, UserNet};
 use croft_network::user::{self, Host, Passt};
@@ -6,12 +8,14 @@ use croft_network::user::{self, Host, Passt};
 use crate::args::net::{Net, NetOptions, NewNic};
 use crate::say;
 
+/// Where taps come from.
+const TAPS: &str = "/dev/net/tun";
 const ONE_USER: &str = "--net user: once; the addresses of a second one would be the same";
 
-/// What a machine has for which nothing is said.
+/// What an instance has for which nothing is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByDefault {
-    /// A user network, where there can be one.
+    /// A user network, where machines can have one.
     User,
     /// A user network, where containers can have one.
     Container,
@@ -26,16 +30,20 @@ pub fn nics(options: &NetOptions, default: ByDefault) -> Result<Vec<NicSpec>, St
         given(&options.nets)?
     } else if !options.publish.is_empty() {
         user()
-    } else if default == ByDefault::User {
-        match try_user() {
-            Ok(()) => user(),
-            Err(why) => {
+    } else {
+        let works = match default {
+            ByDefault::User => Some(try_user()),
+            ByDefault::Container => Some(try_container()),
+            ByDefault::None => None,
+        };
+        match works {
+            Some(Ok(())) => user(),
+            Some(Err(why)) => {
                 say::line(&format!("croft: no network: {why}"));
                 Vec::new()
             }
+            None => Vec::new(),
         }
-    } else {
-        Vec::new()
     };
     if wanted.len() > NICS_MAX {
         return Err(format!("--net: a machine has at most {NICS_MAX} NICs"));
@@ -158,6 +166,16 @@ fn try_user() -> Result<(), String> {
     Passt::start(&program, &Host::look(), &[], user::MTU, mac)
         .map(drop)
         .map_err(|error| format!("{error}; 'croft doctor' may tell why"))
+}
+
+/// Whether a container can have a user network: pasta is there, and can open
+/// taps. Its start is no dearer than a trial of it would be.
+fn try_container() -> Result<(), String> {
+    user::find(user::Program::Pasta).map_err(|error| error.to_string())?;
+    let opened = File::options().read(true).write(true).open(TAPS);
+    opened
+        .map(drop)
+        .map_err(|error| format!("{TAPS}: {error}; 'croft doctor' says what to do"))
 }
 
 /// The ports that lead to an instance.

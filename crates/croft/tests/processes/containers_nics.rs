@@ -53,6 +53,23 @@ impl Stage {
 }
 
 #[test]
+fn a_container_has_the_user_network_when_nothing_is_said() {
+    let stage = Stage::new();
+    if !stage.with_image() {
+        return;
+    }
+    let words = ["run", "--container", "--rm", IMAGE, "ls", "/sys/class/net"];
+    let (code, said) = stage.ask(&words);
+    assert_eq!(code, Some(0), "{said}");
+    if Path::new("/usr/bin/pasta").exists() {
+        assert_eq!(said, "eth0\nlo\n");
+    } else {
+        assert!(said.contains("croft: no network: "), "{said}");
+        assert!(said.ends_with("lo\n"), "{said}");
+    }
+}
+
+#[test]
 fn nics_come_and_go_while_a_container_runs() {
     if !inside("containers_nics::nics_come_and_go_while_a_container_runs") {
         return;

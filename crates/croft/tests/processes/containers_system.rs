@@ -121,6 +121,30 @@ fn a_system_boots_has_a_login_and_powers_off() {
 }
 
 #[test]
+fn a_command_takes_the_place_of_a_systems_init() {
+    let stage = Stage::new();
+    if !stage.with_system() {
+        return;
+    }
+    let run = |options: &[&str], command: &[&str]| {
+        let words = ["run", "--container", "--rm", "--net", "none"];
+        stage.ask(&[&words[..], options, &[SYSTEM], command].concat())
+    };
+    let (code, said) = run(&[], &["sh", "-c", "cat /proc/1/comm; test -t 0; exit $?"]);
+    assert_eq!((code, said.as_str()), (Some(1), "sh\n"));
+    let (code, said) = run(&["--entrypoint", "echo"], &["as", "given"]);
+    assert_eq!((code, said.as_str()), (Some(0), "as given\n"));
+    // Its init under its own name is the system, with what is said to it.
+    let words = ["create", "--container", "--net", "none", "--name"];
+    let (code, said) =
+        stage.ask(&[&words[..], &[&stage.name, SYSTEM, "/sbin/init", "rescue"]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let known = stage.known(&stage.name).unwrap();
+    assert_eq!(known["config"]["container"]["role"], json!("system"));
+    stage.done(&["delete"]);
+}
+
+#[test]
 fn what_an_image_says_is_a_volume_has_its_files() {
     let stage = Stage::new();
     if !stage.with_image() {

@@ -15,8 +15,9 @@
 //! * A flush writes the library's caches and then asks the storage; `order`
 //!   has what must be lasting before what.
 //! * A discarded cluster is a hole at once, and leaves the image's tables. It
-//!   is not used for other data before that is lasting: else, after a failure
-//!   of the host's, its former place in the disk could show them.
+//!   is not used for other data, nor for a table, before that is lasting: else,
+//!   after a failure of the host's, its former place in the disk could show
+//!   them. So is what was compressed and is written over.
 #![allow(unsafe_code)]
 
 mod check;
@@ -26,9 +27,10 @@ mod order;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 use imago::format::PreallocateMode;
 use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
@@ -72,6 +74,19 @@ pub struct Qcow2Disk {
     /// lasting.
     freed: AtomicU64,
     settled: AtomicU64,
+    /// L2 tables, by their number, that are surely there.
+    tables: Mutex<HashSet<u64>>,
+}
+
+/// What is done to a range's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// Its clusters are zeros, and keep their places.
+    Zero,
+    /// Its clusters are zeros, and have no places.
+    Free,
+    /// As [`Change::Free`], of what is whole clusters; the rest stays.
+    Discard,
 }
 
 impl std::fmt::Debug for Qcow2Disk {
@@ -170,6 +185,7 @@ impl Qcow2Disk {
             places: RwLock::new(()),
             freed: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            tables: Mutex::default(),
         })
     }
 
@@ -213,15 +229,17 @@ impl Qcow2Disk {
         Ok(())
     }
 
-    /// Writes from byte `done` of `buffers` on; returns how many bytes.
-    fn write_some(&self, buffers: &[IoMemory<'_>], offset: u64, done: u64) -> io::Result<u64> {
+    /// Writes `left` bytes from byte `done` of `buffers` on, or fewer; returns
+    /// how many. All of them are mapped in one way, as `unmixed` tells.
+    fn write_some(
+        &self,
+        buffers: &[IoMemory<'_>],
+        offset: u64,
+        done: u64,
+        left: u64,
+    ) -> io::Result<u64> {
         let len = total(buffers);
-        let (at, left) = (offset + done, len - done);
-        // A compressed cluster becomes free when it is written to.
-        let (before, covered) = self.image.get_shallow_mapping(at, left)?;
-        let compressed = matches!(before, ShallowMapping::Special { .. });
-        let left = if compressed { left.min(covered) } else { left };
-        let mapping = self.image.prepare_data_mapping(at, left, true)?;
+        let mapping = self.image.prepare_data_mapping(offset + done, left, true)?;
         let count = mapping.length().min(left);
         if count == 0 {
             return Err(io::ErrorKind::WriteZero.into());
@@ -234,9 +252,6 @@ impl Qcow2Disk {
             file.write_data(&part(buffers, done, count), place, new)?;
         }
         self.image.commit_data_mapping(mapping)?;
-        if compressed {
-            self.freed.fetch_add(1, Ordering::SeqCst);
-        }
         Ok(count)
     }
 
@@ -244,17 +259,34 @@ impl Qcow2Disk {
         let len = total(buffers);
         let mut done = 0;
         while done < len {
-            let _places = self.settled_places()?;
-            done += self.write_some(buffers, offset, done)?;
+            let places = self.settled(RwLock::read)?;
+            let (compressed, left) = self.unmixed(offset + done, len - done)?;
+            if !compressed {
+                done += self.write_some(buffers, offset, done, left)?;
+                continue;
+            }
+            drop(places);
+            // A compressed cluster becomes free when it is written to.
+            let _alone = self.settled(RwLock::write)?;
+            let (_, left) = self.unmixed(offset + done, len - done)?;
+            self.freed.fetch_add(1, Ordering::SeqCst);
+            done += self.write_some(buffers, offset, done, left)?;
         }
         Ok(())
     }
 
-    /// Keeps the places of data as they are, once the release of clusters is
-    /// lasting: new data can come into them.
-    fn settled_places(&self) -> io::Result<RwLockReadGuard<'_, ()>> {
+    /// How many bytes are mapped as the first one is, and whether compressed.
+    fn unmixed(&self, offset: u64, len: u64) -> io::Result<(bool, u64)> {
+        let (mapping, count) = self.image.get_shallow_mapping(offset, len)?;
+        let compressed = matches!(mapping, ShallowMapping::Special { .. });
+        Ok((compressed, if count == 0 { len } else { count.min(len) }))
+    }
+
+    /// Locks the places of data once the release of clusters is lasting: new
+    /// data, and tables, can come into them.
+    fn settled<'a, G>(&'a self, lock: impl Fn(&'a RwLock<()>) -> LockResult<G>) -> io::Result<G> {
         loop {
-            let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+            let places = lock(&self.places).unwrap_or_else(PoisonError::into_inner);
             if self.freed.load(Ordering::SeqCst) == self.settled.load(Ordering::SeqCst) {
                 return Ok(places);
             }
@@ -303,40 +335,106 @@ impl Qcow2Disk {
         Ok(())
     }
 
-    fn release(&self, offset: u64, len: u64, zero: bool) -> io::Result<()> {
+    /// Discards, after which the data are zeros or what they were.
+    fn release(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.has_zeroes {
+            return self.change_tables(offset, len, Change::Discard);
+        }
+        // The clusters stay, as holes.
         let _alone = self.places.write().unwrap_or_else(PoisonError::into_inner);
-        if zero && !self.has_zeroes {
-            return self.write_zeros_by_hand(offset, len);
-        }
-        self.punch(offset, len)?;
-        if !self.has_zeroes {
-            // The clusters stay, as holes.
-            return Ok(());
-        }
-        self.freed.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: nobody holds a place in the file, as `places` is locked.
-        unsafe {
-            if zero {
-                self.image.discard_to_zero_unsafe(offset, len)
-            } else {
-                self.image.discard_to_any_unsafe(offset, len)
-            }
-        }
+        self.punch(offset, len)
     }
 
-    fn write_zeros_by_hand(&self, offset: u64, len: u64) -> io::Result<()> {
+    /// Makes zeros: of clusters by their tables, of parts of clusters as data,
+    /// which the library would write into clusters that it has just freed.
+    fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let cluster = 1u64 << self.cluster_bits;
+        let end = offset + len;
+        let first = offset.next_multiple_of(cluster).min(end);
+        let last = match end == self.size() {
+            // What is behind the end of the disk is nobody's.
+            true => end,
+            false => end - end % cluster,
+        };
+        if !self.has_zeroes || first >= last {
+            return self.write_zeros(offset, len);
+        }
+        self.write_zeros(offset, first - offset)?;
+        self.write_zeros(last, end - last)?;
+        let change = if unmap { Change::Free } else { Change::Zero };
+        self.change_tables(first, last - first, change)
+    }
+
+    /// Changes what a range's tables say. What they free is not used for a
+    /// table that they do not have yet.
+    fn change_tables(&self, offset: u64, len: u64, change: Change) -> io::Result<()> {
+        // Of 8 bytes for each cluster (qcow2.txt, "L2 table entry").
+        let reach = 1u64 << (2 * self.cluster_bits - 3);
+        let mut done = 0;
+        while done < len {
+            let at = offset + done;
+            let table = at / reach;
+            let count = (len - done).min(reach - at % reach);
+            let known = lock_tables(&self.tables).contains(&table);
+            let _alone = match known {
+                true => self.places.write().unwrap_or_else(PoisonError::into_inner),
+                false => self.settled(RwLock::write)?,
+            };
+            if change != Change::Zero {
+                self.punch(at, count)?;
+            }
+            if change != Change::Zero || self.has_compressed(at, count)? {
+                self.freed.fetch_add(1, Ordering::SeqCst);
+            }
+            match change {
+                Change::Zero => self.image.write_zeroes(at, count)?,
+                // SAFETY: nobody holds a place in the file, as `places` is
+                // locked for writing.
+                Change::Free => unsafe { self.image.discard_to_zero_unsafe(at, count)? },
+                // SAFETY: as above.
+                Change::Discard => unsafe { self.image.discard_to_any_unsafe(at, count)? },
+            }
+            lock_tables(&self.tables).insert(table);
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn has_compressed(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let mut done = 0;
+        while done < len {
+            let (compressed, count) = self.unmixed(offset + done, len - done)?;
+            if compressed {
+                return Ok(true);
+            }
+            done += count;
+        }
+        Ok(false)
+    }
+
+    /// Writes zeros where there are others.
+    fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
         let zeros = vec![0; ZEROS.min(len) as usize];
         let mut done = 0;
         while done < len {
-            let count = (len - done).min(ZEROS);
-            let piece = zeros.get(..count as usize).unwrap_or_default();
-            done += self.write_some(&[IoMemory::of_shared(piece)], offset + done, 0)?;
+            let (is_zero, count) = {
+                let _places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+                let (mapping, count) = self.image.get_mapping(offset + done, len - done)?;
+                (matches!(mapping, Mapping::Zero { .. }), count)
+            };
+            let mut count = count.clamp(1, len - done);
+            if !is_zero {
+                count = count.min(ZEROS);
+                let piece = zeros.get(..count as usize).unwrap_or_default();
+                self.write(&[IoMemory::of_shared(piece)], offset + done)?;
+            }
+            done += count;
         }
         Ok(())
     }
 
     fn grow(&self, size: u64) -> io::Result<()> {
-        let mut alone = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let mut alone = self.settled(RwLock::write)?;
         // What a longer backing file has there is not the guest's.
         let mode = if self.below > self.size() {
             PreallocateMode::Zero
@@ -356,6 +454,10 @@ impl Drop for Qcow2Disk {
             let _ = self.sync();
         }
     }
+}
+
+fn lock_tables(tables: &Mutex<HashSet<u64>>) -> MutexGuard<'_, HashSet<u64>> {
+    tables.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error of the library's or the host's with what was attempted.
@@ -420,22 +522,14 @@ impl Disk for Qcow2Disk {
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_change(offset, len)?;
-        self.release(offset, len, false)
+        self.release(offset, len)
             .map_err(failed("discard", offset, len))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
         self.check_change(offset, len)?;
-        let done = if unmap {
-            self.release(offset, len, true)
-        } else {
-            let _alone = self.places.write().unwrap_or_else(PoisonError::into_inner);
-            match self.has_zeroes {
-                true => self.image.write_zeroes(offset, len),
-                false => self.write_zeros_by_hand(offset, len),
-            }
-        };
-        done.map_err(failed("write zeros to", offset, len))
+        self.zero(offset, len, unmap)
+            .map_err(failed("write zeros to", offset, len))
     }
 }
 

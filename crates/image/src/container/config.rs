@@ -91,10 +91,11 @@ impl ContainerConfig {
         Ok(config)
     }
 
-    /// Of a system, whose init needs no word of anybody's.
+    /// Of a system, whose init needs no word of anybody's. Another command
+    /// takes its place.
     pub fn system() -> ContainerConfig {
         ContainerConfig {
-            entrypoint: vec!["/sbin/init".to_owned()],
+            cmd: vec!["/sbin/init".to_owned()],
             working_dir: "/".to_owned(),
             // What systemd takes as the wish to power off (systemd(1), Signals).
             stop_signal: Some("SIGRTMIN+3".to_owned()),

@@ -139,11 +139,6 @@ pub fn own_volumes(container: &ContainerSpec, directory: &Path) -> Result<(), Fa
 pub fn container(options: &ContainerOptions, image: &Image) -> Result<ContainerSpec, Fault> {
     let from = &image.image;
     let config = &from.config;
-    let role = match from.role {
-        Role::Application => ContainerRole::Application,
-        Role::System => ContainerRole::System,
-    };
-    let system = role == ContainerRole::System;
     let program = &options.program;
     let entrypoint = program.entrypoint.as_ref().map(|one| match one.as_str() {
         "" => Vec::new(),
@@ -156,7 +151,12 @@ pub fn container(options: &ContainerOptions, image: &Image) -> Result<ContainerS
             image.reference
         )));
     }
-    let stop_signal = match (program.stop_signal, &config.stop_signal) {
+    // Another command than a system's init is a program as any other, which does
+    // not know of the init's signals.
+    let system = from.role == Role::System;
+    let boots = system && command.first() == config.command(None, &[]).first();
+    let image_signal = config.stop_signal.as_ref().filter(|_| boots || !system);
+    let stop_signal = match (program.stop_signal, image_signal) {
         (Some(signal), _) => Some(signal),
         (None, Some(name)) => Some(parse_signal(name).map_err(|_| {
             Fault::failed(format!(
@@ -187,7 +187,11 @@ pub fn container(options: &ContainerOptions, image: &Image) -> Result<ContainerS
     }
     Ok(ContainerSpec {
         name: String::new(),
-        role,
+        role: if boots {
+            ContainerRole::System
+        } else {
+            ContainerRole::Application
+        },
         lowers: from.lowers.clone(),
         read_only: options.files.read_only,
         ids: None,
@@ -198,8 +202,8 @@ pub fn container(options: &ContainerOptions, image: &Image) -> Result<ContainerS
             .clone()
             .unwrap_or_else(|| config.working_dir.clone()),
         user: program.user.clone().unwrap_or_else(|| config.user.clone()),
-        tty: options.tty || system,
-        stdin: options.interactive || system,
+        tty: options.tty || boots,
+        stdin: options.interactive || boots,
         hostname: program.hostname.clone().unwrap_or_default(),
         volumes,
         tmpfs: options.files.tmpfs.clone(),
