@@ -60,17 +60,27 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Waits for its end. What there is to say meanwhile is given to `say`.
+    /// Waits for its end, after which it can be started anew, or is deleted if
+    /// it is ephemeral. What there is to say meanwhile is given to `say`.
     pub fn wait(mut self, mut say: impl FnMut(&str)) -> Result<Outcome, StartError> {
         loop {
             match self.receiver.wait::<Event>().map_err(wire)? {
-                Some((Event::Stopped(outcome), _)) => return Ok(outcome),
+                Some((Event::Stopped(outcome), _)) => {
+                    wait_for_monitor(&mut self.receiver);
+                    return Ok(outcome);
+                }
                 Some((Event::Log { text }, _)) => say(&text),
                 Some(_) => {}
                 None => return Err(StartError::Failed("its monitor died".to_owned())),
             }
         }
     }
+}
+
+/// A monitor that has told of the end for good lets the instance go and deletes
+/// it if it is ephemeral; then its connection ends.
+fn wait_for_monitor(receiver: &mut Receiver) {
+    while let Ok(Some(_)) = receiver.wait::<Event>() {}
 }
 
 fn wire(error: WireError) -> StartError {
@@ -142,6 +152,7 @@ impl Instances {
                 }
                 Some((Event::Log { text }, _)) => say(&text),
                 Some((Event::Stopped(outcome), _)) => {
+                    wait_for_monitor(&mut receiver);
                     return Err(match outcome {
                         Outcome::Invalid { message } => StartError::Invalid(message),
                         Outcome::Failed { message } => StartError::Failed(message),

@@ -110,6 +110,8 @@ pub struct Keeper<P> {
     signals: SignalFd,
     /// Whoever started it, until it runs or they are gone.
     starter: Option<(Sender, Receiver)>,
+    /// A starter that was told of the end for good.
+    parted: Option<(Sender, Receiver)>,
     pub(super) clients: Clients,
     pub(super) log: Log,
     /// What has happened and is not dealt with.
@@ -136,6 +138,7 @@ impl<P: Payload> Keeper<P> {
             lock: place.lock,
             signals: place.signals,
             starter: Some((sender, receiver)),
+            parted: None,
             clients: place.clients,
             inputs: VecDeque::from([Input::Command(Command::Start)]),
             status: Status {
@@ -249,7 +252,9 @@ impl<P: Payload> Keeper<P> {
             let _ = sender.flush();
         }
         if ended || !self.own.keeps_starter() {
-            self.starter = None;
+            let starter = self.starter.take();
+            // Its connection ends when all is over.
+            self.parted = starter.filter(|_| !phase.is_live());
         }
     }
 
@@ -408,6 +413,7 @@ impl<P: Payload> Keeper<P> {
             drop(self.lock);
         }
         self.clients.disconnect();
+        self.parted = None;
         for console in self.own.consoles() {
             console.finish(end);
         }
