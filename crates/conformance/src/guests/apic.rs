@@ -56,7 +56,7 @@ pub(super) const READY: u8 = 0x10;
 pub(super) fn until_ready(m: &Machine, n: usize) {
     let mut seen = 0;
     // The machine gives up a guest that hangs before.
-    let until = Instant::now() + Duration::from_secs(300);
+    let until = Instant::now() + Duration::from_secs(900);
     while Instant::now() < until {
         seen += m.io.take().len();
         if seen >= n {

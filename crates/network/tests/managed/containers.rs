@@ -200,7 +200,11 @@ fn a_container_sends_as_nobody_else() {
         let prefix = if own.is_ipv4() { 24 } else { 64 };
         run("evil", &format!("ip addr flush dev eth0 to {own}"));
         run("evil", &format!("ip addr add {other}/{prefix} dev eth0"));
-        assert!(evil.kept_from(at(to, 80)), "{other}");
+        // It may be seen with what is its own all the same: an address is used
+        // only when a worker of the kernel's, which may be late, has seen to it.
+        let seen = within("evil", move || ask_once(at(to, 80)));
+        let own = seen.as_deref().is_none_or(|seen| seen.starts_with("fe80:"));
+        assert!(own, "{other}: {seen:?}");
         run("evil", &format!("ip addr flush dev eth0 to {other}"));
         run("evil", &format!("ip addr add {own}/{prefix} dev eth0"));
         assert!(evil.connect(at(to, 80)).is_some(), "{own}");
@@ -322,7 +326,10 @@ fn what_is_too_much_waits() {
     run("one", "tc qdisc del dev eth0 root");
     let time = transfer(&one, &two) + transfer(&one, &two);
     let most = RATE as f64 * (2.5 + time);
-    assert!(2.0 * SENT as f64 <= most, "out, by a trick: all in {time} s");
+    assert!(
+        2.0 * SENT as f64 <= most,
+        "out, by a trick: all in {time} s"
+    );
     one.change(&networks, &limited(None, None)).unwrap();
     unlimited(&one, &two, "out");
 }
