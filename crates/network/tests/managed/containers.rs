@@ -203,8 +203,8 @@ fn a_container_sends_as_nobody_else() {
         // It may be seen with what is its own all the same: an address is used
         // only when a worker of the kernel's, which may be late, has seen to it.
         let seen = within("evil", move || ask_once(at(to, 80)));
-        let own = seen.as_deref().is_none_or(|seen| seen.starts_with("fe80:"));
-        assert!(own, "{other}: {seen:?}");
+        let harmless = seen.as_deref().is_none_or(|seen| seen.starts_with("fe80:"));
+        assert!(harmless, "{other}: {seen:?}");
         run("evil", &format!("ip addr flush dev eth0 to {other}"));
         run("evil", &format!("ip addr add {own}/{prefix} dev eth0"));
         assert!(evil.connect(at(to, 80)).is_some(), "{own}");
