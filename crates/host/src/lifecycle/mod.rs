@@ -56,7 +56,7 @@ use croft_api::{Outcome, Phase, RestartPolicy};
 use thiserror::Error;
 
 /// How long a payload may take to end when the plug is pulled.
-pub const GRACE: Duration = Duration::from_secs(10);
+pub const GRACE: Duration = Duration::from_secs(5);
 /// First time to wait before a restart.
 pub const BACKOFF: Duration = Duration::from_secs(1);
 /// Longest time to wait before a restart.
