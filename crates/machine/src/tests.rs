@@ -396,6 +396,17 @@ fn bad_configurations_are_named() {
     assert!(text.starts_with("--append: "), "{text}");
 }
 
+/// A failed assertion must not leave the machine running for ever.
+pub struct EndWhenPanicking(pub MachineHandle);
+
+impl Drop for EndWhenPanicking {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.0.stop();
+        }
+    }
+}
+
 /// A machine whose disks fail when a test says so.
 struct Failing<'a> {
     handle: MachineHandle,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::registers::{from_gdb, to_gdb};
 use super::*;
 use crate::testing::{Act, FakeEngine};
-use crate::tests::{Sink, config};
+use crate::tests::{EndWhenPanicking, Sink, config};
 use crate::{Machine, MachineConfig, MachineHandle};
 use croft_engine::CpuState;
 
@@ -69,17 +69,6 @@ fn expand(text: &str) -> String {
         }
     }
     String::from_utf8(out).unwrap()
-}
-
-/// A failed assertion must not leave the machine running for ever.
-struct EndWhenPanicking(MachineHandle);
-
-impl Drop for EndWhenPanicking {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let _ = self.0.stop();
-        }
-    }
 }
 
 /// Runs a machine of two vCPUs that count, with `debug` as its debugger.
