@@ -17,7 +17,7 @@ use super::{Host, Program, command, hello, is_news, link};
 use crate::NetworkError;
 
 /// How long it may take until it answers; it takes some milliseconds.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of what it says before it ends.
 const SAID_MAX: u64 = 16 << 10;
 
