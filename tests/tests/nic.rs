@@ -40,8 +40,8 @@ impl Gate {
             let mut first = vec![0; BEFORE];
             stream.read_exact(&mut first).expect("what is sent");
             reach.send(()).expect("a test");
-            if opened.recv().is_ok() && stream.write_all(&first).is_ok() {
-                echo(stream);
+            if opened.recv().is_ok() {
+                echo(stream, first);
             }
         });
         Gate { reached, open }
@@ -59,19 +59,30 @@ fn network() {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let stream = stream.expect("a connection");
-            thread::spawn(move || echo(stream));
+            thread::spawn(move || echo(stream, Vec::new()));
         }
     });
 }
 
-fn echo(mut stream: TcpStream) {
+/// Sends back what comes, behind `first`. It reads on while it cannot write: a
+/// guest's `nc` that cannot write does not read either.
+fn echo(mut stream: TcpStream, first: Vec<u8>) {
+    let mut back = stream.try_clone().expect("a descriptor");
+    let (give, pieces) = channel::<Vec<u8>>();
+    thread::spawn(move || {
+        for piece in std::iter::once(first).chain(pieces) {
+            if back.write_all(&piece).is_err() {
+                return;
+            }
+        }
+        let _ = back.shutdown(Shutdown::Write);
+    });
     let mut bytes = vec![0; 64 << 10];
     while let Ok(count @ 1..) = stream.read(&mut bytes) {
-        if stream.write_all(&bytes[..count]).is_err() {
+        if give.send(bytes[..count].to_vec()).is_err() {
             return;
         }
     }
-    let _ = stream.shutdown(Shutdown::Write);
 }
 
 /// A machine on the bridge with so many processors, and pairs of queues.
