@@ -47,7 +47,7 @@ impl Session {
         let before = tcgetattr(&line).unwrap();
         let side = || Stdio::from(line.try_clone().unwrap());
         let command = format!(
-            "./croft run --kernel kernel --name {} --append {script}; echo \"code=$?\"; sleep 60",
+            "./croft run --kernel kernel --name {} --append {script}; echo \"code=$?\"; sleep 1000",
             stage.name
         );
         let shell = Command::new("setsid")
