@@ -117,7 +117,7 @@ fn debug(
         }
         let stream = TcpStream::connect(address).unwrap();
         stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
+            .set_read_timeout(Some(Duration::from_secs(120)))
             .unwrap();
         debug(Debugger(stream), handle, count);
     });

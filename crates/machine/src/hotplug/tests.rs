@@ -20,7 +20,7 @@ use crate::testing::{Act, Cpu, FakeEngine};
 use crate::tests::{Sink, config, machine};
 use crate::{Machine, MachineConfig, MachineHandle, Outcome, SaveError, State};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Where the guest has the rings of its queues, a page for each slot.
 const RINGS: u64 = 0x40_0000;
 
