@@ -12,6 +12,7 @@ macro_rules! guests {
     };
 }
 
+mod accesses;
 mod apic;
 mod chips;
 mod code;
@@ -49,6 +50,7 @@ pub fn all() -> impl Iterator<Item = &'static Guest> {
         seam::GUESTS,
         modes::GUESTS,
         segments::GUESTS,
+        accesses::GUESTS,
         strings::GUESTS,
         features::GUESTS,
     ]

@@ -3,7 +3,7 @@
 use super::Exit;
 use super::asm::reg::*;
 use super::asm::{Fixup, cc};
-use super::emit::{Emit, Emitted, FlagState, MOV_LOAD};
+use super::emit::{Check, Emit, Emitted, FlagState, MOV_LOAD};
 use crate::op::Op;
 use crate::tlb::AccessMode;
 
@@ -11,10 +11,7 @@ use crate::tlb::AccessMode;
 pub enum Cold {
     /// A check failed.
     Miss {
-        jumps: Vec<Fixup>,
-        retry: usize,
-        tag: i32,
-        refill: usize,
+        check: Check,
         op: *const Op,
         resume: usize,
     },
@@ -83,6 +80,9 @@ impl Emit<'_> {
             next += 1;
         }
         self.asm.go_on_at(cold);
+        for group in std::mem::take(&mut self.groups) {
+            self.one_by_one(group);
+        }
         let mut exits = std::mem::take(&mut self.exits).into_boxed_slice();
         let cold = std::mem::take(&mut self.cold);
         for cold in cold {
@@ -97,21 +97,8 @@ impl Emit<'_> {
 
     fn emit_cold(&mut self, cold: Cold, exits: &mut [Exit]) {
         match cold {
-            Cold::Miss {
-                jumps,
-                retry,
-                tag,
-                refill,
-                op,
-                resume,
-            } => {
-                for jump in jumps {
-                    self.asm.fix_here(jump);
-                }
-                self.asm.entry(true, &[0x03], R10, tag);
-                self.asm.call_abs(refill);
-                let again = self.asm.jcc(cc::AE);
-                self.asm.fix(again, retry);
+            Cold::Miss { check, op, resume } => {
+                self.refill(check);
                 self.interpreted(op, resume);
             }
             Cold::Interpret { jump, op, resume } => {
@@ -149,6 +136,26 @@ impl Emit<'_> {
         }
     }
 
+    /// Makes the host's flags the guest's, which stay in RAX too.
+    pub(super) fn both_flags(&mut self) {
+        self.asm.mov(R10, RAX);
+        self.restore();
+        self.asm.mov(RAX, R10);
+        self.flags = FlagState::Both;
+    }
+
+    /// Where `check` failed: tries to refill its entry, and again. Goes on
+    /// behind if that is of no use.
+    pub(super) fn refill(&mut self, check: Check) {
+        for jump in check.jumps {
+            self.asm.fix_here(jump);
+        }
+        self.asm.entry(true, &[0x03], R10, check.tag);
+        self.asm.call_abs(check.refill);
+        let again = self.asm.jcc(cc::AE);
+        self.asm.fix(again, check.retry);
+    }
+
     /// Lets the interpreter do an instruction, and goes on behind it with
     /// the flags both in RAX and in the host's.
     fn interpreted(&mut self, op: *const Op, resume: usize) {
@@ -159,9 +166,7 @@ impl Emit<'_> {
             self.asm.raw(&[0x0F, 0x0B]); // ud2
             return;
         }
-        self.asm.mov(R10, RAX);
-        self.restore();
-        self.asm.mov(RAX, R10);
+        self.both_flags();
         self.asm.jmp_to(resume);
     }
 }

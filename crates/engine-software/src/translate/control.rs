@@ -67,14 +67,7 @@ impl Emit<'_> {
                 self.free_flags();
                 self.asm.mov(R10, GUEST_RSP);
                 self.check(op, Access::READ8);
-                self.asm.rm(true, &[0x8B], R10, R10, 0);
-                let drop = if insn.op_count() == 0 {
-                    0
-                } else {
-                    i32::from(insn.immediate16())
-                };
-                self.add_rsp(8 + drop);
-                self.leave_to_r10(op, i64::from(8 + drop), self.options.mode);
+                self.returns(guest, 0, 0);
                 false
             }
         }
@@ -102,9 +95,26 @@ impl Emit<'_> {
     fn push_return(&mut self, guest: &Guest<'_>) {
         self.asm.rm(true, &[0x8D], R10, GUEST_RSP, -8);
         self.check(guest.op_pointer(), Access::WRITE8);
+        self.pushed_return(guest, 0);
+        self.add_rsp(-8);
+    }
+
+    /// Stores that address so many bytes `behind` the pointer in R10.
+    pub(super) fn pushed_return(&mut self, guest: &Guest<'_>, behind: i32) {
         self.asm.state(true, &[0x8B], R11, hot::PAGE);
         self.asm.rm(true, &[0x8D], R11, R11, guest.next() as i32);
-        self.asm.rm(true, &[0x89], R11, R10, 0);
-        self.add_rsp(-8);
+        self.asm.rm(true, &[0x89], R11, R10, behind);
+    }
+
+    /// Leaves for the address that stands so many bytes `behind` the pointer
+    /// in R10; RSP is yet to be moved by `before` the return. Flags are free.
+    pub(super) fn returns(&mut self, guest: &Guest<'_>, behind: i32, before: i32) {
+        self.asm.rm(true, &[0x8B], R10, R10, behind);
+        let drop = match guest.insn.op_count() {
+            0 => 8,
+            _ => 8 + i32::from(guest.insn.immediate16()),
+        };
+        self.add_rsp(before + drop);
+        self.leave_to_r10(guest.op_pointer(), i64::from(drop), self.options.mode);
     }
 }

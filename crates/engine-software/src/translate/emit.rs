@@ -42,6 +42,7 @@ use super::asm::reg::*;
 use super::asm::{Asm, Fixup, cc};
 use super::classify::{Access, Class};
 use super::cold::{Cold, NOWHERE};
+use super::group::Group;
 use super::hot;
 use super::liveness::Flags;
 use super::planted::{PlantedCode, planted_code};
@@ -98,6 +99,8 @@ pub struct Emit<'a> {
     /// Vector registers known to be loaded.
     pub(super) vector: u8,
     pub(super) cold: Vec<Cold>,
+    /// Accesses that share a check.
+    pub(super) groups: Vec<Group<'a>>,
     pub(super) exits: Vec<Exit>,
     /// Guest-physical address of the page.
     pub(super) page: u64,
@@ -106,6 +109,18 @@ pub struct Emit<'a> {
     /// Instructions before the one being translated, and in all.
     pub(super) done: u32,
     pub(super) count: u32,
+}
+
+/// A check that was emitted.
+pub struct Check {
+    /// Where it fails.
+    pub jumps: Vec<Fixup>,
+    /// Where it begins, with the linear address in R10.
+    pub retry: usize,
+    /// Offset in the vCPU of its table's tags.
+    pub tag: i32,
+    /// The routine that refills that table.
+    pub refill: usize,
 }
 
 /// One guest instruction.
@@ -162,6 +177,7 @@ impl<'a> Emit<'a> {
             flags: FlagState::Saved,
             vector: 0,
             cold: Vec::new(),
+            groups: Vec::new(),
             exits: Vec::new(),
             page,
             start,
@@ -306,17 +322,27 @@ impl<'a> Emit<'a> {
     /// Turns the linear address in R10 into a host address, behind a check.
     /// Flags must be free.
     pub(super) fn check(&mut self, op: *const Op, access: Access) {
+        let size = u16::from(access.size);
+        let check = self.checked(size, access.write, access.align, 1);
+        self.cold.push(Cold::Miss {
+            check,
+            op,
+            resume: 0,
+        });
+    }
+
+    /// The same for `size` bytes, which so many `accesses` are to. Who fails
+    /// has to be dealt with.
+    pub(super) fn checked(&mut self, size: u16, write: bool, align: u8, accesses: i8) -> Check {
         debug_assert!(self.flags == FlagState::Saved);
         let planted = planted_code();
-        let entries = if access.write && planted != PlantedCode::Table {
+        let entries = if write && planted != PlantedCode::Table {
             offset_of!(Mode, write)
         } else {
             offset_of!(Mode, read)
         };
         let tag = mode_table(self.options.mode) + entries as i32;
-        if self.options.count {
-            self.asm.state(true, &[0xFF], 0, hot::CHECKS); // inc
-        }
+        self.add_checks(accesses);
         let retry = self.asm.here();
         if self.options.bmi2 {
             // rorx r11, r10, 12 - shift
@@ -333,7 +359,7 @@ impl<'a> Emit<'a> {
         self.asm.entry(true, &[0x2B], R10, tag);
         let size = match planted {
             PlantedCode::Size => 1,
-            _ => access.size,
+            _ => size,
         };
         let last = 4096 - i32::from(size);
         self.asm.rr_imm32(true, 0x81, 7, R10, last);
@@ -341,24 +367,28 @@ impl<'a> Emit<'a> {
         if planted != PlantedCode::NoJump {
             jumps.push(self.asm.jcc(cc::A));
         }
-        if access.align != 0 {
+        if align != 0 {
             // test r10b, align
-            self.asm.raw(&[0x41, 0xF6, 0xC2, access.align]);
+            self.asm.raw(&[0x41, 0xF6, 0xC2, align]);
             jumps.push(self.asm.jcc(cc::NE));
         }
         self.asm.entry(true, &[0x03], R10, tag + 8);
         if planted == PlantedCode::Pointer {
             self.asm.rx(true, LEA, R10, (R10, RCX, 0), 0);
         }
-        let refill = self.thunks.refill[self.options.mode as usize][usize::from(access.write)];
-        self.cold.push(Cold::Miss {
+        Check {
             jumps,
             retry,
             tag,
-            refill,
-            op,
-            resume: 0,
-        });
+            refill: self.thunks.refill[self.options.mode as usize][usize::from(write)],
+        }
+    }
+
+    /// Counts checked accesses. Flags must be free.
+    pub(super) fn add_checks(&mut self, count: i8) {
+        if self.options.count {
+            self.asm.state_imm8(true, 0x83, 0, hot::CHECKS, count);
+        }
     }
 
     /// Calls the interpreter for one op. Flags are saved and in RAX after.
@@ -400,7 +430,7 @@ impl<'a> Emit<'a> {
                 vector,
                 accumulator,
             } => {
-                if !self.plain(guest, memory, vector, accumulator) {
+                if !self.plain(guest, memory, vector, accumulator, None) {
                     self.interpret(guest.op_pointer());
                 }
                 true

@@ -28,6 +28,7 @@ mod classify;
 mod cold;
 mod control;
 mod emit;
+mod group;
 mod hot;
 mod leave;
 mod liveness;

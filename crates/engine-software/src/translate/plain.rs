@@ -26,6 +26,15 @@ impl Emit<'_> {
         if insn.memory_segment() == Register::FS || insn.memory_segment() == Register::GS {
             return false;
         }
+        if let Some((to, base, index, disp)) = direct_lea(insn) {
+            let wide = insn.op0_register().size() == 8;
+            let scale = insn.memory_index_scale().trailing_zeros() as u8;
+            match index {
+                None => self.asm.rm(wide, LEA, to, base, disp),
+                Some(index) => self.asm.rx(wide, LEA, to, (base, index, scale), disp),
+            }
+            return true;
+        }
         if !self.address(&stripped) {
             return false;
         }
@@ -36,13 +45,16 @@ impl Emit<'_> {
         true
     }
 
-    /// An instruction that the host runs, with other registers.
+    /// An instruction that the host runs, with other registers. If a pointer
+    /// was `checked`, it is in R10 and stays there, and the memory operand is
+    /// so many bytes behind it.
     pub(super) fn plain(
         &mut self,
         guest: &Guest<'_>,
         memory: Option<Access>,
         vector: u8,
         accumulator: bool,
+        checked: Option<i32>,
     ) -> bool {
         let insn = guest.insn;
         let mut host = *insn;
@@ -52,7 +64,7 @@ impl Emit<'_> {
         host.set_has_repne_prefix(false);
         // Operands in memory of the vCPU go through scratch registers: which.
         let mut scratch: [Option<(u8, u8, bool)>; 2] = [None, None];
-        let first = usize::from(memory.is_some());
+        let first = usize::from(memory.is_some() || checked.is_some());
         for n in 0..insn.op_count() {
             if insn.op_kind(n) != OpKind::Register || !insn.op_register(n).is_gpr() {
                 continue;
@@ -98,8 +110,13 @@ impl Emit<'_> {
             host.set_memory_base(Register::R10);
             host.set_memory_index(Register::None);
             host.set_memory_index_scale(1);
-            host.set_memory_displacement64(0);
-            host.set_memory_displ_size(0);
+            let behind = checked.unwrap_or(0);
+            host.set_memory_displacement64(i64::from(behind) as u64);
+            host.set_memory_displ_size(match i8::try_from(behind) {
+                Ok(0) => 0,
+                Ok(_) => 1,
+                Err(_) => 8,
+            });
         }
 
         if vector != 0 {
@@ -107,6 +124,7 @@ impl Emit<'_> {
             self.need_vectors(guest.op_pointer(), vector);
         }
         if let Some(access) = memory
+            && checked.is_none()
             && !self.operand(guest, access)
         {
             return false;
@@ -154,8 +172,9 @@ impl Emit<'_> {
                 return false;
             }
             let wide = register.size() == 8;
-            self.asm.rm(wide, MOV_LOAD, R11, R10, 0);
-            self.asm.rm(wide, MOV_STORE, number, R10, 0);
+            let behind = host.memory_displacement64() as i32;
+            self.asm.rm(wide, MOV_LOAD, R11, R10, behind);
+            self.asm.rm(wide, MOV_STORE, number, R10, behind);
             self.asm.rr(wide, MOV_LOAD, number, R11);
             return true;
         }
@@ -232,6 +251,24 @@ impl Emit<'_> {
         }
         true
     }
+}
+
+/// Destination, base, index, and displacement of a LEA, if all its registers
+/// are the host's too.
+pub(super) fn direct_lea(insn: &Instruction) -> Option<(u8, u8, Option<u8>, i32)> {
+    let host = |register| match place(gpr_number(register)?) {
+        Place::Host(host) => Some(host),
+        Place::Memory => None,
+    };
+    let whole = insn.memory_base().is_gpr64() && insn.segment_prefix() == Register::None;
+    let index = match insn.memory_index() {
+        Register::None => None,
+        register if register.is_gpr64() => Some(host(register)?),
+        _ => return None,
+    };
+    let disp = i32::try_from(insn.memory_displacement64() as i64).ok()?;
+    let (to, base) = (host(insn.op0_register())?, host(insn.memory_base())?);
+    whole.then_some((to, base, index, disp))
 }
 
 fn is_high(register: Register) -> bool {

@@ -421,18 +421,26 @@ impl Cpu {
             start,
             decoded.len(),
         );
-        let mut goes_on = true;
-        let mut next = start;
-        for (((insn, class), flags), op) in decoded.iter().zip(flags).zip(block.ops.iter()) {
-            let guest = Guest {
+        let with_flags = decoded.iter().zip(flags).zip(block.ops.iter());
+        let guests: Vec<_> = with_flags
+            .map(|(((insn, class), flags), op)| Guest {
                 insn,
                 class: *class,
                 flags,
                 op,
                 at: start + u64::from(op.off),
+            })
+            .collect();
+        let next = guests.last().map_or(start, Guest::next);
+        let mut goes_on = true;
+        let mut rest = &*guests;
+        while let Some(first) = rest.first() {
+            let grouped;
+            (goes_on, grouped) = match emit.group(rest) {
+                Some((goes_on, count)) => (goes_on, count),
+                None => (emit.guest(first), 1),
             };
-            next = guest.next();
-            goes_on = emit.guest(&guest);
+            rest = rest.get(grouped..).unwrap_or_default();
         }
         if goes_on {
             emit.fall_through(next);

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{OpKind, Register};
+use iced_x86::Register;
 
 use super::asm::cc;
 use super::asm::reg::*;
@@ -60,22 +60,27 @@ impl Emit<'_> {
     }
 
     fn push(&mut self, guest: &Guest<'_>) -> bool {
-        let insn = guest.insn;
         self.free_flags();
         self.asm.rm(true, &[0x8D], R10, GUEST_RSP, -8);
         self.check(guest.op_pointer(), Access::WRITE8);
-        if insn.op0_kind() == OpKind::Register {
-            let Some(n) = gpr_number(insn.op0_register()) else {
-                return false;
-            };
-            let from = self.get(n, R11);
-            self.asm.rm(true, &[0x89], from, R10, 0);
-        } else {
-            self.asm.rm(true, &[0xC7], 0, R10, 0);
-            self.asm.raw(&(insn.immediate(0) as u32).to_le_bytes());
-        }
+        self.pushed(guest, 0);
         self.add_rsp(-8);
         true
+    }
+
+    /// Stores what PUSH pushes, so many bytes `behind` the pointer in R10.
+    pub(super) fn pushed(&mut self, guest: &Guest<'_>, behind: i32) {
+        match gpr_number(guest.insn.op0_register()) {
+            Some(n) => {
+                let from = self.get(n, R11);
+                self.asm.rm(true, &[0x89], from, R10, behind);
+            }
+            None => {
+                self.asm.rm(true, &[0xC7], 0, R10, behind);
+                let value = guest.insn.immediate(0) as u32;
+                self.asm.raw(&value.to_le_bytes());
+            }
+        }
     }
 
     fn push_memory(&mut self, guest: &Guest<'_>) -> bool {
@@ -99,17 +104,23 @@ impl Emit<'_> {
         self.free_flags();
         self.asm.mov(R10, GUEST_RSP);
         self.check(guest.op_pointer(), Access::READ8);
-        match place(n) {
-            Place::Host(host) => self.asm.rm(true, &[0x8B], host, R10, 0),
-            Place::Memory => {
-                self.asm.rm(true, &[0x8B], R11, R10, 0);
-                self.put(n, R11);
-            }
-        }
+        self.popped(n, 0);
         if guest.insn.op0_register() != Register::RSP {
             self.add_rsp(8);
         }
         true
+    }
+
+    /// Loads guest register `n` from so many bytes `behind` the pointer in
+    /// R10.
+    pub(super) fn popped(&mut self, n: u8, behind: i32) {
+        match place(n) {
+            Place::Host(host) => self.asm.rm(true, &[0x8B], host, R10, behind),
+            Place::Memory => {
+                self.asm.rm(true, &[0x8B], R11, R10, behind);
+                self.put(n, R11);
+            }
+        }
     }
 
     fn leave_frame(&mut self, guest: &Guest<'_>) -> bool {

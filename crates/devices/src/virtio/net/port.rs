@@ -14,7 +14,9 @@ const EVENTS: usize = 8;
 pub struct Port {
     /// `None` when the host has no room for one more: nothing is heard then.
     poll: Option<Epoll>,
-    changes: EventSet,
+    /// Heard of a source that is at rest, and of the others.
+    resting: EventSet,
+    working: EventSet,
     backend: Option<Arc<Backend>>,
     /// Which sources are watched, and whether there may be something to do
     /// at them.
@@ -22,11 +24,23 @@ pub struct Port {
 }
 
 impl Port {
-    /// Hears of `changes`.
-    pub fn new(changes: EventSet) -> Self {
+    /// Hears of frames.
+    pub fn for_reading() -> Self {
+        let frames = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        Self::new(frames, frames)
+    }
+
+    /// Hears of room for frames, where there was none: a socket whose other end
+    /// reads would tell of room each time, and there nearly always is.
+    pub fn for_writing() -> Self {
+        Self::new(EventSet::OUT | EventSet::ONE_SHOT, EventSet::EDGE_TRIGGERED)
+    }
+
+    fn new(resting: EventSet, working: EventSet) -> Self {
         Port {
             poll: Epoll::new().ok(),
-            changes: changes | EventSet::EDGE_TRIGGERED,
+            resting,
+            working,
             backend: None,
             ready: Vec::new(),
         }
@@ -60,27 +74,28 @@ impl Port {
             return false;
         }
         for source in watched() {
-            self.watch(ControlOperation::Delete, source);
+            self.watch(ControlOperation::Delete, source, self.working);
         }
         self.backend = backend;
         // A descriptor that is ready now says so at once.
         for source in &wanted {
-            self.watch(ControlOperation::Add, *source);
+            self.watch(ControlOperation::Add, *source, self.working);
         }
         self.ready = wanted.into_iter().map(|source| (source, true)).collect();
         true
     }
 
-    fn watch(&self, operation: ControlOperation, source: usize) {
+    /// Whether it is heard of from now on.
+    fn watch(&self, operation: ControlOperation, source: usize, changes: EventSet) -> bool {
         let descriptor: Option<BorrowedFd<'_>> = self
             .backend
             .as_ref()
             .and_then(|backend| backend.descriptor(source));
-        if let (Some(poll), Some(descriptor)) = (&self.poll, descriptor) {
-            let event = EpollEvent::new(self.changes, source as u64);
-            // One that cannot be watched is served whenever the driver calls.
-            let _ = poll.ctl(operation, descriptor.as_raw_fd(), event);
-        }
+        let (Some(poll), Some(descriptor)) = (&self.poll, descriptor) else {
+            return false;
+        };
+        let event = EpollEvent::new(changes, source as u64);
+        poll.ctl(operation, descriptor.as_raw_fd(), event).is_ok()
     }
 
     /// Takes what was heard.
@@ -114,10 +129,17 @@ impl Port {
     /// Nothing can be done at the source at `place` until something is heard
     /// of it.
     pub fn rest(&mut self, place: usize) {
+        let Some(source) = self.source(place) else {
+            return;
+        };
+        // If it is not at rest any more that is heard at once.
+        let heard = self.poll.is_some()
+            && (self.resting == self.working
+                || self.watch(ControlOperation::Modify, source, self.resting));
         if let Some((_, ready)) = self.ready.get_mut(place) {
             // Where nothing is heard it is looked at whenever the driver
             // calls.
-            *ready = self.poll.is_none();
+            *ready = !heard;
         }
     }
 }

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use croft_memory::GuestRam;
 use croft_net::{Backend, HEADER_LEN, Header, Lost, complete};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
-use vmm_sys_util::epoll::EventSet;
 
 use super::config::{self, Features, QUEUE_SIZE};
 use super::filter::Filter;
@@ -68,7 +67,7 @@ impl Receive {
             hub,
             pair,
             features,
-            port: Port::new(EventSet::IN | EventSet::READ_HANG_UP),
+            port: Port::for_reading(),
             asked: None,
             buffers: Buffers::default(),
             scratch: Vec::new(),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use croft_net::{Backend, ETHERNET, FRAME_MAX, HEADER_LEN, Header, Sent};
-use vmm_sys_util::epoll::EventSet;
 
 use super::config::Features;
 use super::handle::Hub;
@@ -45,7 +44,7 @@ impl Transmit {
             hub,
             pair,
             features,
-            port: Port::new(EventSet::OUT),
+            port: Port::for_writing(),
             chain: Chain::default(),
             scratch: Vec::new(),
         }
