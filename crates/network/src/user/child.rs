@@ -13,7 +13,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use croft_api::net::{Mac, Publish};
 use thiserror::Error;
 
-use super::{Host, Program, command, hello, is_news, link};
+use super::{Host, Program, command, hello, is_news, link, spawn};
 use crate::NetworkError;
 
 /// How long it may take until it answers; it takes some milliseconds.
@@ -61,8 +61,8 @@ pub struct Passt {
     pub(super) child: Child,
     /// What it says; its end is passt's.
     stderr: ChildStderr,
-    /// The controlling terminal of one that would not end with this process.
-    _terminal: Option<OwnedFd>,
+    /// Its controlling terminal: it does not outlive this process.
+    terminal: Option<OwnedFd>,
 }
 
 impl Passt {
@@ -76,12 +76,17 @@ impl Passt {
         let failed = |error| StartError::Spawn(Program::Passt, error);
         let (ours, theirs) = link::pair().map_err(failed)?;
         let mut command = Command::new(program);
+        // It ends with its socket; unless it is in a loop that does not come
+        // back, which has been seen of Debian 12's.
+        let terminal = spawn::prepare(&mut command, None).ok();
+        if terminal.is_none() {
+            // Keys of our terminal are not for it.
+            command.process_group(0);
+        }
         command
             .args(command::passt(host, publish, mtu))
             .env_clear()
             .current_dir("/")
-            // Keys of a terminal are not for it.
-            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -91,7 +96,7 @@ impl Passt {
             }])
             .map_err(|error| failed(io::Error::other(error)))?;
         let child = command.spawn().map_err(failed)?;
-        Ok((Passt::new(Program::Passt, child, None)?, ours))
+        Ok((Passt::new(Program::Passt, child, terminal)?, ours))
     }
 
     pub(super) fn new(
@@ -103,7 +108,7 @@ impl Passt {
             Some(stderr) => Ok(Passt {
                 child,
                 stderr,
-                _terminal: terminal,
+                terminal,
             }),
             None => Err(StartError::Silent(program)),
         }
@@ -216,6 +221,14 @@ mod tests {
         drop(socket);
         assert!(is_gone(&mut passt));
         assert!(passt.reap().unwrap().success());
+    }
+
+    #[test]
+    fn it_ends_with_whoever_started_it() {
+        let Some(started) = start("") else { return };
+        let (mut passt, _socket) = started.unwrap();
+        drop(passt.terminal.take().expect("a terminal"));
+        assert!(is_gone(&mut passt));
     }
 
     #[test]

@@ -12,7 +12,9 @@
 //! ```
 //!
 //! passt ends when its socket does, and the other end of that is the vmm's
-//! alone: whichever process is killed, none is left.
+//! alone. It has a controlling terminal besides, the other end of which is the
+//! monitor's: should it no longer look at its socket, it is hung up. Whichever
+//! process is killed, none is left.
 //!
 //! A container's frames go to a tap in its network namespace, which stays when
 //! pasta does not, with its addresses and routes; all that pasta's end and its
@@ -24,9 +26,8 @@
 //!   namespace)              └ croft-monitor: starts, watches, has its terminal
 //! ```
 //!
-//! pasta has no socket that could end, and a signal for the death of its parent
-//! would not outlive its change of rights. So it has a controlling terminal,
-//! the other end of which is the monitor's: with that end it is hung up.
+//! pasta has no socket that could end, but a terminal as passt has. (A signal
+//! for the death of its parent would not outlive its change of rights.)
 //!
 //! # Addresses
 //!

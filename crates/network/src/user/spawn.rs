@@ -1,4 +1,4 @@
-//! What is done between a fork and the execution of pasta.
+//! What is done between a fork and the execution of passt or pasta.
 #![allow(unsafe_code)]
 
 use std::io;
