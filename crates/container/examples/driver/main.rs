@@ -3,12 +3,15 @@
 //! ```text
 //! driver run BUNDLE [--overlay DIR] [--group NAME] [--exec PROCESS.json]...
 //! driver inside WORD...
+//! driver aside
 //! ```
 //!
 //! `run` makes the container of a bundle, runs it and ends with its exit code;
 //! each `--exec` adds a program, whose exit codes are printed. `inside` is the
 //! container's program: its words are questions, and its output the answers.
+//! `aside` does work aside.
 
+mod aside;
 mod inside;
 mod run;
 
@@ -19,6 +22,10 @@ fn main() -> ExitCode {
     match words.split_first() {
         Some((word, rest)) if word == "run" => run::run(rest),
         Some((word, rest)) if word == "inside" => inside::answer(rest),
+        Some((word, _)) if word == "aside" => {
+            aside::check();
+            ExitCode::SUCCESS
+        }
         _ => ExitCode::from(2),
     }
 }
