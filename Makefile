@@ -36,7 +36,7 @@ test: ## Run all tests; fetches the kernels they boot
 	scripts/fetch-busybox
 	CARGO="$(CARGO)" PROFILE="$(PROFILE)" scripts/build-static
 	$(CARGO) build $(PROFILE) $(TESTS)
-	$(CARGO) test $(PROFILE) $(TESTS)
+	$(CARGO) test --no-fail-fast $(PROFILE) $(TESTS)
 	$(if $(filter --workspace,$(TESTS)),PROFILE="$(PROFILE)" SELECT="$(TESTS)" scripts/nested/test)
 
 test-kvm: ## Run the tests that need KVM, in a nested machine if there is none

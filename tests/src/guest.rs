@@ -18,7 +18,8 @@ pub const PROMPT: &str = "guest# ";
 pub enum Act {
     /// Print what it finds and power off.
     Report,
-    /// Compute for that many steps; see [`result`].
+    /// Compute for that many steps, and wait for a line of input before the
+    /// result; see [`result`].
     Compute(u32),
     /// Reboot.
     Reboot,
@@ -34,7 +35,7 @@ impl Act {
     pub fn command_line(self) -> String {
         let act = match self {
             Act::Report => "report".to_owned(),
-            Act::Compute(steps) => format!("compute steps={steps}"),
+            Act::Compute(steps) => format!("compute steps={steps} hold=1"),
             Act::Reboot => "reboot".to_owned(),
             Act::Shell => "shell".to_owned(),
             Act::Agent => "agent".to_owned(),
