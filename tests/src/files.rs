@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// One of Croft's programs, in the directory where this one was built.
 ///
@@ -17,6 +18,17 @@ pub fn program(name: &str) -> PathBuf {
         .map(|directory| directory.join(name))
         .find(|path| path.is_file())
         .unwrap_or_else(|| panic!("{name} is not built; `make test` and `make bench` build it"))
+}
+
+/// Copies a program that is to be run. Another process does it: a copy that
+/// this one writes is busy (ETXTBSY) as long as a child that another thread
+/// begins in that moment has not become its program.
+///
+/// # Panics
+/// When it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").args([from, to]).output().expect("cp");
+    assert!(copied.status.success(), "{copied:?}");
 }
 
 /// A stock Debian kernel.

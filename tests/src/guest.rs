@@ -40,7 +40,10 @@ impl Act {
             Act::Shell => "shell".to_owned(),
             Act::Agent => "agent".to_owned(),
         };
-        format!("console=ttyS0 quiet act={act}")
+        // A host that stands still for some seconds looks like a processor
+        // that hangs, which would be told on the console.
+        let patient = "rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60";
+        format!("console=ttyS0 quiet {patient} act={act}")
     }
 }
 

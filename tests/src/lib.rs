@@ -15,6 +15,7 @@ pub mod linux;
 pub mod modules;
 pub mod namespace;
 mod output;
+pub mod ports;
 pub mod processes;
 pub mod pty;
 pub mod sockets;
@@ -29,11 +30,13 @@ pub use instance::{Instance, succeed};
 pub use output::Output;
 pub use stage::{Ended, Machine, Saved, Stage};
 
-/// Nothing takes longer, on a busy machine either.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+/// Nothing takes longer, on a slow and busy machine either. It only ends what
+/// hangs: no test is about time.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How soon a machine that was ended is gone with all its traces.
-pub const END: Duration = Duration::from_secs(10);
+/// The same for what no guest has to work for, such as the end of a machine
+/// with all its traces.
+pub const END: Duration = Duration::from_secs(120);
 
 /// Waits for something to become true.
 ///

@@ -1,4 +1,6 @@
 //! A look at processes through `/proc`.
+//!
+//! What is looked at may end at any moment, unless it is a child of the test.
 
 use std::fs;
 use std::path::Path;
@@ -46,7 +48,7 @@ pub fn cpu_time(pid: Pid) -> Duration {
     Duration::from_millis(ticks * 1000 / clock_ticks_per_second())
 }
 
-/// A process and all of its descendants.
+/// A process and all of its descendants that have not ended meanwhile.
 pub fn tree(root: Pid) -> Vec<Pid> {
     let mut all = vec![root];
     let mut next = 0;
@@ -54,7 +56,8 @@ pub fn tree(root: Pid) -> Vec<Pid> {
         next += 1;
         // A process without other threads, or whose others start none.
         let id = pid.as_raw_nonzero();
-        let children = proc(pid, &format!("task/{id}/children"));
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        let children = children.unwrap_or_default();
         all.extend(
             children
                 .split_whitespace()

@@ -1,6 +1,8 @@
 //! A directory of its own for each test, and machines in it.
 
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -40,7 +42,9 @@ impl Stage {
     pub fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("croft-e2e-{}-{number}", std::process::id());
+        // A process has the same number as another in a namespace of its own.
+        let random = RandomState::new().build_hasher().finish();
+        let name = format!("croft-e2e-{}-{number}-{random:016x}", std::process::id());
         let stage = Stage { directory, name };
         fs::create_dir(stage.path("run")).expect("a directory");
         stage
@@ -133,7 +137,7 @@ impl Stage {
         fs::set_permissions(self.path("run"), fs::Permissions::from_mode(0o777))
             .expect("permissions");
         for program in PROGRAMS {
-            fs::copy(files::program(program), self.path(program)).expect("a copy");
+            files::copy_program(&files::program(program), &self.path(program));
         }
         if !rustix::process::geteuid().is_root() {
             return None;

@@ -28,13 +28,10 @@ pub const TRIPLE_FAULT: &[u8] = &[
     0, 0, 0, 0, 0, 0, // BASE + 14: no table
 ];
 
-/// Writes 0x10 to the debug-exit port (0xF4) and then halts.
-pub const DEBUG_EXIT: &[u8] = &[
+/// Writes 0x10 to the debug-exit port (0xF4); other code can follow.
+pub const TO_DEBUG_EXIT: &[u8] = &[
     0xB0, 0x10, // mov al, 0x10
     0xE6, 0xF4, // out 0xF4, al
-    0xFA, // cli
-    0xF4, // hlt
-    0xEB, 0xFD, // jmp to the hlt
 ];
 
 /// Writes "tiny\n" to the first serial port (0x3F8) and then halts.

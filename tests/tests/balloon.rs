@@ -1,14 +1,10 @@
 //! Memory that a stock kernel does not need goes back to the host.
 
-use std::time::Duration;
-
 use croft_tests::modules::{load, shell};
 use croft_tests::processes::resident;
-use croft_tests::{Stage, eventually};
+use croft_tests::{PATIENCE, Stage, eventually};
 
 const MIB: u64 = 1 << 20;
-/// Linux waits two seconds before it reports free memory.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
 fn freed_memory_goes_back() {

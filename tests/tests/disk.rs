@@ -163,8 +163,8 @@ fn a_running_machines_disk_is_its_own() {
     // hlt, and again should something wake it.
     let mut command = stage.tiny(&[0xF4, 0xEB, 0xFD]);
     command.args(["--disk", path(&image)]);
-    let machine = stage.start(command);
-    stage.wait_for("croft-vmm");
+    let mut machine = stage.start(command);
+    machine.stderr.wait_for("engine", END);
     let other = Stage::new();
     for way in ["", ",readonly"] {
         let disk = format!("{}{way}", path(&image));
@@ -187,10 +187,10 @@ fn a_running_machines_disk_is_its_own() {
     refused(&other, &["none"], &["no such file"]);
     let mut again = other.tiny(&[0xF4, 0xEB, 0xFD]);
     again.args(["--disk", path(&image)]);
-    let machine = other.start(again);
-    other.wait_for("croft-vmm");
+    let mut machine = other.start(again);
+    machine.stderr.wait_for("engine", END);
     machine.signal("croft", rustix::process::Signal::TERM);
-    machine.wait();
+    assert_eq!(machine.wait().code, Some(128 + 15));
 }
 
 /// A host that has no more room is an I/O error for the guest and a line for

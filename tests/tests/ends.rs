@@ -1,5 +1,6 @@
 //! How guests end that are no Linux, or not a sane one.
 
+use std::thread;
 use std::time::Duration;
 
 use croft_tests::{END, Ended, Stage, tiny};
@@ -29,16 +30,18 @@ fn a_triple_fault_is_reported_with_registers() {
 
 #[test]
 fn the_debug_exit_port_is_the_exit_code() {
-    let ended = run(tiny::DEBUG_EXIT, &["--test-devices"]);
+    let code = [tiny::TO_DEBUG_EXIT, tiny::HALT].concat();
+    let ended = run(&code, &["--test-devices"]);
     assert_eq!(ended.code, Some(0x10 * 2 + 1), "{ended:#?}");
 }
 
 #[test]
 fn without_test_devices_there_is_no_debug_exit_port() {
     let stage = Stage::new();
-    let machine = stage.start(stage.tiny(tiny::DEBUG_EXIT));
-    stage.wait_for("croft-vmm");
-    std::thread::sleep(Duration::from_secs(1));
+    // It writes there, goes on and says so.
+    let code = [tiny::TO_DEBUG_EXIT, tiny::HELLO].concat();
+    let mut machine = stage.start(stage.tiny(&code));
+    machine.stdout.wait_for("tiny\n", END);
     machine.signal("croft", Signal::TERM);
     let ended = machine.wait_at_most(END);
     assert_eq!(ended.code, Some(128 + 15), "{ended:#?}");
@@ -66,10 +69,10 @@ fn garbage_does_no_harm() {
         let stage = Stage::new();
         let mut machine = stage.start(stage.tiny(&code));
         machine.stderr.wait_for("engine", END);
-        std::thread::sleep(Duration::from_millis(300));
-        if !stage.processes().is_empty() {
-            let _ = rustix::process::kill_process(machine.pid(), Signal::TERM);
-        }
+        // Time to do it; with none of it the test would see less.
+        thread::sleep(Duration::from_millis(300));
+        // A child that nobody has waited for yet: its number is its own.
+        let _ = rustix::process::kill_process(machine.pid(), Signal::TERM);
         let ended = machine.wait_at_most(END);
         let fine = [Some(0), Some(4), Some(128 + 15)];
         assert!(fine.contains(&ended.code), "seed {seed}: {ended:#?}");

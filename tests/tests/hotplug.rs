@@ -9,7 +9,7 @@ use croft_disk::{Format, create_overlay};
 use croft_tests::files::Kernel;
 use croft_tests::guest::{Act, PROMPT};
 use croft_tests::modules::{self, initramfs_of};
-use croft_tests::{END, Instance, Machine, Stage, eventually, succeed};
+use croft_tests::{Instance, Machine, PATIENCE, Stage, eventually, succeed};
 use rustix::process::{Signal, kill_process};
 
 /// Those of disks and NICs.
@@ -156,7 +156,7 @@ fn a_paused_machine_finds_it_later() {
     assert!(instance.done(&["show"]).contains("asked to release"));
     instance.done(&["resume"]);
     // The first one may come and go between two looks at it.
-    eventually(END, "the guest releases it", || {
+    eventually(PATIENCE, "the guest releases it", || {
         !instance.done(&["show"]).contains("asked to release")
     });
     let command = "while ! grep -q disk1 /sys/block/vd?/serial; do sleep 0.1; done; \

@@ -4,19 +4,50 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use croft_tests::files::Kernel;
 use croft_tests::guest::Act;
 use croft_tests::modules::{initramfs_of, load, shell};
 use croft_tests::namespace::{inside, ip};
-use croft_tests::{END, Instance, Machine, Stage, eventually, succeed};
+use croft_tests::{END, Instance, Machine, PATIENCE, Stage, eventually, succeed};
 use tempfile::TempDir;
 
 const MODULES: [&str; 3] = ["failover", "net_failover", "virtio_net"];
 /// The host's address on the bridge, where what is sent comes back.
 const HOST: &str = "10.77.0.1";
 const ECHO: u16 = 7000;
+/// Where the same is done behind a [`Gate`].
+const GATED: u16 = 7001;
+/// What comes through before the gate.
+const BEFORE: usize = 1 << 20;
+
+/// Holds up whoever sends back at [`GATED`].
+struct Gate {
+    /// Something has come, and stands at the gate.
+    reached: Receiver<()>,
+    open: Sender<()>,
+}
+
+impl Gate {
+    fn new() -> Self {
+        let listener = TcpListener::bind(("::", GATED)).expect("a port");
+        let (reach, reached) = channel();
+        let (open, opened) = channel();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut first = vec![0; BEFORE];
+            stream.read_exact(&mut first).expect("what is sent");
+            reach.send(()).expect("a test");
+            if opened.recv().is_ok() {
+                echo(stream, first);
+            }
+        });
+        Gate { reached, open }
+    }
+}
+
 /// A bridge with the host's address, and whoever sends what it gets back.
 fn network() {
     ip("link set lo up");
@@ -28,19 +59,30 @@ fn network() {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let stream = stream.expect("a connection");
-            thread::spawn(move || echo(stream));
+            thread::spawn(move || echo(stream, Vec::new()));
         }
     });
 }
 
-fn echo(mut stream: TcpStream) {
+/// Sends back what comes, behind `first`. It reads on while it cannot write: a
+/// guest's `nc` that cannot write does not read either.
+fn echo(mut stream: TcpStream, first: Vec<u8>) {
+    let mut back = stream.try_clone().expect("a descriptor");
+    let (give, pieces) = channel::<Vec<u8>>();
+    thread::spawn(move || {
+        for piece in std::iter::once(first).chain(pieces) {
+            if back.write_all(&piece).is_err() {
+                return;
+            }
+        }
+        let _ = back.shutdown(Shutdown::Write);
+    });
     let mut bytes = vec![0; 64 << 10];
     while let Ok(count @ 1..) = stream.read(&mut bytes) {
-        if stream.write_all(&bytes[..count]).is_err() {
+        if give.send(bytes[..count].to_vec()).is_err() {
             return;
         }
     }
-    let _ = stream.shutdown(Shutdown::Write);
 }
 
 /// A machine on the bridge with so many processors, and pairs of queues.
@@ -62,7 +104,7 @@ fn set_up(machine: &mut Machine<'_>, number: u32, size: u32) {
             "ip link set lo up; ip addr add 10.77.0.{number}/24 dev eth0; \
              ip addr add fd77::{number}/64 dev eth0; ip link set eth0 up; \
              dd if=/dev/urandom of=/tmp/data bs=1M count={size} 2>/dev/null; \
-             md5sum </tmp/data >/tmp/sum; sleep 2"
+             md5sum </tmp/data >/tmp/sum; {SETTLED}"
         ),
         "ready",
     );
@@ -75,8 +117,18 @@ fn say(machine: &mut Machine<'_>, command: &str, word: &str) {
     machine.expect(&format!("{word}-42"));
 }
 
+/// Waits until the guest's addresses are known to be nobody else's.
+const SETTLED: &str = "while ip addr show dev eth0 | grep -q tentative; do sleep 0.1; done";
+
 /// Data to the host and back are what they were.
 const THERE_AND_BACK: &str = "nc 10.77.0.1 7000 </tmp/data | md5sum | cmp - /tmp/sum";
+
+/// Pings the host, with so many bytes, until it has answered three times.
+fn ping(machine: &mut Machine<'_>, size: u32, word: &str) {
+    let once = format!("ping -c 1 -W 10 -s {size} {HOST} >/dev/null");
+    let command = format!("for n in 1 2 3; do until {once}; do sleep 0.1; done; done");
+    say(machine, &command, word);
+}
 
 fn end(mut machine: Machine<'_>) {
     machine.type_in("poweroff -f\n");
@@ -104,9 +156,9 @@ fn machines_and_the_host_exchange_data() {
         say(machine, THERE_AND_BACK, "four");
         let there = "nc fd77::1 7000 </tmp/data | md5sum | cmp - /tmp/sum";
         say(machine, there, "six");
-        say(machine, "ping -c 3 -s 1400 10.77.0.1 >/dev/null", "ping");
+        ping(machine, 1400, "ping");
         // In fragments.
-        say(machine, "ping -c 3 -s 5000 10.77.0.1 >/dev/null", "pieces");
+        ping(machine, 5000, "pieces");
         // Several at once.
         let three = format!(
             "({0}) & ({0}) & ({0}); r=$?; wait; [ $r = 0 ]",
@@ -115,18 +167,22 @@ fn machines_and_the_host_exchange_data() {
         say(machine, &three, "many");
     }
     // One to the other, both ways at once.
-    one.type_in("nc -l -p 7001 </bin/busybox >/tmp/got; cmp /tmp/got /bin/busybox && echo got-$((40 + 2))\n");
+    one.type_in("nc -l -p 7001 </bin/busybox >/tmp/got &\n");
+    // 7001, and in the state of who listens.
+    let listens = "until grep -q ':1B59 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done";
+    say(&mut one, listens, "listens");
     say(
         &mut two,
-        "sleep 1; nc 10.77.0.2 7001 </bin/busybox | cmp - /bin/busybox",
+        "nc 10.77.0.2 7001 </bin/busybox | cmp - /bin/busybox",
         "gave",
     );
-    one.expect("got-42");
+    say(&mut one, "wait; cmp /tmp/got /bin/busybox", "got");
 
     // A reboot in the midst of it.
-    two.type_in(
-        "(while :; do nc 10.77.0.1 7000 </tmp/data >/dev/null; done) & sleep 1; reboot -f\n",
-    );
+    two.type_in(concat!(
+        "(while :; do nc 10.77.0.1 7000 </tmp/data >/tmp/back; done) & ",
+        "until [ -s /tmp/back ]; do sleep 0.1; done; reboot -f\n",
+    ));
     set_up(&mut two, 3, 2);
     say(&mut two, THERE_AND_BACK, "again");
     end(one);
@@ -143,11 +199,13 @@ fn a_connection_outlives_a_save() {
     network();
     let data = tempfile::tempdir().unwrap();
     let stage = Stage::new();
-    // Slow enough to be in the midst of it: 8 MiB in four seconds.
-    let mut machine = stage.start(command(&stage, &data, 2, ",limit-out=2M"));
-    set_up(&mut machine, 2, 8);
-    machine.type_in(&format!("{THERE_AND_BACK} && echo whole-$((40 + 2))\n"));
-    thread::sleep(std::time::Duration::from_secs(1));
+    let gate = Gate::new();
+    let mut machine = stage.start(command(&stage, &data, 2, ""));
+    // More than finds room on its way.
+    set_up(&mut machine, 2, 16);
+    let held = THERE_AND_BACK.replace("7000", &GATED.to_string());
+    machine.type_in(&format!("{held} && echo whole-$((40 + 2))\n"));
+    gate.reached.recv_timeout(PATIENCE).expect("some of it");
     machine.close_input();
     let file = stage.path("state");
     let saved = stage.save(&stage.path("control"), &file);
@@ -160,6 +218,7 @@ fn a_connection_outlives_a_save() {
     command.env("CROFT_DATA_DIR", data.path());
     command.stdin(Stdio::piped());
     let mut machine = stage.start(command);
+    gate.open.send(()).expect("who waits at the gate");
     machine.expect("whole-42");
     say(&mut machine, THERE_AND_BACK, "more");
     end(machine);
@@ -190,15 +249,14 @@ fn a_tap_follows_its_cable() {
     let carried = |up: bool| {
         eventually(END, "the tap's carrier", || {
             let port = ip("-o link show master br0");
-            assert_eq!(port.lines().count(), 1, "{port}");
-            port.contains("NO-CARRIER") != up
+            port.lines().count() == 1 && port.contains("NO-CARRIER") != up
         });
     };
     carried(false);
     plug("up");
     carried(true);
     set_up(&mut machine, 2, 1);
-    say(&mut machine, "ping -c 3 10.77.0.1 >/dev/null", "ping");
+    ping(&mut machine, 56, "ping");
     plug("down");
     carried(false);
     plug("up");

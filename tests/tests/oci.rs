@@ -8,14 +8,22 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use croft_tests::files::{busybox, program};
+use croft_tests::files::{busybox, copy_program, program};
+use croft_tests::{END, PATIENCE, eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// What `sleep` is told here, and nobody else tells it.
-const LONG: &str = "98761";
+fn long() -> String {
+    (900_000_000 + u64::from(std::process::id())).to_string()
+}
+
+/// A container's name that nobody else on this host has.
+fn named(name: &str) -> String {
+    format!("croft-test-{}-{name}", std::process::id())
+}
 
 /// A bundle of busybox, and a place for state.
 struct Place {
@@ -36,7 +44,7 @@ impl Place {
         for name in ["bin", "dev", "proc", "sys", "tmp"] {
             fs::create_dir_all(path.join("rootfs").join(name)).unwrap();
         }
-        fs::copy(busybox(), path.join("rootfs/bin/busybox")).unwrap();
+        copy_program(&busybox(), &path.join("rootfs/bin/busybox"));
         for name in ["sh", "sleep", "cat", "true"] {
             symlink("busybox", path.join("rootfs/bin").join(name)).unwrap();
         }
@@ -112,11 +120,9 @@ impl Place {
     }
 
     fn becomes(&self, id: &str, status: &str) {
-        let limit = Instant::now() + Duration::from_secs(30);
-        while self.status(id) != status {
-            assert!(Instant::now() < limit, "{id} is {}", self.status(id));
-            thread::sleep(Duration::from_millis(20));
-        }
+        eventually(PATIENCE, &format!("{id} is {status}"), || {
+            self.status(id) == status
+        });
     }
 }
 
@@ -124,12 +130,9 @@ impl Place {
 fn a_life() {
     let Some(place) = Place::new() else { return };
     for own_ids in [false, true] {
-        let id = if own_ids {
-            "croft-test-ids"
-        } else {
-            "croft-test-life"
-        };
-        place.configure(&["sleep", LONG], own_ids);
+        let id = named(if own_ids { "ids" } else { "life" });
+        let id = id.as_str();
+        place.configure(&["sleep", &long()], own_ids);
         assert_eq!(place.quiet(&["create", id]), Some(0));
         assert_eq!(place.status(id), "created");
         assert_eq!(place.quiet(&["create", id]), Some(1), "the name is taken");
@@ -158,6 +161,7 @@ fn a_life() {
 #[test]
 fn exit_codes_and_messages() {
     let Some(place) = Place::new() else { return };
+    let id = named("exit");
     for (arguments, code, part) in [
         (&["sh", "-c", "exit 7"][..], 7, ""),
         (&["sh", "-c", "sh -c 'kill -15 $$; :'; exit $?"], 143, ""),
@@ -165,7 +169,7 @@ fn exit_codes_and_messages() {
         (&["/tmp/data"], 126, "/tmp/data cannot be run"),
     ] {
         place.configure(arguments, false);
-        let output = place.oci(&["run", "croft-test-exit"]);
+        let output = place.oci(&["run", &id]);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(part), "{arguments:?}: {said}");
@@ -194,20 +198,22 @@ fn exit_codes_and_messages() {
 #[test]
 fn half_a_mebibyte_of_memory_is_enough() {
     let Some(place) = Place::new() else { return };
+    let id = named("small");
+    let id = id.as_str();
     for own_ids in [false, true] {
         place.configure(&["true"], own_ids);
         place.limit_memory(512 << 10);
         for _ in 0..5 {
-            let output = place.oci(&["run", "croft-test-small"]);
+            let output = place.oci(&["run", id]);
             assert_eq!(output.status.code(), Some(0), "{own_ids}: {output:?}");
         }
-        assert_eq!(place.quiet(&["create", "croft-test-small"]), Some(0));
-        assert_eq!(place.quiet(&["start", "croft-test-small"]), Some(0));
-        place.becomes("croft-test-small", "stopped");
-        assert_eq!(place.quiet(&["delete", "croft-test-small"]), Some(0));
+        assert_eq!(place.quiet(&["create", id]), Some(0));
+        assert_eq!(place.quiet(&["start", id]), Some(0));
+        place.becomes(id, "stopped");
+        assert_eq!(place.quiet(&["delete", id]), Some(0));
         // Where that is not enough, whoever is ended by it leaves nothing.
         place.limit_memory(16 << 10);
-        let output = place.oci(&["run", "croft-test-small"]);
+        let output = place.oci(&["run", id]);
         assert!(!output.status.success(), "{own_ids}: {output:?}");
     }
     assert!(place.oci(&["list", "--quiet"]).stdout.is_empty());
@@ -222,8 +228,8 @@ fn whoever_is_killed_leaves_nothing_behind() {
         text.lines().filter(|line| line.contains(&path)).count()
     };
     for turn in 0..24_u64 {
-        place.configure(&["sleep", LONG], turn % 2 == 1);
-        let id = format!("croft-test-walk-{turn}");
+        place.configure(&["sleep", &long()], turn % 2 == 1);
+        let id = named(&format!("walk-{turn}"));
         let words: &[&str] = match turn % 3 {
             0 => &["create", &id],
             1 => &["run", "--detach", &id],
@@ -232,7 +238,7 @@ fn whoever_is_killed_leaves_nothing_behind() {
         let mut command = place.command(words);
         let command = command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
-        // All of its steps take some 20 ms.
+        // All of its steps take some 20 ms, more on a slow host.
         thread::sleep(Duration::from_micros(turn * 1_100));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -249,10 +255,10 @@ fn whoever_is_killed_leaves_nothing_behind() {
         assert!(!Path::new("/sys/fs/cgroup/croft-oci").join(&id).exists());
     }
     assert_eq!(mounts(&place), 0);
-    let running = fs::read_dir("/proc").unwrap().filter(|entry| {
-        let path = entry.as_ref().unwrap().path().join("cmdline");
-        let words = fs::read(path).unwrap_or_default();
-        words == format!("sleep\0{LONG}\0").as_bytes()
+    let words = format!("sleep\0{}\0", long());
+    eventually(END, "none of them sleeps", || {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        lines.filter(|line| line == words.as_bytes()).count() == 0
     });
-    assert_eq!(running.count(), 0);
 }

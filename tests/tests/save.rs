@@ -60,8 +60,8 @@ fn a_computation_goes_on_where_it_was_saved() {
         command.arg("--control").arg(&control);
         command.stdin(Stdio::piped());
         machine = stage.start(command);
-        // Its socket is there before it runs.
-        croft_tests::eventually(END, "there is a socket", || control.exists());
+        // Before it runs, its monitor listens.
+        stage.wait_for("croft-vmm");
     }
     machine.type_in("go on\n");
     machine.expect(&result(STEPS));
@@ -119,7 +119,6 @@ fn saved_tiny(stage: &Stage, disk: &Path) -> PathBuf {
     command.args(["--engine", "software", "--control"]);
     command.arg(stage.path("control"));
     let machine = stage.start(command);
-    croft_tests::eventually(END, "there is a socket", || stage.path("control").exists());
     stage.wait_for("croft-vmm");
     save(stage, machine, "state")
 }

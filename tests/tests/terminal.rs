@@ -39,7 +39,11 @@ fn a_second_terminal_has_a_shell() {
     command.arg("--terminal").arg(&path);
     let mut machine = stage.start(command);
     load(&mut machine);
-    machine.type_in("setsid sh -c 'PS1=hvc# exec sh </dev/hvc0 >/dev/hvc0 2>&1' &\n");
+    // The driver hears of it some time after it was loaded.
+    machine.type_in(concat!(
+        "setsid sh -c 'until PS1=hvc# sh </dev/hvc0 >/dev/hvc0 2>&1; ",
+        "do sleep 0.1; done' 2>/dev/null &\n"
+    ));
     let mut terminal = connect(&path);
     terminal.write_all(b"echo sum-$((40 + 2))\n").unwrap();
     expect(&mut terminal, "sum-42");
@@ -68,7 +72,7 @@ fn named_ports_carry_bytes() {
     // The driver hears of its ports after it was loaded, and lets a port be
     // opened once only.
     machine.type_in(concat!(
-        "cd /sys/class/virtio-ports; while ! ls | grep -q p1; do sleep 1; done; ",
+        "cd /sys/class/virtio-ports; while ! ls | grep -q p1; do sleep 0.1; done; ",
         "p=$(ls | grep p1); cat $p/name; cat <>/dev/$p >&0 &\n"
     ));
     machine.expect("\norg.example.data");

@@ -1,12 +1,10 @@
 //! What the software engine does with the code of a whole boot.
 
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
 use croft_tests::files::Kernel;
 use croft_tests::guest::{Act, UP};
-use croft_tests::{END, Stage};
+use croft_tests::{END, Stage, tiny};
 use rustix::process::Signal;
 
 /// A boot to power-off; what croft said.
@@ -54,17 +52,17 @@ fn the_interpreter_alone_does_without_translated_code() {
 #[test]
 fn counts_are_printed_when_they_are_asked_for() {
     let stage = Stage::new();
-    let mut command = stage.tiny(&[0xF4, 0xEB, 0xFD]);
+    let mut command = stage.tiny(tiny::HELLO);
     command.args(["--engine", "software", "--stats"]);
     let mut machine = stage.start(command);
-    stage.wait_for("croft-vmm");
-    // Until it expects the signal.
-    thread::sleep(Duration::from_secs(1));
-    machine.signal("croft-vmm", Signal::USR1);
-    machine.stderr.wait_for("guest instructions", END);
-    // It goes on.
-    machine.signal("croft-vmm", Signal::USR1);
-    machine.stderr.wait_for("page walks", END);
+    // Before its guest runs it expects the signal.
+    machine.stdout.wait_for("tiny\n", END);
+    // And it goes on.
+    for _ in 0..2 {
+        machine.signal("croft-vmm", Signal::USR1);
+        machine.stderr.wait_for("guest instructions", END);
+        machine.stderr.wait_for("page walks", END);
+    }
     machine.signal("croft", Signal::TERM);
     let said = machine.wait_at_most(END).stderr;
     assert!(said.matches("page walks").count() >= 2, "{said}");

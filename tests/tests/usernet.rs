@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use croft_tests::namespace::{inside, ip};
+use croft_tests::ports::Port;
 use croft_tests::processes::tree;
 use croft_tests::{END, Machine, PATIENCE, Stage, eventually, modules, sockets};
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,6 +18,9 @@ const MODULES: [&str; 3] = ["failover", "net_failover", "virtio_net"];
 /// The guest's port, and those where it answers datagrams.
 const PORT: u16 = 7000;
 const DATAGRAMS: [u16; 3] = [7001, 7002, 7003];
+/// How long one of many attempts may take, before the next. Few are given up: what
+/// is left of them keeps Debian 12's passt busy for long, where packets were late.
+const TRIAL: Duration = Duration::from_secs(60);
 /// What the guest's server says.
 const PAGE: &str = "a page of seven words from the guest";
 
@@ -27,12 +31,6 @@ ip addr add $ip/$mask dev $interface
 ip route add default via $router
 echo "leased $ip of $router"' > /lease; chmod +x /lease
 "#;
-
-/// A port of the loopback interface that nobody has.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
 
 /// Where a guest finds this host, if it has an address beside loopback.
 fn own_address() -> Option<IpAddr> {
@@ -63,8 +61,8 @@ fn serve(address: IpAddr, text: &'static str) -> u16 {
 
 /// Asks the guest's server at an address of this host.
 fn get(at: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&at, END)?;
-    stream.set_read_timeout(Some(END))?;
+    let mut stream = TcpStream::connect_timeout(&at, TRIAL)?;
+    stream.set_read_timeout(Some(TRIAL))?;
     stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -75,8 +73,8 @@ fn get(at: SocketAddr) -> std::io::Result<String> {
 }
 
 /// Waits until the guest serves its page at a port of this host.
-fn wait_for_page(port: u16) {
-    wait_for_page_at((Ipv4Addr::LOCALHOST, port).into());
+fn wait_for_page(port: &Port) {
+    wait_for_page_at((Ipv4Addr::LOCALHOST, port.number()).into());
 }
 
 fn wait_for_page_at(at: SocketAddr) {
@@ -111,8 +109,8 @@ fn comes_back(to: SocketAddr, size: usize) {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).unwrap();
     socket.connect(to).unwrap();
-    let patience = Duration::from_secs(1);
-    socket.set_read_timeout(Some(patience)).unwrap();
+    let trial = Duration::from_secs(1);
+    socket.set_read_timeout(Some(trial)).unwrap();
     let sent: Vec<u8> = (0..size).map(|n| (n ^ (n >> 8)) as u8).collect();
     let mut bytes = vec![0; 1 << 16];
     eventually(
@@ -146,9 +144,14 @@ fn is_missing() -> bool {
     missing
 }
 
+/// The guest's port, at one of the host's.
+fn published(port: &Port) -> String {
+    format!("127.0.0.1:{}:{PORT}", port.number())
+}
+
 /// A guest with an address, whose server is published at a port.
-fn guest<'a>(stage: &'a Stage, mut command: Command, port: u16) -> Machine<'a> {
-    command.args(["--publish", &format!("127.0.0.1:{port}:{PORT}")]);
+fn guest<'a>(stage: &'a Stage, mut command: Command, port: &Port) -> Machine<'a> {
+    command.args(["--publish", &published(port)]);
     configured(stage, command)
 }
 
@@ -157,7 +160,7 @@ fn configured(stage: &Stage, command: Command) -> Machine<'_> {
     let mut machine = stage.start(command);
     modules::load(&mut machine, &MODULES);
     machine.type_in(SETUP);
-    machine.type_in("ip link set eth0 up; udhcpc -q -n -i eth0 -s /lease\n");
+    machine.type_in("ip link set eth0 up; udhcpc -q -T 2 -A 1 -i eth0 -s /lease\n");
     machine.expect("leased 10.199.15.15 of 10.199.15.1");
     machine.type_in(&format!(
         "echo '{PAGE}' > /www/page; httpd -p {PORT} -h /www; echo serving-$((40 + 2))\n"
@@ -172,10 +175,10 @@ fn a_user_reaches_the_guest_and_the_guest_the_host() {
         return;
     }
     let stage = Stage::new();
-    let port = free_port();
+    let port = Port::free();
     let command = modules::unprivileged_shell(&stage, &MODULES);
-    let mut machine = guest(&stage, command, port);
-    wait_for_page(port);
+    let mut machine = guest(&stage, command, &port);
+    wait_for_page(&port);
 
     match own_address() {
         Some(address) => {
@@ -200,7 +203,7 @@ fn a_user_reaches_the_guest_and_the_guest_the_host() {
     eventually(PATIENCE, "another passt", || {
         passt(&stage).is_some_and(|pid| pid != first)
     });
-    wait_for_page(port);
+    wait_for_page(&port);
 
     let second = passt(&stage).expect("a passt");
     machine.type_in("poweroff -f\n");
@@ -250,7 +253,8 @@ fn both_versions_of_ip_and_datagrams() {
     }
     let mut machine = configured(&stage, command);
     machine.type_in(
-        "until ip -6 addr show dev eth0 | grep -q 'fdc7:fb1:4e3a.*global'; do sleep 0.1; done; \
+        "until ip -6 addr show dev eth0 | grep 'fdc7:fb1:4e3a.*global' | grep -qv tentative; \
+         do sleep 0.1; done; \
          echo six-$((40 + 2))\n",
     );
     machine.expect("six-42");
@@ -280,7 +284,8 @@ fn both_versions_of_ip_and_datagrams() {
             machine.expect(&format!("{count} of {size} bytes came back"));
         }
         machine.type_in(&format!(
-            "ping -c 2 {address} >/dev/null && echo ping{family}-$((40 + 2))\n"
+            "until ping -c 1 -W 10 {address} >/dev/null; do sleep 0.1; done; \
+             echo ping{family}-$((40 + 2))\n"
         ));
         machine.expect(&format!("ping{family}-42"));
     }
@@ -295,11 +300,11 @@ fn a_restored_guest_is_reached_again() {
         return;
     }
     let stage = Stage::new();
-    let (port, control) = (free_port(), stage.path("control"));
+    let (port, control) = (Port::free(), stage.path("control"));
     let mut command = modules::shell(&stage, &MODULES);
     command.arg("--control").arg(&control);
-    let mut machine = guest(&stage, command, port);
-    wait_for_page(port);
+    let mut machine = guest(&stage, command, &port);
+    wait_for_page(&port);
     machine.close_input();
     let file = stage.path("state");
     let saved = stage.save(&control, &file);
@@ -308,7 +313,11 @@ fn a_restored_guest_is_reached_again() {
     assert_eq!(ended.code, Some(6), "{ended:#?}");
 
     // Under another port, as its own is taken by now; what it has is named.
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let mut taken = None;
+    eventually(END, "passt leaves the port", || {
+        taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port.number())).ok();
+        taken.is_some()
+    });
     let mut command = stage.restore(&file);
     command.args(["--net", "user", "--net", "user"]);
     let refused = stage.start(command).wait();
@@ -318,17 +327,12 @@ fn a_restored_guest_is_reached_again() {
     let refused = stage.start(command).wait();
     assert_eq!(refused.code, Some(2), "{refused:#?}");
     assert!(refused.stderr.contains("net0"), "{refused:#?}");
-    let other = free_port();
+    let other = Port::free();
     let mut command = stage.restore(&file);
-    command.args([
-        "--net",
-        "user",
-        "--publish",
-        &format!("127.0.0.1:{other}:{PORT}"),
-    ]);
+    command.args(["--net", "user", "--publish", &published(&other)]);
     command.stdin(Stdio::piped());
     let mut machine = stage.start(command);
-    wait_for_page(other);
+    wait_for_page(&other);
     drop(taken);
     machine.type_in("poweroff -f\n");
     let ended = machine.wait();

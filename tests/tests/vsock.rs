@@ -39,7 +39,7 @@ fn data_goes_both_ways() {
         assert_eq!(usize::from_le_bytes(bytes), n);
     }
     drop(streams);
-    assert_eq!(ask(&socket, 5001).read(&mut [0; 16]).unwrap(), 0);
+    assert_eq!(ask(&socket, 5001).read_to_end(&mut Vec::new()).unwrap(), 0);
 
     // To the host.
     serve(&stage.path("run/vsock_7000"));
@@ -56,7 +56,7 @@ fn data_goes_both_ways() {
     let mut stream = connect(&socket, 5000);
     std::fs::remove_file(stage.path("run/vsock_7000")).unwrap();
     machine.type_in("poweroff -f\n");
-    assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
+    assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), 0);
     let ended = machine.wait();
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     assert!(!ended.stdout.contains("a connection failed"), "{ended:#?}");
@@ -90,7 +90,7 @@ fn a_restored_guest_connects_again() {
     let file = stage.path("state");
     let saved = stage.save(&control, &file);
     assert_eq!((saved.code, saved.stderr.as_str()), (Some(0), ""));
-    assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
+    assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), 0);
     let ended = machine.wait_at_most(END);
     assert_eq!(ended.code, Some(6), "{ended:#?}");
 

@@ -17,9 +17,9 @@ use crate::recorder::Recorder;
 use crate::{Failure, Outcome, check, handlers, tables};
 
 /// How long a guest may take unless it says otherwise.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(600);
 /// How long a kicked vCPU may take.
-const KICK_LIMIT: Duration = Duration::from_secs(10);
+const KICK_LIMIT: Duration = Duration::from_secs(120);
 
 /// In what mode vCPU 0 starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::io::{Error, Result, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::mount::{FsOpenFlags, MountFlags, UnmountFlags, fsopen, mount, mount_remount, unmount};
@@ -42,7 +42,7 @@ fn main() {
             "group" => fs::create_dir(about).map(|()| "done".to_owned()),
             "fork" => fork(about.parse().expect("how many")),
             "memory" => memory(about.parse().expect("how much")),
-            "overwrite" => overwrite(Duration::from_secs(about.parse().expect("for how long"))),
+            "overwrite" => overwrite(about),
             "descriptors" => descriptors(),
             "cwd" => directory(),
             "wait" => {
@@ -175,13 +175,17 @@ fn memory(mebibytes: usize) -> Result<String> {
 }
 
 /// Tries to write to the program of every process that is not its own: the
-/// runtime's, while it brings another program in here.
-fn overwrite(time: Duration) -> Result<String> {
+/// runtime's, while it brings another program in here. Until there is a file
+/// that says that no more come, and then as often as it takes for one that
+/// nobody runs any more.
+fn overwrite(enough: &str) -> Result<String> {
+    const ROUNDS_MORE: u32 = 1000;
     let own = fs::read_link("/proc/self/exe")?;
-    let end = Instant::now() + time;
     let mut held: Vec<File> = Vec::new();
     let mut seen = false;
-    while Instant::now() < end {
+    let mut more = 0;
+    while more < ROUNDS_MORE {
+        more += u32::from(fs::exists(enough)?);
         for entry in fs::read_dir("/proc")?.flatten() {
             let path = entry.path().join("exe");
             let Ok(target) = fs::read_link(&path) else {

@@ -186,9 +186,10 @@ impl Joining<'_> {
         let exec = self.exec;
         begin(exec.die_with_parent)?;
         let proc = Proc::open()?;
-        exec.groups
-            .enter()
-            .at(Step::Groups, || "entering the control groups")?;
+        exec.groups.enter().at(
+            Step::Groups,
+            || "entering the control groups: does the container still run?",
+        )?;
         let listener = self.filter.as_ref().and_then(seccomp::Program::listener);
         let state = State {
             version: exec.spec.version(),

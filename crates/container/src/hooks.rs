@@ -219,7 +219,7 @@ mod tests {
         let failing = shell("exit 3").build().unwrap();
         let error = run(std::slice::from_ref(&failing), state(bundle.path())).unwrap_err();
         assert!(error.message.contains("exit status: 3"), "{error}");
-        let slow = shell("sleep 20").timeout(1).build().unwrap();
+        let slow = shell("exec sleep 1000").timeout(1).build().unwrap();
         let error = run(&[slow], state(bundle.path())).unwrap_err();
         assert!(error.message.contains("timeout"), "{error}");
         let fine = shell("touch ran").build().unwrap();

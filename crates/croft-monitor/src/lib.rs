@@ -53,10 +53,10 @@ const PEER: &str = "croft";
 /// What the program does.
 pub fn main() -> ExitCode {
     // croft blocks signals to wait for them and children inherit that. Here
-    // SIGTTOU alone stays blocked: the terminal is given back from the
-    // background.
-    let mut blocked = SigSet::empty();
-    blocked.add(Signal::SIGTTOU);
+    // two stay blocked: SIGTTOU, as the terminal is given back from the
+    // background, and SIGHUP, which the kernel sends us if we are stopped when
+    // croft dies, before we could clean up.
+    let blocked = SigSet::from_iter([Signal::SIGTTOU, Signal::SIGHUP]);
     let prepared = blocked.thread_set_mask().map_err(io::Error::from);
     match prepared.and_then(|()| io::stdin().as_fd().try_clone_to_owned()) {
         Ok(socket) if is_socket(&socket) => {

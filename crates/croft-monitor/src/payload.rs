@@ -18,7 +18,7 @@ use rustix::process::geteuid;
 /// Name of the program, and of the other end in messages.
 const PROGRAM: &str = "croft-vmm";
 /// How long a payload that has nothing left to say may take to exit.
-const EXIT: Duration = Duration::from_secs(2);
+const EXIT: Duration = Duration::from_secs(10);
 /// What a machine may take beyond its memory: an eighth of it for what
 /// describes it, and this.
 const MEMORY: u64 = 256 << 20;

@@ -10,7 +10,7 @@ use croft_engine::Stop;
 use croft_engine_software::{PlantedInCode, SoftwareEngine, plant_in_code};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, byte_ptr, dword_ptr, eax, ecx, edi, qword_ptr, r9, r9d, rax, rbx, rdi,
+    CodeAssembler, byte_ptr, dword_ptr, eax, ecx, edi, qword_ptr, r9, r9d, rax, rbx, rcx, rdi,
 };
 
 /// The report of a lockstep over random blocks with an error planted.
@@ -103,13 +103,19 @@ fn planted_missed_invalidation_is_caught() {
 
 /// A long loop is left when somebody asks; true if it was.
 fn leaves_loop(error: PlantedInCode) -> bool {
+    // Who can be kicked goes on until the kick comes, however late that is;
+    // who cannot has to end.
+    let rounds: u64 = match error {
+        PlantedInCode::None => 1 << 38,
+        _ => 400_000_000,
+    };
     let mut program = Program::new(&SoftwareEngine::new(), |a| {
         let mut again = a.create_label();
-        a.mov(ecx, 400_000_000)?;
+        a.mov(rcx, rounds)?;
         a.xor(edi, edi)?;
         a.set_label(&mut again)?;
         a.add(rax, 1)?;
-        a.dec(ecx)?;
+        a.dec(rcx)?;
         a.jnz(again)
     })
     .unwrap();

@@ -137,6 +137,8 @@ fn call(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::Res
 mod tests {
     use std::path::Path;
     use std::process::Command;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -148,6 +150,16 @@ mod tests {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
         image
+    }
+
+    /// Waits until nobody has it: a child that another test has begun has all
+    /// that is open here until it becomes its program.
+    fn wait_until_free(image: &tempfile::NamedTempFile) {
+        let end = Instant::now() + Duration::from_secs(600);
+        while let Err(error) = lock(&open(image.path()), false) {
+            assert!(Instant::now() < end, "{error}");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
@@ -164,12 +176,13 @@ mod tests {
         drop(first);
         assert!(lock(&open(image.path()), true).is_err());
         drop(copy);
+        wait_until_free(&image);
         let (one, two) = (open(image.path()), open(image.path()));
         lock(&one, true).unwrap();
         lock(&two, true).unwrap();
         assert!(lock(&open(image.path()), false).is_err());
         drop((one, two));
-        lock(&open(image.path()), false).unwrap();
+        wait_until_free(&image);
     }
 
     #[test]
@@ -180,7 +193,7 @@ mod tests {
         let refused = open(image.path());
         assert!(lock(&refused, false).is_err());
         drop(reader);
-        lock(&open(image.path()), false).unwrap();
+        wait_until_free(&image);
     }
 
     /// A QEMU tool's answer, if it is installed: whether it worked on the
@@ -212,6 +225,7 @@ mod tests {
         locked(read());
         locked(write());
         drop(writer);
+        wait_until_free(&image);
         let reader = open(image.path());
         lock(&reader, true).unwrap();
         assert!(read().unwrap().0);
@@ -221,7 +235,7 @@ mod tests {
     /// `qemu-io` holds a writer's locks until its standard input ends.
     #[test]
     fn we_keep_off_qemu() {
-        use std::io::{Read, Write};
+        use std::io::{BufRead, BufReader, Write};
         use std::process::Stdio;
         let image = image();
         let spawned = Command::new("qemu-io")
@@ -237,18 +251,15 @@ mod tests {
         // The answer to a command shows that the image is open.
         let input = qemu.stdin.as_mut().unwrap();
         input.write_all(b"length\n").unwrap();
-        let mut answer = [0; 1];
-        qemu.stdout
-            .as_mut()
-            .unwrap()
-            .read_exact(&mut answer)
-            .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        let mut answer = String::new();
+        let mut output = BufReader::new(qemu.stdout.take().unwrap());
+        output.read_line(&mut answer).unwrap();
+        assert!(answer.contains("1 MiB"), "{answer}");
         for read_only in [true, false] {
             assert!(lock(&open(image.path()), read_only).is_err());
         }
         drop(qemu.stdin.take());
         qemu.wait().unwrap();
-        lock(&open(image.path()), false).unwrap();
+        wait_until_free(&image);
     }
 }

@@ -111,8 +111,10 @@ mod tests {
         let ticker = Ticker::start(vcpus.clone()).unwrap();
         ticker.set(0, Some(Duration::from_millis(30)));
         ticker.set(1, Some(Duration::from_millis(5)));
-        ticker.set(2, Some(Duration::from_millis(5)));
+        // Not due yet when it is dropped, however late that is.
+        ticker.set(2, Some(Duration::from_secs(3600)));
         ticker.set(2, None);
+        assert_eq!(lock(&ticker.0.state).due[2], None);
         let seen = |n: usize| vcpus[n].attention().load(Ordering::SeqCst) != 0;
         while !seen(1) {
             thread::yield_now();

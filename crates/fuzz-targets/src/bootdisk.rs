@@ -28,7 +28,7 @@ const LIMITS: Limits = Limits {
     kernel: 1 << 20,
     initrd: 1 << 20,
     read: 64 << 20,
-    time: Duration::from_secs(10),
+    time: Duration::from_secs(120),
 };
 
 /// The disk, its contents before anything was changed, and the blocks that

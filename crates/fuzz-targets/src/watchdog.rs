@@ -7,7 +7,7 @@ use std::time::Duration;
 use croft_engine::Kicker;
 
 /// Longest a vCPU may take to follow a kick, on a busy host too.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Default)]
 struct Flag {

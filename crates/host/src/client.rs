@@ -215,7 +215,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     /// A monitor whose guest answers a connection like this, and then closes it.
     fn connect(guest: &'static [u8]) -> Result<UnixStream, ClientError> {

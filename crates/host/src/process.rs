@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn the_right_one_is_ended() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let process = identify(child.id()).unwrap();
         assert_eq!(identify(child.id()), Some(process));
         let earlier = ProcessId {
@@ -62,7 +62,7 @@ mod tests {
         };
         assert!(end(earlier, Duration::ZERO));
         assert_eq!(child.try_wait().unwrap(), None);
-        assert!(end(process, Duration::from_secs(10)));
+        assert!(end(process, Duration::from_secs(120)));
         assert!(!child.wait().unwrap().success());
         assert!(end(process, Duration::ZERO));
     }

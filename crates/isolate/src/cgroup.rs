@@ -1,7 +1,7 @@
 //! A control group for a payload: bounds for what it takes of the host, from
 //! outside.
 //!
-//! Root's groups are `croft/NAME.MONITOR` in each hierarchy; a user's are
+//! Root's groups are `croft/NAME.vmm-MONITOR` in each hierarchy; a user's are
 //! beneath the highest group that was delegated to the user. What a host does
 //! not have is left out.
 
@@ -18,6 +18,10 @@ use crate::report::{Part, Piece};
 
 /// Group of all groups of root's machines.
 const PARENT: &str = "croft";
+/// Between a machine's name and its monitor's process id. Containers' groups
+/// are beside those of machines, and none has this in its name: a number alone
+/// one may have, and it would be taken for one that a killed monitor left.
+const MARK: &str = "vmm-";
 /// Period of the processor limit in microseconds, the kernel's default.
 const PERIOD: u64 = 100_000;
 
@@ -73,7 +77,7 @@ impl ControlGroup {
     /// Makes a group for the payload called `name`, and says which limits it
     /// has.
     pub fn create(name: &str, limits: &Limits) -> (Option<Self>, Part) {
-        let name = format!("{PARENT}/{name}.{}", process::id());
+        let name = format!("{PARENT}/{name}.{MARK}{}", process::id());
         match Hierarchies::find() {
             Ok(hierarchies) => Self::create_in(&hierarchies, Path::new(&name), limits),
             Err(error) => (None, Part::missing(Piece::ControlGroup, error)),
@@ -123,8 +127,8 @@ impl ControlGroup {
         self.group.add(process)
     }
 
-    /// Removes groups beside it whose monitors were killed: what a name ends
-    /// with is the monitor's process id.
+    /// Removes groups of machines beside it whose monitors were killed: what a
+    /// name ends with is the monitor's process id.
     fn sweep(&self) {
         for parent in self.group.paths().filter_map(Path::parent) {
             sweep(parent);
@@ -139,14 +143,15 @@ impl Drop for ControlGroup {
     }
 }
 
-/// Removes the groups of monitors that are gone. One that has processes
-/// stays, and one that has groups of its own is no payload's.
+/// Removes the groups of machines whose monitors are gone. One that has
+/// processes stays. So does any other, whatever it is called: one that is empty
+/// may be a container's whose init is on its way there.
 fn sweep(parent: &Path) {
     let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
         let owner = path
             .extension()
-            .and_then(|owner| owner.to_str()?.parse().ok());
+            .and_then(|owner| owner.to_str()?.strip_prefix(MARK)?.parse().ok());
         if owner.is_some_and(|owner: u32| !alive(owner)) {
             let _ = rustix::fs::rmdir(&path);
         }
@@ -184,13 +189,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let parent = directory.path().join("croft");
         // Process ids end below 2^22 (proc_sys_kernel(5), pid_max).
-        let dead = parent.join("gone.4194305");
-        let own = parent.join(format!("here.{}", process::id()));
+        let dead = parent.join("gone.vmm-4194305");
+        let own = parent.join(format!("here.vmm-{}", process::id()));
         let other = parent.join("other");
-        for one in [&dead, &own, &other] {
+        // A container's, of the inode 0x4194305.
+        let container = parent.join("web.4194305");
+        for one in [&dead, &own, &other, &container] {
             fs::create_dir_all(one).unwrap();
         }
         sweep(&parent);
-        assert!(!dead.exists() && own.exists() && other.exists());
+        assert!(!dead.exists());
+        assert!(own.exists() && other.exists() && container.exists());
     }
 }

@@ -12,7 +12,7 @@ use crate::config::Ended;
 use crate::sync::Signal;
 
 /// How long a machine that was asked to end waits for its console.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Why a machine stands still that nobody held.
 #[derive(Clone, Debug, PartialEq, Eq)]

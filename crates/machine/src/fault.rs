@@ -16,30 +16,35 @@
 use std::time::{Duration, Instant};
 
 /// Time between two attempts.
-const INTERVAL: Duration = Duration::from_secs(1);
+pub const INTERVAL: Duration = Duration::from_secs(1);
 /// How long an attempt lasts: a request that was possible is done by then, and
 /// one that takes longer stops the machine once more.
 const TRIAL: Duration = Duration::from_millis(200);
 
 /// See the [module](self).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fault {
+    /// [`INTERVAL`], but in tests.
+    interval: Duration,
     state: State,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum State {
-    #[default]
     None,
-    Stands {
-        look: Instant,
-    },
-    Retries {
-        look: Instant,
-    },
+    Stands { look: Instant },
+    Retries { look: Instant },
 }
 
 impl Fault {
+    /// Nothing has failed yet.
+    pub fn new(interval: Duration) -> Self {
+        Fault {
+            interval,
+            state: State::None,
+        }
+    }
+
     /// Whether the machine must stand still.
     pub fn holds(&self) -> bool {
         !matches!(self.state, State::None)
@@ -57,7 +62,7 @@ impl Fault {
     /// retrying.
     pub fn happened(&mut self) -> bool {
         let first = !self.holds();
-        let look = Instant::now() + INTERVAL;
+        let look = Instant::now() + self.interval;
         self.state = State::Stands { look };
         first
     }
@@ -77,7 +82,7 @@ impl Fault {
     pub fn retry_ends(&mut self) -> bool {
         let retries = self.retries();
         if retries {
-            let look = Instant::now() + INTERVAL;
+            let look = Instant::now() + self.interval;
             self.state = State::Stands { look };
         }
         retries

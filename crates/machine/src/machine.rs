@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 use croft_devices::virtio::balloon::BalloonHandle;
 use croft_devices::virtio::console::ConsoleHandle;
@@ -20,6 +21,7 @@ use crate::config::{MachineConfig, Outcome, State};
 use crate::console::{ConsoleBackend, ConsoleInput};
 use crate::error::MachineError;
 use crate::events::{Event, Events};
+use crate::fault;
 use crate::gdb::GdbListener;
 use crate::handle::MachineHandle;
 use crate::hotplug::Places;
@@ -42,6 +44,9 @@ pub struct Machine {
     pub(crate) power: Arc<PowerSwitch>,
     pub(crate) console: Arc<dyn ConsoleBackend>,
     pub(crate) no_reboot: bool,
+    /// After which it looks whether a disk that has failed does what it could
+    /// not.
+    pub(crate) fault_interval: Duration,
     pub(crate) events: Events,
     pub(crate) queue: Receiver<Event>,
     pub(crate) state: Arc<Shared<State>>,
@@ -220,6 +225,7 @@ impl Machine {
             power,
             console,
             no_reboot: config.no_reboot,
+            fault_interval: fault::INTERVAL,
             events,
             queue,
             state: Arc::new(Shared::new(State::Created)),

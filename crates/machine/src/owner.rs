@@ -79,6 +79,7 @@ impl Owner {
             )?),
             None => None,
         };
+        let fault = Fault::new(machine.fault_interval);
         Ok(Owner {
             machine,
             threads,
@@ -87,7 +88,7 @@ impl Owner {
             gdb,
             backlog: VecDeque::new(),
             held: false,
-            fault: Fault::default(),
+            fault,
             started: false,
             time_runs: false,
             saving: false,

@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -340,11 +341,9 @@ fn device_timers_expire() {
     });
     let log = engine.log.clone();
     beside(&engine, config(), Outcome::Requested, move |handle| {
-        let start = Instant::now();
-        while !lock(&log.lines).contains(&(platform::RTC_IRQ, true)) {
-            assert!(start.elapsed() < Duration::from_secs(5), "no interrupt");
-            thread::sleep(Duration::from_millis(1));
-        }
+        until("an interrupt", || {
+            lock(&log.lines).contains(&(platform::RTC_IRQ, true))
+        });
         handle.stop().unwrap();
     });
 }
@@ -359,11 +358,9 @@ fn the_power_button_raises_the_sci() {
     let log = engine.log.clone();
     beside(&engine, config(), Outcome::Requested, move |handle| {
         handle.press_power_button();
-        let start = Instant::now();
-        while !lock(&log.lines).contains(&(platform::SCI_IRQ, true)) {
-            assert!(start.elapsed() < Duration::from_secs(5), "no interrupt");
-            thread::sleep(Duration::from_millis(1));
-        }
+        until("an interrupt", || {
+            lock(&log.lines).contains(&(platform::SCI_IRQ, true))
+        });
         handle.stop().unwrap();
     });
 }
@@ -399,54 +396,110 @@ fn bad_configurations_are_named() {
     assert!(text.starts_with("--append: "), "{text}");
 }
 
-/// The host fails at a disk: the machine stands still, is not told twice, and
-/// goes on when the operator says so, or by itself when nothing fails any more.
-#[test]
-fn a_failed_disk_stops_the_machine_for_a_while() {
-    let engine = FakeEngine::new(|_| Act::Next);
-    let (machine, sink) = machine(&engine, config());
-    let (handle, events) = (machine.handle(), machine.events.clone());
-    let fail = |message: &str| {
-        let event = Event::DiskFailed {
+/// A failed assertion must not leave the machine running for ever.
+pub struct EndWhenPanicking(pub MachineHandle);
+
+impl Drop for EndWhenPanicking {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.0.stop();
+        }
+    }
+}
+
+/// A machine whose disks fail when a test says so.
+struct Failing<'a> {
+    handle: MachineHandle,
+    events: &'a dyn Fn(Event),
+    sink: &'a Sink,
+}
+
+impl Failing<'_> {
+    fn fail(&self, message: &str) {
+        (self.events)(Event::DiskFailed {
             disk: "disk0".to_owned(),
             message: message.to_owned(),
-        };
-        events.send(event).unwrap();
-    };
-    let reach = |state: State| {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while handle.state() != state {
-            assert!(Instant::now() < deadline, "not {state}");
-            thread::sleep(Duration::from_millis(5));
-        }
-    };
+        });
+    }
+
+    fn reach(&self, state: State) {
+        until(&format!("it is {state}"), || self.handle.state() == state);
+    }
+
+    /// Waits until the operator was told so much: of faults, and `None` of
+    /// their ends.
+    fn told(&self, wanted: &[Option<&str>]) {
+        until(&format!("{wanted:?} is told"), || {
+            let faults = lock(&self.sink.faults);
+            let told = faults.iter().map(|f| f.as_ref().map(|f| &*f.message));
+            told.eq(wanted.iter().copied())
+        });
+    }
+}
+
+fn until(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !is() {
+        assert!(Instant::now() < deadline, "not: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs a machine that looks after its disks so often, and stops it when
+/// `test` is over.
+fn with_failing_disks(interval: Duration, test: impl FnOnce(&Failing<'_>)) {
+    let engine = FakeEngine::new(|_| Act::Next);
+    let (mut machine, sink) = machine(&engine, config());
+    machine.fault_interval = interval;
+    let (handle, events) = (machine.handle(), machine.events.clone());
     thread::scope(|scope| {
         let run = scope.spawn(|| machine.run());
-        reach(State::Running);
-        fail("full");
-        reach(State::Paused);
-        fail("full");
-        handle.resume().unwrap();
-        assert_eq!(handle.state(), State::Running);
-        assert_eq!(lock(&sink.faults).len(), 1);
-        fail("full again");
-        reach(State::Paused);
-        // Nothing fails any more.
-        reach(State::Running);
-        let faults = lock(&sink.faults).clone();
-        let messages: Vec<_> = faults
-            .iter()
-            .map(|f| f.as_ref().map(|f| &*f.message))
-            .collect();
-        assert_eq!(messages, [Some("full"), Some("full again"), None]);
-        // A pause stays one.
-        fail("more");
-        reach(State::Paused);
-        handle.pause().unwrap();
-        thread::sleep(Duration::from_millis(1500));
-        assert_eq!(handle.state(), State::Paused);
+        let failing = Failing {
+            handle: handle.clone(),
+            events: &|event| events.send(event).unwrap(),
+            sink: &sink,
+        };
+        // Else whoever fails would wait for the machine's end.
+        let tested = catch_unwind(AssertUnwindSafe(|| {
+            failing.reach(State::Running);
+            test(&failing);
+        }));
         handle.stop().unwrap();
         assert_eq!(run.join().unwrap(), Outcome::Requested);
+        tested.unwrap_or_else(|panic| resume_unwind(panic));
+    });
+}
+
+/// The host fails at a disk: the machine stands still, is not told twice, and
+/// goes on when the operator says so.
+#[test]
+fn a_failed_disk_stops_the_machine_until_it_is_resumed() {
+    // It does not go on by itself meanwhile, however late this thread is.
+    with_failing_disks(Duration::from_secs(3600), |machine| {
+        machine.fail("full");
+        machine.reach(State::Paused);
+        machine.fail("full");
+        machine.handle.resume().unwrap();
+        assert_eq!(machine.handle.state(), State::Running);
+        machine.told(&[Some("full")]);
+        machine.fail("full again");
+        machine.reach(State::Paused);
+        machine.told(&[Some("full"), Some("full again")]);
+    });
+}
+
+/// Or by itself when nothing fails any more, unless it was paused.
+#[test]
+fn a_machine_whose_disk_works_again_goes_on() {
+    with_failing_disks(Duration::from_secs(1), |machine| {
+        machine.fail("full");
+        machine.told(&[Some("full"), None]);
+        machine.reach(State::Running);
+        machine.fail("more");
+        until("it is told", || lock(&machine.sink.faults).len() >= 3);
+        machine.handle.pause().unwrap();
+        thread::sleep(Duration::from_millis(1500));
+        assert_eq!(machine.handle.state(), State::Paused);
     });
 }
 

@@ -19,7 +19,7 @@ const LXCFS: &str = "/var/lib/lxcfs";
 /// `FUSE_SUPER_MAGIC` (`linux/magic.h`).
 const FUSE_MAGIC: u64 = 0x6573_5546;
 /// Who waits longer for a server has none.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The program, beside whoever starts it.
 const PROGRAM: &str = "croft-procview";
 

@@ -13,8 +13,8 @@ use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Nothing here takes longer, on a busy machine either.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing here takes longer, on a slow and busy machine either.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The program that scripts/build-static makes; tests are in `deps` beside it.
 fn program() -> Option<PathBuf> {
@@ -128,9 +128,11 @@ fn a_container_sees_its_own_limits() {
     let cpuinfo = read(&group, "/proc/cpuinfo");
     assert_eq!(cpuinfo.matches("processor\t").count(), 1, "{cpuinfo}");
     assert_eq!(read(&group, "/sys/devices/system/cpu/online"), "0\n");
+    let began = Instant::now();
     let uptime = read(&group, "/proc/uptime");
     let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
-    assert!(seconds < 60.0, "{uptime}");
+    // Of a process that was not there before; its start is counted in ticks.
+    assert!(seconds < began.elapsed().as_secs_f64() + 1.0, "{uptime}");
     let stat = read(&group, "/proc/stat");
     assert!(
         stat.contains("\ncpu0 ") && !stat.contains("\ncpu1 "),
@@ -143,16 +145,7 @@ fn a_container_sees_its_own_limits() {
     let count = |text: &str| text.matches("processor\t").count();
     assert_eq!(count(&seen), count(&host));
     // Another worker takes over, and mounts that are there go on.
-    let worker = processes("work", directory);
-    assert_eq!(worker.len(), 1);
-    kill_process(worker[0], Signal::KILL).unwrap();
-    let meminfo = read(&group, "/proc/meminfo");
-    assert!(
-        meminfo.starts_with("MemTotal:          98304 kB\n"),
-        "{meminfo}"
-    );
-    // The server is killed: who has the files keeps them, and so it is when all
-    // that is left is killed too, one after the other.
+    // One that has begun is its parent once more until it has become itself.
     let first = |part: &str| {
         let start = Instant::now();
         loop {
@@ -163,6 +156,14 @@ fn a_container_sees_its_own_limits() {
             std::thread::sleep(Duration::from_millis(10));
         }
     };
+    kill_process(first("work"), Signal::KILL).unwrap();
+    let meminfo = read(&group, "/proc/meminfo");
+    assert!(
+        meminfo.starts_with("MemTotal:          98304 kB\n"),
+        "{meminfo}"
+    );
+    // The server is killed: who has the files keeps them, and so it is when all
+    // that is left is killed too, one after the other.
     for part in ["serve", "work", "hold", "work"] {
         let one = first(part);
         kill_process(one, Signal::KILL).unwrap();
@@ -182,9 +183,9 @@ fn a_container_sees_its_own_limits() {
     // Those who come are served by another one.
     let others = mounts_of(directory, &program).unwrap();
     assert_eq!(others.len(), views.len());
-    assert_eq!(processes("serve", directory).len(), 1);
+    let server = first("serve");
     drop(others);
     // One server for all who ask.
     assert_eq!(mounts_of(directory, &program).unwrap().len(), views.len());
-    assert_eq!(processes("serve", directory).len(), 1);
+    assert_eq!(first("serve"), server);
 }

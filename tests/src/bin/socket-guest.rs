@@ -70,13 +70,24 @@ fn echo(port: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// A connection to the host. The kernel gives one up after two seconds, within
+/// which a busy host may not have answered.
+fn connect(port: u32) -> io::Result<VsockStream> {
+    loop {
+        match VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+            result => return result,
+        }
+    }
+}
+
 fn pattern(round: u32, size: usize) -> Vec<u8> {
     let byte = |n: usize| (n.wrapping_mul(31) ^ (n >> 11)) as u8 ^ round as u8;
     (0..size).map(byte).collect()
 }
 
 fn call(port: u32, round: u32, size: usize) -> io::Result<()> {
-    let stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
+    let stream = connect(port)?;
     let sent = pattern(round, size);
     let got = thread::scope(|scope| {
         let writer = scope.spawn(|| {
@@ -99,8 +110,9 @@ fn call(port: u32, round: u32, size: usize) -> io::Result<()> {
 }
 
 fn many(port: u32, count: u32) -> io::Result<()> {
-    let connect = |_| VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port);
-    let streams: Vec<_> = (0..count).map(connect).collect::<io::Result<_>>()?;
+    let streams: Vec<_> = (0..count)
+        .map(|_| connect(port))
+        .collect::<io::Result<_>>()?;
     for (stream, n) in streams.iter().zip(0u32..) {
         (&mut &*stream).write_all(&n.to_le_bytes())?;
     }
@@ -116,7 +128,7 @@ fn many(port: u32, count: u32) -> io::Result<()> {
 }
 
 fn hold(port: u32) -> io::Result<()> {
-    let stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
+    let stream = connect(port)?;
     println!("connected and waiting");
     match (&stream).read(&mut [0]) {
         Ok(count) => println!("ended after {count} bytes"),
@@ -128,7 +140,7 @@ fn hold(port: u32) -> io::Result<()> {
 fn write(port: u32, disk: &str) -> io::Result<()> {
     const BLOCK: usize = 4096;
     const BLOCKS: u64 = 16;
-    let stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
+    let stream = connect(port)?;
     let disk = File::options().write(true).open(disk)?;
     for number in 1u64.. {
         let block = number.to_le_bytes().repeat(BLOCK / size_of::<u64>());
@@ -151,7 +163,8 @@ fn datagrams(port: u32) -> io::Result<()> {
 }
 
 fn ask(to: SocketAddr, count: u32, size: usize) -> io::Result<()> {
-    const TIMES: u32 = 10;
+    // Each after a second without an answer: minutes on a host that stalls.
+    const TIMES: u32 = 300;
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
@@ -159,12 +172,18 @@ fn ask(to: SocketAddr, count: u32, size: usize) -> io::Result<()> {
     let mut bytes = vec![0; 1 << 16];
     for round in 0..count {
         let sent = pattern(round, size);
-        // A late answer is of an earlier round.
         let comes_back = |_| {
-            socket.send(&sent).is_ok()
-                && socket
-                    .recv(&mut bytes)
-                    .is_ok_and(|count| bytes.get(..count) == Some(&*sent))
+            if socket.send(&sent).is_err() {
+                thread::sleep(Duration::from_millis(100));
+                return false;
+            }
+            // A late answer is of an earlier round, and passed over.
+            while let Ok(count) = socket.recv(&mut bytes) {
+                if bytes.get(..count) == Some(&*sent) {
+                    return true;
+                }
+            }
+            false
         };
         if !(0..TIMES).any(comes_back) {
             return Err(io::Error::other(format!("{size} bytes do not come back")));

@@ -1,6 +1,8 @@
 //! What guests that take interrupts share: the local APIC's registers, and
 //! talking with the outside while the guest runs.
 
+use std::time::{Duration, Instant};
+
 use croft_irqchip::Msi;
 use iced_x86::IcedError;
 
@@ -53,12 +55,14 @@ pub(super) const READY: u8 = 0x10;
 /// Waits until the guest has written to [`READY`] `n` times in all.
 pub(super) fn until_ready(m: &Machine, n: usize) {
     let mut seen = 0;
-    for _ in 0..5000 {
+    // The machine gives up a guest that hangs before.
+    let until = Instant::now() + Duration::from_secs(900);
+    while Instant::now() < until {
         seen += m.io.take().len();
         if seen >= n {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

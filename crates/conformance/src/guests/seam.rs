@@ -39,7 +39,7 @@ fn counting(engine: &dyn Engine) -> Result<Machine, crate::Failure> {
 
 /// Waits until the guest of [`counting`] counts.
 fn until_it_counts(m: &Machine) -> Outcome {
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(120);
     while m.slot(0)? == 0 {
         check!(Instant::now() < until, "nothing was executed");
         std::thread::sleep(Duration::from_millis(1));

@@ -21,6 +21,10 @@ pub fn answer(words: &[String]) -> ExitCode {
                 thread::sleep(Duration::from_secs_f64(about.parse().expect("seconds")));
                 continue;
             }
+            "await" => {
+                until(about);
+                continue;
+            }
             "ids" => status(&["Uid", "Gid", "Groups"]),
             "rights" => status(&[
                 "CapInh",
@@ -60,7 +64,10 @@ pub fn answer(words: &[String]) -> ExitCode {
                 |size| format!("{}x{}", size.ws_row, size.ws_col),
             ),
             "stop" => stop(about.parse().expect("seconds")),
-            "hunt" => hunt(about.parse().expect("a number")),
+            "hunt" => {
+                let (inode, path) = about.split_once(',').expect("a number, a path");
+                hunt(inode.parse().expect("a number"), path)
+            }
             "symlink" => symlink(about, "/made-link").map_or_else(said, |()| "done".into()),
             _ => "what?".to_owned(),
         };
@@ -82,12 +89,19 @@ fn stop(seconds: u64) -> String {
     "done".to_owned()
 }
 
-/// Tries for a second to get hold of a certain file, the maker's program,
-/// through any process there is.
-fn hunt(inode: u64) -> String {
-    let until = std::time::Instant::now() + Duration::from_millis(1500);
+/// Waits until there is a file. Who never gets it is killed by who waits for
+/// all of it.
+fn until(path: &str) {
+    while !fs::exists(path).is_ok_and(|there| there) {
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Tries to get hold of a certain file, the maker's program, through any
+/// process there is, until there is a file that says that it is enough.
+fn hunt(inode: u64, enough: &str) -> String {
     let mut seen = 0;
-    while std::time::Instant::now() < until {
+    while !fs::exists(enough).is_ok_and(|there| there) {
         for pid in 1..200 {
             let path = format!("/proc/{pid}/exe");
             let Ok(file) = fs::File::open(path) else {

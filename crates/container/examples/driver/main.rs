@@ -1,14 +1,17 @@
 //! A maker of containers for tests, and what runs inside of them.
 //!
 //! ```text
-//! driver run BUNDLE [--overlay DIR] [--group NAME] [--exec PROCESS.json]...
+//! driver run BUNDLE [--overlay DIR] [--group NAME]
+//!            [--exec PROCESS.json]... [--patience SECONDS] [--after FILE]
 //! driver inside WORD...
 //! driver aside
 //! ```
 //!
 //! `run` makes the container of a bundle, runs it and ends with its exit code;
-//! each `--exec` adds a program, whose exit codes are printed. `inside` is the
-//! container's program: its words are questions, and its output the answers.
+//! each `--exec` adds a program, whose exit codes are printed, and which may
+//! take so long to begin. When they have all ended, the file is made.
+//! `inside` is the container's program: its words are questions, and its
+//! output the answers.
 //! `aside` does work aside.
 
 mod aside;

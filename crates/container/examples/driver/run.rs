@@ -22,6 +22,10 @@ struct Wanted {
     overlay: Option<PathBuf>,
     group: Option<String>,
     execs: Vec<PathBuf>,
+    /// How long each of them may take to begin.
+    patience: Option<Duration>,
+    /// To be made when they have all ended.
+    after: Option<PathBuf>,
     /// The container may live longer than we.
     outlives: bool,
 }
@@ -35,6 +39,11 @@ fn parse(words: &[String]) -> Wanted {
             "--overlay" => wanted.overlay = words.next().map(PathBuf::from),
             "--group" => wanted.group = words.next().cloned(),
             "--exec" => wanted.execs.extend(words.next().map(PathBuf::from)),
+            "--patience" => {
+                let seconds = words.next().and_then(|word| word.parse().ok());
+                wanted.patience = seconds.map(Duration::from_secs);
+            }
+            "--after" => wanted.after = words.next().map(PathBuf::from),
             _ => wanted.bundle = PathBuf::from(word),
         }
     }
@@ -119,12 +128,15 @@ fn whole(wanted: &Wanted, group: Option<&Group>, groups: impl Fn() -> Groups) ->
             stdio: Stdio::Inherit,
             preserve_fds: 0,
             die_with_parent: true,
-            patience: Some(Duration::from_secs(2)),
+            patience: wanted.patience,
         });
         match joined {
             Ok(joined) => println!("exec: {}", code(joined.pid())),
             Err(error) => println!("exec: {} {:?}: {error}", error.exit_code(), error.step),
         }
+    }
+    if let Some(after) = &wanted.after {
+        fs::write(after, "").expect("the file for afterwards");
     }
     if let Some(console) = console {
         show(console, created.pidfd());

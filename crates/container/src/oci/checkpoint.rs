@@ -40,7 +40,7 @@ const OUTSIDE: &str = "croft.json";
 /// File beside them: what the standard streams were.
 const DESCRIPTORS: &str = "descriptors.json";
 /// How long what CRIU has killed may take to end.
-const ENDING: Duration = Duration::from_secs(1);
+const ENDING: Duration = Duration::from_secs(30);
 /// The first version of CRIU that can do without locking the network.
 const WITHOUT_LOCK: (u32, u32) = (3, 18);
 /// Name of a network namespace that is not the container's, as runc has it.

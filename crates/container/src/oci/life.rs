@@ -31,7 +31,7 @@ use crate::{Created, Gate, Groups, Root, Stdio, hooks, start_through};
 const BACKLOG: i32 = 16;
 /// How long `delete` waits for a program that may be about to end: whoever saw
 /// its last output, or sent it a signal, comes this early.
-const ENDING: Duration = Duration::from_millis(100);
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Who has a container when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use croft_isolate::apparmor;
 use serde_json::json;
 
-use crate::stage::{Said, Stage, stage};
+use crate::stage::{AWAIT_THEM, Said, Stage, stage};
 
 /// A profile that lets everything be but writing to `/denied`.
 struct Profile {
@@ -122,8 +122,8 @@ fn programs_that_join_have_theirs() {
         let path = stage.path("process");
         fs::write(&path, process.to_string()).unwrap();
         // Init has none: its answers would hide the other's.
-        stage.spec["process"]["args"] = json!(["/bin/driver", "inside", "sleep=2"]);
-        let said = stage.run(&["--exec", path.to_str().unwrap()]);
+        stage.spec["process"]["args"] = json!(["/bin/driver", "inside", AWAIT_THEM]);
+        let said = stage.run_joined(&[path.to_str().unwrap()]);
         assert_confined(&said, &profile);
     }
 }

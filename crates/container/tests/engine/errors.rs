@@ -1,7 +1,6 @@
 //! Descriptions that are wrong, and programs that are not there.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
@@ -19,11 +18,8 @@ fn refused(stage: &Stage, code: i32, text: &str) {
 fn exit_codes_of_programs_that_do_not_run() {
     let Some(mut stage) = stage() else { return };
     fs::write(stage.inside("text"), "text").unwrap();
-    fs::write(stage.inside("script"), "#!/no/shell\n").unwrap();
-    let all = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(stage.inside("script"), all.clone()).unwrap();
-    fs::write(stage.inside("garbage"), "\x7fELF nonsense").unwrap();
-    fs::set_permissions(stage.inside("garbage"), all).unwrap();
+    stage.program("script", "#!/no/shell\n");
+    stage.program("garbage", "\x7fELF nonsense");
     for (words, code, text) in [
         (json!(["nothing"]), 127, "in PATH"),
         (json!(["/bin/nothing"]), 127, "/bin/nothing"),

@@ -1,7 +1,7 @@
 //! Ways out that others have had.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, symlink};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use serde_json::json;
@@ -102,10 +102,8 @@ fn the_maker_s_program_is_out_of_reach() {
     }
     let maker = fs::metadata(driver()).unwrap().ino();
     // Its own link as the program, and as the interpreter of one.
-    let script = stage.inside("bin/script");
-    fs::write(&script, "#!/proc/self/exe\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let mut options = Vec::new();
+    stage.program("bin/script", "#!/proc/self/exe\n");
+    let mut processes = Vec::new();
     for (number, words) in [
         json!(["/proc/self/exe", "/bin/driver", "inside", "sleep=0.3"]),
         json!(["/bin/script"]),
@@ -118,14 +116,14 @@ fn the_maker_s_program_is_out_of_reach() {
         process["args"] = words;
         let path = stage.path(&format!("exec{number}"));
         fs::write(&path, process.to_string()).unwrap();
-        options.extend(["--exec".to_owned(), path.to_str().unwrap().to_owned()]);
+        processes.push(path.to_str().unwrap().to_owned());
     }
-    stage.spec["process"]["args"] =
-        json!(["/bin/driver", "inside", format!("hunt={maker}"), "exit=6"]);
-    let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let said = stage.run(&options);
+    let hunt = format!("hunt={maker},/ended");
+    stage.spec["process"]["args"] = json!(["/bin/driver", "inside", hunt, "exit=6"]);
+    let processes: Vec<&str> = processes.iter().map(String::as_str).collect();
+    let said = stage.run_joined(&processes);
     assert_eq!(said.code, Some(6), "{said:?}");
-    let hunted = said.to(&format!("hunt={maker}"));
+    let hunted = said.to(&hunt);
     assert!(hunted.starts_with("nothing in "), "{said:?}");
     assert_eq!(said.rest.len(), 3, "{said:?}");
     // As the container's own program it is a page of memory that runs nothing
@@ -154,7 +152,7 @@ fn no_program_is_reached_by_a_descriptor() {
 fn who_stops_programs_on_their_way_in_stops_nobody_else() {
     let Some(mut stage) = stage() else { return };
     stage.own_ids();
-    let mut options = Vec::new();
+    let mut options = vec!["--patience".to_owned(), "2".to_owned()];
     for number in 0..3 {
         let mut process = stage.spec["process"].clone();
         process["args"] = json!(["/bin/driver", "inside", "pid"]);
@@ -190,7 +188,7 @@ fn the_hosts_processes_are_not_shown_instead() {
     stage.own_ids();
     stage.spec["process"]["args"] = json!(["/bin/driver", "inside", "list=/proc"]);
     fs::write(stage.path("config.json"), stage.spec.to_string()).unwrap();
-    let script = "mount -t tmpfs none /proc/fs && exec timeout -s KILL 60 \"$@\"";
+    let script = "mount -t tmpfs none /proc/fs && exec timeout -s KILL 300 \"$@\"";
     let output = std::process::Command::new("unshare")
         .args(["--mount", "sh", "-c", script, "sh"])
         .arg(driver())

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, stage};
+use crate::stage::{AWAIT_THEM, Stage, stage};
 
 fn process(stage: &Stage, name: &str, change: impl Fn(&mut Value)) -> String {
     let mut process = stage.spec["process"].clone();
@@ -39,8 +39,8 @@ fn joins(mut stage: Stage) {
         process["args"] = json!(["/etc/text"])
     });
     fs::write(stage.inside("etc/text"), "text").unwrap();
-    stage.spec["process"]["args"] = json!(["/bin/driver", "inside", "sleep=1.5", "exit=4"]);
-    let said = stage.run(&["--exec", &first, "--exec", &missing, "--exec", &refused]);
+    stage.spec["process"]["args"] = json!(["/bin/driver", "inside", AWAIT_THEM, "exit=4"]);
+    let said = stage.run_joined(&[&first, &missing, &refused]);
     assert_eq!(said.code, Some(4), "{said:?}");
     assert_eq!(said.to("hostname"), "inner");
     assert_ne!(said.to("pid"), "1");

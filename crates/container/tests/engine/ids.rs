@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use serde_json::json;
 
-use crate::stage::{IDS, stage};
+use crate::stage::{AWAIT_THEM, IDS, stage};
 
 /// Somebody without privilege.
 const USER: u32 = 54_321;
@@ -116,7 +116,9 @@ impl Other {
         use std::io::Read;
         let mut child = std::process::Command::new("unshare")
             .args(options)
-            .args(["sh", "-c", &format!("{script} && echo && exec sleep 60")])
+            .args(["sh", "-c", &format!("{script} && echo && exec cat")])
+            // It ends with whoever has the other end.
+            .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
@@ -157,8 +159,8 @@ fn without_a_mount_namespace_the_root_is_the_container_s_all_the_same() {
     linux.remove("maskedPaths");
     linux.remove("readonlyPaths");
     let joins = joining(&stage, &["/bin/driver", "inside", "list=/"]);
-    stage.spec["process"]["args"] = json!(["/bin/driver", "inside", "sleep=2"]);
-    let said = stage.run(&["--exec", &joins]);
+    stage.spec["process"]["args"] = json!(["/bin/driver", "inside", AWAIT_THEM]);
+    let said = stage.run_joined(&[&joins]);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!(said.rest, ["0"], "{said:?}");
     let root: Vec<&str> = said.to("list=/").split(' ').collect();
@@ -187,9 +189,9 @@ fn a_mount_namespace_of_others_is_joined() {
         "list=/tmp",
         "write=/tmp/new",
         "list=/",
-        "sleep=2"
+        AWAIT_THEM
     ]);
-    let said = stage.run(&["--exec", &joins]);
+    let said = stage.run_joined(&[&joins]);
     assert_eq!(said.code, Some(0), "{said:?}");
     // The other may be there first.
     let names = said.to("list=/tmp").split(' ').next();

@@ -13,7 +13,7 @@ use crate::stage::{driver, stage};
 
 /// Waits for a file, and gives its text.
 fn await_text(path: &Path) -> String {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         match fs::read_to_string(path) {
             Ok(text) if text.ends_with('\n') => return text,
@@ -33,7 +33,7 @@ fn an_init_ends_with_a_maker_that_is_killed() {
         }
         let (told, hook) = (stage.path("told"), stage.path("hook"));
         let script = format!(
-            "cat >{}; echo >>{0}; echo $$ >{}; exec sleep 60",
+            "cat >{}; echo >>{0}; echo $$ >{}; exec sleep 1000",
             told.display(),
             hook.display()
         );
@@ -57,7 +57,7 @@ fn an_init_ends_with_a_maker_that_is_killed() {
         maker.wait().unwrap();
         let mut ended = [PollFd::new(&init, PollFlags::IN)];
         let patience = Timespec {
-            tv_sec: 20,
+            tv_sec: 120,
             tv_nsec: 0,
         };
         let count = poll(&mut ended, Some(&patience)).unwrap();

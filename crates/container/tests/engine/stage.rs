@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -10,6 +12,12 @@ use tempfile::TempDir;
 
 /// First of the host's ids that containers with ids of their own have.
 pub const IDS: u32 = 0x2000_0000;
+/// What an init is asked that is to be there for the programs of
+/// [`Stage::joined_by`], however long they take.
+pub const AWAIT_THEM: &str = "await=/ended";
+/// Seconds after which a maker that hangs is killed, and its test fails: none
+/// takes long.
+const PATIENCE: &str = "300";
 
 /// What a container said.
 #[derive(Debug)]
@@ -75,11 +83,11 @@ impl Stage {
         for name in ["bin", "etc", "dev", "proc", "sys", "tmp"] {
             fs::create_dir_all(root.join(name)).unwrap();
         }
-        fs::copy(driver(), root.join("bin/driver")).unwrap();
+        copy(&driver(), &root.join("bin/driver"));
         for library in libraries() {
             let inside = root.join(library.strip_prefix("/").unwrap());
             fs::create_dir_all(inside.parent().unwrap()).unwrap();
-            fs::copy(&library, inside).unwrap();
+            copy(&library, &inside);
         }
         Stage {
             directory,
@@ -95,6 +103,14 @@ impl Stage {
     /// A path in its root.
     pub fn inside(&self, name: &str) -> PathBuf {
         self.path("rootfs").join(name)
+    }
+
+    /// A program in its root, of this text.
+    pub fn program(&self, name: &str, text: &str) {
+        let (draft, program) = (self.path("draft"), self.inside(name));
+        fs::write(&draft, text).unwrap();
+        copy(&draft, &program);
+        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// The container has ids of its own, and its root is theirs.
@@ -134,15 +150,14 @@ impl Stage {
     /// reached.
     pub fn give_to(&self, (user, group): (u32, u32)) {
         fs::write(self.path("config.json"), self.spec.to_string()).unwrap();
-        fs::copy(driver(), self.path("driver")).unwrap();
+        copy(&driver(), &self.path("driver"));
         give(self.directory.path(), user, group);
     }
 
     /// Runs it as somebody, by a command that runs others, with more options.
     pub fn run_as(&self, (user, group): (u32, u32), by: &[&str], options: &[&str]) -> Said {
-        use std::os::unix::process::CommandExt;
         let mut command = Command::new("timeout");
-        command.args(["-s", "KILL", "60"]).args(by);
+        command.args(["-s", "KILL", PATIENCE]).args(by);
         command.arg(self.path("driver"));
         command.arg("run").arg(self.directory.path()).args(options);
         command.uid(user).gid(group).stdin(Stdio::null());
@@ -153,9 +168,8 @@ impl Stage {
     pub fn run(&self, options: &[&str]) -> Said {
         let text = self.spec.to_string();
         fs::write(self.path("config.json"), text).unwrap();
-        // None of these takes seconds; what hangs is killed, and fails.
         let output = Command::new("timeout")
-            .args(["-s", "KILL", "60"])
+            .args(["-s", "KILL", PATIENCE])
             .arg(driver())
             .arg("run")
             .arg(self.directory.path())
@@ -165,6 +179,34 @@ impl Stage {
             .unwrap();
         said(output)
     }
+
+    /// The options with which these programs join it, and init is told when
+    /// they have ended ([`AWAIT_THEM`]).
+    pub fn joined_by(&self, processes: &[&str]) -> Vec<String> {
+        let mut options = Vec::new();
+        for process in processes {
+            options.extend(["--exec", process].map(str::to_owned));
+        }
+        let ended = self.inside("ended").to_str().unwrap().to_owned();
+        options.extend(["--after".to_owned(), ended]);
+        options
+    }
+
+    /// Runs it, joined by these programs.
+    pub fn run_joined(&self, processes: &[&str]) -> Said {
+        let options = self.joined_by(processes);
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        self.run(&options)
+    }
+}
+
+/// Copies a program by a process of its own. One that this process has open
+/// for writing, if for a moment, is busy for as long as any child has it that
+/// another test's thread forks in that moment, and cannot be run (execve(2),
+/// ETXTBSY).
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(copied.success(), "cp {} {}", from.display(), to.display());
 }
 
 fn said(output: Output) -> Said {
@@ -198,7 +240,6 @@ fn said(output: Output) -> Said {
 }
 
 fn open_to_all(directory: &Path) {
-    use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
 }
 

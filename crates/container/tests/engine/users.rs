@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::stage::{Stage, stage};
+use crate::stage::{AWAIT_THEM, Stage, stage};
 
 /// How many subordinate ids a container here has.
 const IDS: u32 = 65_536;
@@ -101,11 +101,13 @@ fn subordinate_ids_are_a_container_s() {
         "stat=/tmp/new",
         "stat=/etc",
         "write=/dev/null",
-        "sleep=2"
+        AWAIT_THEM
     ]);
     let joins = joins.to_str().unwrap();
     stage.give_to((user.uid, user.gid));
-    let said = stage.run_as((user.uid, user.gid), &[], &["--exec", joins]);
+    let options = stage.joined_by(&[joins]);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let said = stage.run_as((user.uid, user.gid), &[], &options);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!(said.to("ids"), "Uid 5 5 5 5; Gid 6 6 6 6; Groups 7");
     let map = said

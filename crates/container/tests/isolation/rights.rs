@@ -1,6 +1,6 @@
 //! What a container may not do, whoever it is inside.
 
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use crate::bundle::{Bundle, assert_refused, possible};
 
@@ -9,7 +9,9 @@ struct Other(Child);
 
 impl Other {
     fn new() -> Self {
-        Other(Command::new("sleep").arg("60").spawn().unwrap())
+        // It ends with whoever has the other end.
+        let mut command = Command::new("cat");
+        Other(command.stdin(Stdio::piped()).spawn().unwrap())
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::bundle::{Bundle, outcomes, possible};
 
@@ -23,12 +23,16 @@ fn the_runtimes_program_is_not_written() {
         return;
     }
     for make in [Bundle::new, Bundle::mapped] {
-        let mut bundle = make(&["overwrite=4"]);
+        let mut bundle = make(&["overwrite=/tmp/enough"]);
         let state = tempfile::tempdir().unwrap();
-        // What is attacked is a copy.
+        // What is attacked is a copy, made by a process of its own: one that
+        // this process has had open for writing may be busy for a moment, by
+        // what another test's thread forks.
         let copy = state.path().join("croft-oci");
-        fs::copy(&program, &copy).unwrap();
-        let output = fs::File::create(state.path().join("output")).unwrap();
+        let copied = Command::new("cp").arg(&program).arg(&copy).status();
+        assert!(copied.unwrap().success());
+        let said = state.path().join("output");
+        let output = fs::File::create(&said).unwrap();
         let runtime = |words: &[&str]| {
             let mut command = Command::new(&copy);
             command
@@ -53,15 +57,22 @@ fn the_runtimes_program_is_not_written() {
                 0 => ["exec", &name, "/proc/self/exe", "--version"],
                 _ => ["exec", &name, "sleep", "0.02"],
             };
-            // The attempt is over for the second.
+            // Where it has written to the program, that may not run.
             let _ = runtime(&words).output().unwrap();
             thread::sleep(Duration::from_millis(100));
         }
-        thread::sleep(Duration::from_secs(3));
+        fs::write(bundle.root().join("tmp/enough"), "").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(300);
+        let text = loop {
+            let text = fs::read_to_string(&said).unwrap();
+            if text.ends_with('\n') || Instant::now() > deadline {
+                break text;
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
         let deleted = runtime(&["delete", "--force", &name]).output().unwrap();
         assert!(deleted.status.success(), "{deleted:?}");
-        let text = fs::read_to_string(state.path().join("output")).unwrap();
-        assert!(text.starts_with("overwrite=4: "), "{text}");
+        assert!(text.starts_with("overwrite=/tmp/enough: "), "{text}");
         assert!(!text.contains("done"), "{text}");
         let same = fs::read(&program).unwrap() == fs::read(&copy).unwrap();
         assert!(same, "the program has changed");

@@ -30,7 +30,7 @@ use crate::run::terminal::Terminal;
 use crate::say;
 
 /// How long the agent may take to accept a connection.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A login shell of a container's: the best that it has.
 const LOGIN: [&str; 3] = [
     "/bin/sh",

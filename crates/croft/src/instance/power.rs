@@ -20,8 +20,8 @@ const SYSTEM: Duration = Duration::from_secs(60);
 /// How long a container of one program has.
 const APPLICATION: Duration = Duration::from_secs(10);
 /// How much longer than the guest's own time stopping may take: the plug's
-/// and the kill's.
-const FORCE: Duration = Duration::from_secs(15);
+/// and the kill's, and what a busy host takes for either.
+const FORCE: Duration = Duration::from_secs(60);
 
 /// Starts instances.
 pub fn start(options: &StartOptions) -> Exit {

@@ -4,11 +4,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::stage::{PATIENCE, Stage, eventually, pid_of, wait};
+use crate::stage::{Stage, pid_of, wait};
 
 #[test]
 fn outcomes_have_exit_codes() {
@@ -124,6 +124,7 @@ fn a_stalled_reader_holds_the_guest_back() {
     let mut child = stage.run("flood").spawn().unwrap();
     let _unread = child.stdout.take().unwrap();
     stage.wait_for("croft-vmm");
+    // Time for more than the pipe has room for; with none the test sees less.
     thread::sleep(Duration::from_secs(1));
     for (pid, program) in stage.processes() {
         let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
@@ -134,10 +135,8 @@ fn a_stalled_reader_holds_the_guest_back() {
             .unwrap();
         assert!(kilobytes < 4096, "{program} holds {kilobytes} kB");
     }
-    let start = Instant::now();
     kill_process(pid_of(&child), Signal::TERM).unwrap();
     assert_eq!(wait(&mut child).code(), Some(128 + 15));
-    assert!(start.elapsed() < PATIENCE / 2);
     stage.wait_for_silence();
 }
 
@@ -170,10 +169,9 @@ fn signals_end_the_machine_even_a_deaf_one() {
         ("deaf", Signal::TERM, 15),
     ] {
         let mut child = stage.run(script).spawn().unwrap();
+        // Before it starts anything croft waits for signals.
         stage.wait_for("croft-vmm");
-        eventually("croft waits for signals", || {
-            kill_process(pid_of(&child), signal).is_ok()
-        });
+        kill_process(pid_of(&child), signal).unwrap();
         assert_eq!(wait(&mut child).code(), Some(128 + number), "{script}");
         stage.wait_for_silence();
     }

@@ -1,21 +1,28 @@
 //! Containers of users who are not root.
 //!
-//! A user is made up for a test: a number that nobody has, whose name and
-//! subordinate ids are in files laid over the host's in a mount namespace.
+//! A user is made up for a run of tests: a number that nobody has, whose name
+//! and subordinate ids are in files laid over the host's in a mount namespace.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
+
 use crate::images::IMAGE;
 use crate::stage::{Stage, eventually, wait};
 
-/// The user's number, and its group's.
-const USER: u32 = 47_110;
+/// The user's number, and its group's: of no other run at the same time.
+fn user() -> u32 {
+    1_400_000_000 + std::process::id()
+}
+
 /// The first of its subordinate ids.
 const FIRST: u32 = 1_500_000_000;
-/// Runs the words behind it as the user.
+/// Runs the words behind it as the user, whose number is the second one.
 const AS_USER: &str = r#"set -e
 mount --make-rprivate /
 for file in passwd subuid subgid; do
@@ -25,8 +32,9 @@ done
 # Of some hosts it is root's alone.
 if [ -e /dev/net/tun ] && [ -e "$1/tun" ]; then mount --bind "$1/tun" /dev/net/tun; fi
 cd "$1/home"
-shift
-exec setpriv --reuid 47110 --regid 47110 --clear-groups "$@""#;
+id=$2
+shift 2
+exec setpriv --reuid $id --regid $id --clear-groups "$@""#;
 
 /// A user, with everything of a stage.
 struct User {
@@ -44,7 +52,8 @@ impl User {
         fs::create_dir(&home).unwrap();
         let mut passwd = fs::read_to_string("/etc/passwd").unwrap();
         passwd.push_str(&format!(
-            "rootless:x:{USER}:{USER}::{}:/bin/sh\n",
+            "rootless:x:{0}:{0}::{1}:/bin/sh\n",
+            user(),
             home.display()
         ));
         fs::write(stage.path("passwd"), passwd).unwrap();
@@ -65,7 +74,7 @@ impl User {
         for (path, mode) in [(stage.path(""), 0o755), (home, 0o700)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         }
-        chown(stage.path("home"), Some(USER), Some(USER)).unwrap();
+        chown(stage.path("home"), Some(user()), Some(user())).unwrap();
         let user = User { stage };
         let missing = |file: &str| !Path::new("/etc").join(file).exists();
         if subordinate && (missing("subuid") || missing("subgid")) {
@@ -97,6 +106,7 @@ impl User {
         let mut child = Command::new("unshare")
             .args(["--mount", "sh", "-c", AS_USER, "sh"])
             .arg(self.stage.path(""))
+            .arg(user().to_string())
             .args(words)
             .env_clear()
             .env("HOME", self.home(""))
@@ -148,17 +158,28 @@ impl User {
     }
 }
 
+/// A port of the loopback interface, and what keeps the kernel from giving it
+/// to anybody else. Who binds it by its number and lets others reuse addresses,
+/// as servers do, can have it, since nobody listens there yet.
+fn free_port() -> (u16, OwnedFd) {
+    let kept = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_reuseaddr(&kept, true).unwrap();
+    bind(&kept, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let at = SocketAddr::try_from(getsockname(&kept).unwrap()).unwrap();
+    (at.port(), kept)
+}
+
 /// Copies a directory, for the user.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
-    chown(to, Some(USER), Some(USER)).unwrap();
+    chown(to, Some(user()), Some(user())).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), &target).unwrap();
-            chown(target, Some(USER), Some(USER)).unwrap();
+            chown(target, Some(user()), Some(user())).unwrap();
         }
     }
 }
@@ -214,7 +235,7 @@ fn a_users_container_lives_and_leaves_nothing() {
 fn a_users_volumes_and_directories() {
     let Some(user) = User::new(true) else { return };
     fs::create_dir(user.home("shared")).unwrap();
-    chown(user.home("shared"), Some(USER), Some(USER)).unwrap();
+    chown(user.home("shared"), Some(self::user()), Some(self::user())).unwrap();
     let shared = format!("{}:/shared", user.home("shared").display());
     let run = |script: &str| {
         let words = [
@@ -300,9 +321,7 @@ fn a_user_has_a_network() {
         return;
     }
     let name = user.stage.name.clone();
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let (port, _kept) = free_port();
     user.start(&[
         "--net",
         "user",

@@ -24,7 +24,8 @@ fn what_was_not_saved_goes_on() {
     let mut command = stage.run("wait");
     command.arg("--control").arg(&control);
     let mut child = command.spawn().unwrap();
-    eventually("there is a socket", || control.exists());
+    // Before it runs, its monitor listens.
+    stage.wait_for("croft-vmm");
     for _ in 0..3 {
         let (code, said) = save(&stage, "state");
         assert_eq!(code, Some(1), "{said}");
@@ -52,7 +53,6 @@ fn a_vmm_that_dies() {
     let mut command = stage.run("deaf");
     command.arg("--control").arg(&control);
     let mut child = command.spawn().unwrap();
-    eventually("there is a socket", || control.exists());
     let vmm = stage.wait_for("croft-vmm");
     let (code, said) = std::thread::scope(|scope| {
         let saver = scope.spawn(|| save(&stage, "state"));

@@ -1,6 +1,8 @@
 //! What the tests share: an installation of its own for each test.
 
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,8 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// Nothing here takes longer, on a busy machine either.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing here takes longer, on a slow and busy machine either. It only ends
+/// what hangs: no test is about time.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -37,11 +40,18 @@ impl Stage {
                 "{} is missing: build the whole workspace and run scripts/build-static first",
                 from.display()
             );
-            fs::copy(from, directory.path().join(to)).unwrap();
+            // By another process: a copy that this one writes is busy (ETXTBSY)
+            // as long as a child that another thread begins in that moment has
+            // not become its program.
+            let mut copy = Command::new("cp");
+            let copied = copy.args([&from, &directory.path().join(to)]).output();
+            assert!(copied.unwrap().status.success(), "{copy:?}");
         }
         fs::write(directory.path().join("kernel"), "not empty").unwrap();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("croft-test-{}-{number}", std::process::id());
+        // In a namespace of its own a process has the same number as another.
+        let random = RandomState::new().build_hasher().finish();
+        let name = format!("croft-test-{}-{number}-{random:016x}", std::process::id());
         Stage { directory, name }
     }
 

@@ -52,7 +52,7 @@ impl Session {
         tcsetattr(&line, OptionalActions::Now, &before).unwrap();
         let before = tcgetattr(&line).unwrap();
         let side = || Stdio::from(line.try_clone().unwrap());
-        let command = format!("{command}; echo \"code=$?\"; sleep 60");
+        let command = format!("{command}; echo \"code=$?\"; sleep 1000");
         let shell = Command::new("setsid")
             .args(["--ctty", "sh", "-c", &command])
             .current_dir(stage.path(""))

@@ -47,12 +47,17 @@ impl RateLimitedLog {
 
     /// Logs a line, or drops it.
     pub fn log(&self, text: &str) {
+        self.log_at(text, Instant::now());
+    }
+
+    fn log_at(&self, text: &str, now: Instant) {
         let mut budget = lock(&self.budget);
-        let periods = budget.refilled.elapsed().as_secs() / REFILL.as_secs();
+        let since = now.saturating_duration_since(budget.refilled);
+        let periods = since.as_secs() / REFILL.as_secs();
         if periods > 0 {
             let more = u32::try_from(periods).unwrap_or(BURST);
             budget.left = budget.left.saturating_add(more).min(BURST);
-            budget.refilled = Instant::now();
+            budget.refilled = now;
         }
         if budget.left == 0 {
             budget.dropped += 1;
@@ -85,12 +90,12 @@ mod tests {
     fn a_flood_is_cut_off() {
         let sink = Arc::new(Count(Mutex::default()));
         let log = RateLimitedLog::new("disk0".into(), sink.clone());
+        let now = lock(&log.budget).refilled;
         for _ in 0..1000 {
-            log.log("no");
+            log.log_at("no", now);
         }
         assert_eq!(lock(&sink.0).len(), BURST as usize);
-        lock(&log.budget).refilled -= REFILL;
-        log.log("yes");
+        log.log_at("yes", now + REFILL);
         let last = lock(&sink.0).pop().unwrap();
         assert_eq!(last, "disk0: yes (990 lines were left out before)");
     }

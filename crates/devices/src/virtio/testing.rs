@@ -24,7 +24,7 @@ pub const QUEUE_LEN: u16 = 16;
 pub const VERSION_1: u64 = 1 << 32;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const NEEDS_RESET: u64 = 0x40;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 pub const GSI: u32 = 17;
 
 pub const NEXT: u16 = 1;
@@ -350,11 +350,15 @@ impl<D: VirtioDevice> Rig<D> {
             assert!(Instant::now() < deadline, "no failure: {reason}");
             std::thread::sleep(Duration::from_micros(200));
         }
-        assert!(
-            self.world.logged(reason),
-            "{reason} is not in {:?}",
-            lock(&self.world.log)
-        );
+        // The status is there first.
+        while !self.world.logged(reason) {
+            assert!(
+                Instant::now() < deadline,
+                "{reason} is not in {:?}",
+                lock(&self.world.log)
+            );
+            std::thread::sleep(Duration::from_micros(200));
+        }
         self.reset();
     }
 

@@ -76,7 +76,7 @@ const SYSTEM_SS: u64 = 0x18;
 const USER_SS: u64 = 0x23;
 const USER_CS: u64 = 0x2B;
 /// A case is over long before, on a busy host too, unless it runs in circles.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 

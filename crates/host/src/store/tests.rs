@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use croft_api::container::{ContainerSpec, IdRange};
 use croft_api::machine::{EngineChoice, MachineSpec, SoftwareSpec};
 use croft_api::monitor::KeepPayload;
@@ -174,6 +176,12 @@ fn what_runs_is_left_alone_and_a_dead_monitor_is_seen() {
     ));
     assert!(all.change(&name("web"), |_| ()).is_err());
     drop(lock);
+    // A child that another test's thread forks has it, too, until it runs its
+    // program.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while InstanceLock::is_held(&directory).unwrap() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let orphan = all.status(&name("web")).unwrap();
     assert_eq!(orphan.phase, Phase::Stopped);
     assert_eq!(orphan.note.unwrap(), "its monitor died");

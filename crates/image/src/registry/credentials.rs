@@ -27,7 +27,7 @@ const LONGEST: u64 = 1 << 20;
 /// Time that a helper may take: some ask their user.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Time in which what a helper has said at last is read.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How Docker's own registry is called in such files.
 const HUB: &str = "https://index.docker.io/v1/";
 /// The user that stands for a token in helpers' answers.
@@ -232,11 +232,14 @@ fn ask_program(program: &str, host: &str) -> Result<Option<Login>, Error> {
             Err(error) => return Err(failed(error.to_string())),
         }
     };
-    // Its end, or what it has said until then: it may have started a program
-    // that stays, and has its output open (agents of pass do so).
+    // Until it is whole, or at its end: it may have started a program that stays,
+    // and has its output open (agents of pass do so).
     let mut bytes = Vec::new();
-    while let Ok(more) = answers.recv_timeout(LAST_WORDS) {
-        bytes.extend(more);
+    while !(status.success() && serde_json::from_slice::<Answer>(&bytes).is_ok()) {
+        match answers.recv_timeout(LAST_WORDS) {
+            Ok(more) => bytes.extend(more),
+            Err(_) => break,
+        }
     }
     if !status.success() {
         let text = String::from_utf8_lossy(&bytes);
@@ -362,19 +365,24 @@ mod tests {
 
     #[test]
     fn a_helper_that_leaves_a_program_behind_is_not_waited_for() {
-        use std::os::unix::fs::PermissionsExt;
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("helper");
-        let script = "#!/bin/sh\nsleep 20 &\nprintf '{\"Username\": \"a\", \"Secret\": \"1\"}'\n";
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let kept = place.path().join("kept");
+        let script = "#!/bin/sh\nsleep 1000 &\necho $! >${0%/*}/kept\n\
+                      printf '{\"Username\": \"a\", \"Secret\": \"1\"}'\n";
+        // By another process: what this one writes is busy as long as a child
+        // that another thread begins in that moment has not become its program.
+        fs::write(place.path().join("script"), script).unwrap();
+        let mut install = Command::new("install");
+        install.args(["-m", "700"]).arg(place.path().join("script"));
+        assert!(install.arg(&path).status().unwrap().success());
         let begun = Instant::now();
         let login = ask_program(path.to_str().unwrap(), "reg.example").unwrap();
         assert_eq!(login, password("a", "1"));
-        assert!(
-            begun.elapsed() < Duration::from_secs(15),
-            "it was waited for"
-        );
+        assert!(begun.elapsed() < Duration::from_secs(900), "{begun:?}");
+        let pid = fs::read_to_string(kept).unwrap().trim().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
 
     #[test]

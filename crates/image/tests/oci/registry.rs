@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use croft_image::registry::credentials::Login;
 use croft_image::registry::{self, Access};
 use croft_image::store::{Committed, Store};
 use croft_image::{Error, Image};
+use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
 use serde_json::Value;
 
 use super::Fixture;
@@ -37,11 +40,26 @@ impl Fixture {
     }
 }
 
+/// Nothing here takes longer, on a slow and busy machine either.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// Docker's registry on this host.
 pub struct Registry {
     child: Child,
     pub port: u16,
     place: tempfile::TempDir,
+    _kept: OwnedFd,
+}
+
+/// A port of the loopback interface where nobody listens, and what keeps the
+/// kernel from giving it to anybody else. Who binds it by its number and lets
+/// others reuse addresses, as servers do, can have it.
+fn free_port() -> (u16, OwnedFd) {
+    let kept = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_reuseaddr(&kept, true).unwrap();
+    bind(&kept, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let at = SocketAddr::try_from(getsockname(&kept).unwrap()).unwrap();
+    (at.port(), kept)
 }
 
 impl Drop for Registry {
@@ -70,11 +88,7 @@ impl Registry {
             }
         }
         let place = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let (port, kept) = free_port();
         let path = |name: &str| place.path().join(name).display().to_string();
         let mut config = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
@@ -101,8 +115,13 @@ impl Registry {
             .stderr(fs::File::create(path("log")).unwrap())
             .spawn()
             .unwrap();
-        let registry = Registry { child, port, place };
-        let end = Instant::now() + Duration::from_secs(60);
+        let registry = Registry {
+            child,
+            port,
+            place,
+            _kept: kept,
+        };
+        let end = Instant::now() + PATIENCE;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < end, "docker-registry does not listen");
             thread::sleep(Duration::from_millis(20));
@@ -447,10 +466,23 @@ fn what_a_broken_pull_left_is_taken_up_by_the_next() {
 fn two_pulls_at_once_do_not_disturb_each_other() {
     let made = large();
     let layer = hex(&made.layers[0]);
+    // The layer comes when both have asked for the configuration, so that both
+    // are under way.
+    let config = hex(made.config.to_string().as_bytes());
+    let (asked, both) = (Mutex::new(0), Condvar::new());
     let fake = fake::serve(move |request| {
-        if request.path.ends_with(&layer) {
-            thread::sleep(Duration::from_millis(300));
+        let mut count = asked.lock().unwrap();
+        if request.path.ends_with(&config) {
+            *count += 1;
+            both.notify_all();
         }
+        if request.path.ends_with(&layer) {
+            let (after, _) = both
+                .wait_timeout_while(count, PATIENCE, |count| *count < 2)
+                .unwrap();
+            count = after;
+        }
+        drop(count);
         good(&made, request)
     });
     let fixture = Fixture::new();
@@ -562,11 +594,9 @@ fn registries_that_misbehave_are_named_and_leave_nothing() {
     );
     bad("layer", |_| fake::endless(""), &["more than the", "bytes"]);
     let fixture = Fixture::new();
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    fixture.fails(&format!("{closed}/web"), &INSECURE, &["cannot be reached"]);
+    let (closed, _kept) = free_port();
+    let name = format!("127.0.0.1:{closed}/web");
+    fixture.fails(&name, &INSECURE, &["cannot be reached"]);
     for bad in ["", "Web", "a b", "x@sha256:1", "/web"] {
         assert!(
             fixture.pull(bad, &INSECURE).unwrap_err().is_usage(),

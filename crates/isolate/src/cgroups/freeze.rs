@@ -12,7 +12,7 @@ use super::{Controllers, Error, Group, Version};
 
 /// How long a group may take to stop: a process in the kernel stops on its way
 /// out of it.
-const FREEZE: Duration = Duration::from_secs(10);
+const FREEZE: Duration = Duration::from_secs(30);
 /// Between two looks at a freezer of version 1, which tells nobody.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -20,7 +20,7 @@ impl Group {
     /// Stops all its processes, and returns when they have stopped.
     ///
     /// # Errors
-    /// [`Error::NoFreezer`]; a timeout after ten seconds, with the group
+    /// [`Error::NoFreezer`]; a timeout after half a minute, with the group
     /// running again.
     pub fn freeze(&self) -> Result<(), Error> {
         let (dir, version) = self.freezer()?;

@@ -13,7 +13,9 @@ use super::dir::Dir;
 use super::{Controllers, Error, Hierarchies, LeftOut, Version, tree};
 
 /// How long the processes of a group may take to end.
-const END: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(60);
+/// How long a group without processes may be held by one that has ended.
+const LEFT: Duration = Duration::from_secs(10);
 /// How many processes are held open at once while they are ended.
 const AT_ONCE: usize = 256;
 
@@ -226,7 +228,7 @@ impl Group {
     /// there are none; their parents still have to reap them.
     ///
     /// # Errors
-    /// [`Error::Undead`] after ten seconds.
+    /// [`Error::Undead`] after a minute.
     pub fn kill(&self) -> Result<(), Error> {
         let Some(place) = self.leader() else {
             return Ok(());
@@ -313,12 +315,13 @@ fn list(dir: &Dir, all: &mut Vec<Pid>) -> Result<(), Error> {
 }
 
 /// Removes a directory and all beneath it. A process that has just ended can
-/// hold it for a moment.
+/// hold it for a moment, in which the group lists none.
 pub(super) fn remove(dir: &Dir) -> Result<(), Error> {
     let failed = |path: &Path, error: Errno| Error::Remove {
         path: path.to_owned(),
         source: error.into(),
     };
+    let deadline = Instant::now() + LEFT;
     let mut pause = Duration::from_micros(100);
     loop {
         match rustix::fs::rmdir(dir.path()) {
@@ -338,8 +341,14 @@ pub(super) fn remove(dir: &Dir) -> Result<(), Error> {
         };
         tree::walk(dir, |_| Ok(()), leave)?;
         if pause > Duration::from_millis(200) {
-            let last = rustix::fs::rmdir(dir.path());
-            return last.map_err(|error| failed(dir.path(), error));
+            let mut processes = Vec::new();
+            list(dir, &mut processes)?;
+            if !processes.is_empty() || Instant::now() > deadline {
+                let last = rustix::fs::rmdir(dir.path());
+                return last.map_err(|error| failed(dir.path(), error));
+            }
+            thread::sleep(pause);
+            continue;
         }
         // Those beneath it were what held it, most likely.
         if !removed {

@@ -67,8 +67,8 @@ fn processes_are_stopped_listed_and_ended() {
     let Some(one) = Temporary::new("kill", Controllers::FREEZER) else {
         return;
     };
-    let mut child = one.spawn("sh", &["-c", "sleep 100 & sleep 100 & wait"]);
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut child = one.spawn("sh", &["-c", "sleep 1000 & sleep 1000 & wait"]);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while one.group.processes().unwrap().len() < 3 {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(5));
@@ -135,7 +135,7 @@ fn an_end_for_want_of_memory_is_an_event_and_counted() {
     // tail keeps the last line, which never ends.
     let mut child = one.spawn("tail", &["-n1", "/dev/zero"]);
     let mut found = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !found.contains(&Event::OomKill(1)) && Instant::now() < deadline {
         let mut polled = [PollFd::new(&events, PollFlags::IN)];
         let second = Timespec {
@@ -162,7 +162,7 @@ fn what_was_taken_is_counted() {
     let pids = LinuxPidsBuilder::default().limit(4).build().unwrap();
     one.apply(&LinuxResourcesBuilder::default().pids(pids).build().unwrap());
     // A fifth process is one too many.
-    let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; for i in 1 2 3 4 5; do sleep 1 & done; wait";
+    let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; for i in 1 2 3 4 5; do sleep 1000 & done; wait";
     let status = one.spawn("sh", &["-c", script]).wait().unwrap();
     assert!(!status.success());
     let stats = one.group.stats().unwrap();
@@ -183,7 +183,7 @@ fn a_group_in_use_is_not_taken_over() {
         group: again,
         path: one.path.clone(),
     };
-    let mut child = one.spawn("sleep", &["100"]);
+    let mut child = one.spawn("sleep", &["1000"]);
     let error = Group::create(&hierarchies, &one.path, Controllers::PIDS).unwrap_err();
     assert!(matches!(error, Error::InUse(_)), "{error}");
     std::thread::scope(|scope| {
@@ -219,7 +219,7 @@ fn a_group_with_limits_inside_takes_programs_beneath_it() {
         group,
         path: one.path.join("croft.exec"),
     };
-    let mut child = program.spawn("sleep", &["100"]);
+    let mut child = program.spawn("sleep", &["1000"]);
     assert_eq!(one.group.processes().unwrap().len(), 1);
     one.group.kill().unwrap();
     child.wait().unwrap();
@@ -235,7 +235,7 @@ fn an_empty_group_that_is_taken_keeps_its_limits() {
     let hierarchies = Hierarchies::find().unwrap();
     Group::take(&hierarchies, &one.path, Controllers::PIDS).unwrap();
     assert_eq!(one.read(Controllers::PIDS, ["pids.max", ""]), "33");
-    let mut child = one.spawn("sleep", &["100"]);
+    let mut child = one.spawn("sleep", &["1000"]);
     let error = Group::take(&hierarchies, &one.path, Controllers::PIDS).unwrap_err();
     assert!(matches!(error, Error::InUse(_)), "{error}");
     std::thread::scope(|scope| {
@@ -259,7 +259,7 @@ fn groups_deeper_than_a_path_go_too() {
         mkdirat(&here, "aa", Mode::RWXU).unwrap();
         here = openat(&here, "aa", flags, Mode::empty()).unwrap();
     }
-    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
     let procs = openat(&here, "cgroup.procs", OFlags::WRONLY, Mode::empty()).unwrap();
     rustix::io::write(procs, child.id().to_string().as_bytes()).unwrap();
     drop(here);

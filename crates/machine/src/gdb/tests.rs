@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::registers::{from_gdb, to_gdb};
 use super::*;
 use crate::testing::{Act, FakeEngine};
-use crate::tests::{Sink, config};
+use crate::tests::{EndWhenPanicking, Sink, config};
 use crate::{Machine, MachineConfig, MachineHandle};
 use croft_engine::CpuState;
 
@@ -71,17 +71,6 @@ fn expand(text: &str) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// A failed assertion must not leave the machine running for ever.
-struct EndWhenPanicking(MachineHandle);
-
-impl Drop for EndWhenPanicking {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let _ = self.0.stop();
-        }
-    }
-}
-
 /// Runs a machine of two vCPUs that count, with `debug` as its debugger.
 fn debug(
     expected: crate::Outcome,
@@ -117,7 +106,7 @@ fn debug(
         }
         let stream = TcpStream::connect(address).unwrap();
         stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
+            .set_read_timeout(Some(Duration::from_secs(120)))
             .unwrap();
         debug(Debugger(stream), handle, count);
     });

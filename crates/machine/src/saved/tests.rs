@@ -1,7 +1,8 @@
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use croft_devices::platform;
 use croft_engine::state::PartitionState;
@@ -54,13 +55,23 @@ impl Write for Full {
 /// An engine whose guest counts in memory and on the console, and powers off
 /// at 1000.
 fn counting() -> FakeEngine {
-    FakeEngine::new(|cpu| {
+    counting_past(Arc::new(AtomicBool::new(true)))
+}
+
+/// The same, but it stands at 500 until it may go on: for what has to be done
+/// while it counts, however late that is.
+fn counting_past(goes_on: Arc<AtomicBool>) -> FakeEngine {
+    FakeEngine::new(move |cpu| {
         if cpu.index != 0 {
             return Act::Halt;
         }
         let mut bytes = [0; 8];
         cpu.ram.read(COUNTER, &mut bytes).unwrap();
         let count = u64::from_le_bytes(bytes) + 1;
+        if count > 500 && !goes_on.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_micros(50));
+            return Act::Next;
+        }
         cpu.ram.write(COUNTER, &count.to_le_bytes()).unwrap();
         cpu.io.port_write(platform::UART_PORT, &[count as u8]);
         if count == 1000 {
@@ -87,7 +98,13 @@ fn with_disks(sizes: &[u64]) -> MachineConfig {
     }
 }
 
-/// A machine that was saved while it counted, and its output up to then.
+/// Counts as [`counting`], but never comes to its end.
+fn never_done() -> FakeEngine {
+    counting_past(Arc::default())
+}
+
+/// A machine that was saved while it counted, and its output up to then. The
+/// engine's must not end before.
 fn saved(engine: &FakeEngine, config: MachineConfig) -> (Vec<u8>, Vec<u8>) {
     let (machine, sink) = machine(engine, config);
     let handle = machine.handle();
@@ -118,7 +135,7 @@ fn restore(
 
 #[test]
 fn a_saved_machine_goes_on_where_it_stood() {
-    let engine = counting();
+    let engine = never_done();
     let (mut bytes, mut output) = saved(&engine, with_disks(&[4096]));
     // It moves until it is done, on engines of slightly different clocks.
     let mut moves = 0;
@@ -150,7 +167,8 @@ fn a_saved_machine_goes_on_where_it_stood() {
 
 #[test]
 fn a_machine_that_cannot_be_saved_goes_on() {
-    let engine = counting();
+    let goes_on = Arc::<AtomicBool>::default();
+    let engine = counting_past(goes_on.clone());
     let (machine, sink) = machine(&engine, config());
     let handle = machine.handle();
     let saver = thread::spawn(move || {
@@ -162,6 +180,7 @@ fn a_machine_that_cannot_be_saved_goes_on() {
                 other => panic!("{other:?}"),
             }
         }
+        goes_on.store(true, Ordering::SeqCst);
         handle
     });
     assert_eq!(machine.run(), Outcome::PowerOff);
@@ -189,7 +208,7 @@ fn what_the_guest_asked_for_comes_before_a_save() {
 
 #[test]
 fn another_machine_is_refused_by_name() {
-    let engine = counting();
+    let engine = never_done();
     let (bytes, _) = saved(&engine, with_disks(&[4096, 8192]));
     let refused = |engine: &FakeEngine, config| {
         let error = restore(engine, config, &bytes).map(drop).unwrap_err();
@@ -239,7 +258,7 @@ fn another_machine_is_refused_by_name() {
 
 #[test]
 fn a_model_that_is_not_to_be_had_is_named() {
-    let engine = counting();
+    let engine = never_done();
     let (bytes, _) = saved(&engine, config());
     let mut opened = SavedMachine::open(&*bytes).unwrap();
     opened.description.profile.model = CpuModel::Host;
@@ -262,7 +281,6 @@ fn damage_is_noticed() {
     };
     let (bytes, _) = saved(&engine, config());
     assert!(restore(&engine, config(), &bytes).is_ok());
-    let start = Instant::now();
     let step = (bytes.len() / 300).max(1);
     let ends = (0..40).chain(bytes.len() - 40..bytes.len());
     for at in ends.chain((40..bytes.len() - 40).step_by(step)) {
@@ -279,7 +297,6 @@ fn damage_is_noticed() {
         let text = error.unwrap_err().to_string();
         assert!(text.lines().count() == 1 && text.len() < 400, "{text}");
     }
-    assert!(start.elapsed() < Duration::from_secs(60));
 }
 
 fn ram(pages: u64) -> GuestRam {

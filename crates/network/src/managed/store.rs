@@ -34,7 +34,7 @@ const CONFIG: &str = "config.json";
 const LEASES: &str = "leases.json";
 const ATTACHED: &str = ".attached";
 /// How long somebody else may have the lock, in seconds.
-const PATIENCE: u64 = 10;
+const PATIENCE: u64 = 60;
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(10);
 /// Others may go through a directory but not list it: dnsmasq has a user of

@@ -17,7 +17,7 @@ use super::{Host, Program, command, hello, is_news, link};
 use crate::NetworkError;
 
 /// How long it may take until it answers; it takes some milliseconds.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of what it says before it ends.
 const SAID_MAX: u64 = 16 << 10;
 
@@ -182,7 +182,6 @@ impl Drop for Passt {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::time::Instant;
 
     use super::*;
     use crate::user::{MTU, find};
@@ -223,11 +222,9 @@ mod tests {
     fn one_that_is_killed_is_seen() {
         let Some(started) = start("") else { return };
         let (mut passt, _socket) = started.unwrap();
-        let began = Instant::now();
         passt.child.kill().unwrap();
         assert!(is_gone(&mut passt));
         assert!(!passt.reap().unwrap().success());
-        assert!(began.elapsed() < PATIENCE);
     }
 
     #[test]

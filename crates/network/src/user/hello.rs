@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     fn mac() -> Mac {
         "02:c7:0f:01:02:03".parse().unwrap()

@@ -28,7 +28,7 @@ use rustix::net::sockopt::{
 /// (`tcp_rmem`, 6 MiB).
 const WINDOW: usize = 8 << 20;
 /// How long a connection within this host may take.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Strangers who may connect before we do.
 const STRANGERS: usize = 64;
 

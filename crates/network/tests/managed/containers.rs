@@ -10,10 +10,10 @@ use croft_network::{
     Addressing, Home, Inner, Joined, Names, NetworkError, Networks, bring_up_loopback,
 };
 
-use super::guest::{Guest, ask, busybox, connect, nic, serve, wait};
+use super::guest::{Guest, ask, ask_once, connect, kept_from, look_up, nic, serve, wait};
 use super::namespace::{host, inside, run, within};
 use super::whole::{OUTSIDE_4, OUTSIDE_6, at, ip, outside};
-use super::{everything, web};
+use super::{assert_comes_to, everything, web};
 
 /// A container as a network sees it.
 struct Container {
@@ -75,15 +75,16 @@ impl Container {
         connect(&self.name, to)
     }
 
+    fn kept_from(&self, to: SocketAddr) -> bool {
+        kept_from(&self.name, to)
+    }
+
     /// The addresses of a name, by the resolvers that it is told.
     fn look_up(&self, name: &str) -> String {
         let text = Names::resolv_conf(std::slice::from_ref(&self.joined.names));
         assert!(text.contains("search croft"), "{text}");
         let resolvers = text.lines().filter_map(|l| l.strip_prefix("nameserver "));
-        let busybox = busybox();
-        let answers =
-            resolvers.map(|at| run(&self.name, &format!("{busybox} nslookup {name} {at}")));
-        answers.collect()
+        resolvers.map(|at| look_up(&self.name, name, at)).collect()
     }
 }
 
@@ -140,7 +141,7 @@ fn containers_and_machines_reach_each_other_and_the_world() {
     // The world reaches what is published, and so does this host.
     for (to, from) in [("192.0.2.1", OUTSIDE_4), ("2001:db8::1", OUTSIDE_6)] {
         assert_eq!(connect("out", at(ip(to), 8080)).as_deref(), Some(from));
-        assert_eq!(connect("out", at(ip(to), 80)), None);
+        assert!(kept_from("out", at(ip(to), 80)));
         assert!(ask(at(ip(to), 8080)).is_some(), "{to}");
         assert!(one.connect(at(ip(to), 8080)).is_some(), "{to}");
     }
@@ -155,7 +156,7 @@ fn containers_and_machines_reach_each_other_and_the_world() {
         .copied()
         .chain([ip("192.0.2.1")])
     {
-        assert_eq!(one.connect(at(to, 9999)), None, "{to}");
+        assert!(one.kept_from(at(to, 9999)), "{to}");
     }
 }
 
@@ -199,14 +200,18 @@ fn a_container_sends_as_nobody_else() {
         let prefix = if own.is_ipv4() { 24 } else { 64 };
         run("evil", &format!("ip addr flush dev eth0 to {own}"));
         run("evil", &format!("ip addr add {other}/{prefix} dev eth0"));
-        assert_eq!(evil.connect(at(to, 80)), None, "{other}");
+        // It may be seen with what is its own all the same: an address is used
+        // only when a worker of the kernel's, which may be late, has seen to it.
+        let seen = within("evil", move || ask_once(at(to, 80)));
+        let harmless = seen.as_deref().is_none_or(|seen| seen.starts_with("fe80:"));
+        assert!(harmless, "{other}: {seen:?}");
         run("evil", &format!("ip addr flush dev eth0 to {other}"));
         run("evil", &format!("ip addr add {own}/{prefix} dev eth0"));
         assert!(evil.connect(at(to, 80)).is_some(), "{own}");
     }
     let mac = nic(1, |_| ()).mac;
     run("evil", "ip link set eth0 address 02:c7:0f:00:00:03");
-    assert_eq!(evil.connect(at(good.ipv4(), 80)), None);
+    assert!(evil.kept_from(at(good.ipv4(), 80)));
     run("evil", &format!("ip link set eth0 address {mac}"));
     assert!(evil.connect(at(good.ipv4(), 80)).is_some());
 }
@@ -226,8 +231,8 @@ fn isolated_containers_reach_the_host_alone() {
     for container in [&one, &two, &open] {
         container.serve(80);
     }
-    assert_eq!(one.connect(at(two.ipv4(), 80)), None);
-    assert_eq!(one.connect(at(two.ipv6(), 80)), None);
+    assert!(one.kept_from(at(two.ipv4(), 80)));
+    assert!(one.kept_from(at(two.ipv6(), 80)));
     assert!(one.connect(at(open.ipv4(), 80)).is_some());
     assert!(one.connect(at(ip(OUTSIDE_4), 80)).is_some());
 }
@@ -247,7 +252,7 @@ fn what_a_container_may_do_is_changed_while_it_runs() {
     spec.link = false;
     one.change(&networks, &spec).unwrap();
     carried(false);
-    assert_eq!(one.connect(at(two.ipv4(), 80)), None);
+    assert!(one.kept_from(at(two.ipv4(), 80)));
     // It stays so.
     networks.reconcile().unwrap();
     assert!(!carrier("one"));
@@ -261,14 +266,16 @@ fn what_a_container_may_do_is_changed_while_it_runs() {
     spec.limits.outbound.frames_per_second = Some(4);
     one.change(&networks, &spec).unwrap();
     let began = Instant::now();
-    let before = began + Duration::from_secs(4);
+    let to = at(two.ipv4(), 80);
     let mut connections = 0;
-    while Instant::now() < before {
-        connections += u32::from(one.connect(at(two.ipv4(), 80)).is_some());
+    while began.elapsed() < Duration::from_secs(4) {
+        connections += u32::from(within("one", move || ask_once(to)).is_some());
     }
+    // However long it was.
+    let frames = 16.0 + 4.0 * began.elapsed().as_secs_f64();
     assert!(
-        connections < 20,
-        "{connections} connections with 4 frames a second"
+        f64::from(connections) < frames / 1.5,
+        "{connections} connections with {frames} frames"
     );
     spec.limits = Default::default();
     one.change(&networks, &spec).unwrap();
@@ -295,33 +302,49 @@ fn what_is_too_much_waits() {
     let one = Container::attach(&networks, "one", &limited(Some(RATE), None));
     let two = Container::attach(&networks, "two", &nic(2, |_| ()));
     // It is near the limit, and does not lose what is more: that would take
-    // TCP far below it.
-    let near = |seen: f64, what: &str| {
-        let part = seen / RATE as f64;
-        assert!((0.6..=1.05).contains(&part), "{what}: {part} of the limit");
+    // TCP far below it, each time.
+    let near = |from: &Container, to: &Container, what: &str| {
+        let fast = |time: f64| {
+            let part = SENT as f64 / time / RATE as f64;
+            assert!(part <= 1.05, "{what}: {part} of the limit");
+            part >= 0.6
+        };
+        let near = (0..ATTEMPTS).any(|_| fast(transfer(from, to)));
+        assert!(near, "{what}: far below the limit");
     };
-    near(throughput(&two, &one), "in, from the start");
+    let unlimited = |from: &Container, to: &Container, what: &str| {
+        let fast = |time: f64| SENT as f64 / time > 2.0 * RATE as f64;
+        let unlimited = (0..ATTEMPTS).any(|_| fast(transfer(from, to)));
+        assert!(unlimited, "{what}: not unlimited");
+    };
+    near(&two, &one, "in, from the start");
     one.change(&networks, &limited(None, Some(RATE))).unwrap();
-    near(throughput(&one, &two), "out, changed");
-    assert!(throughput(&two, &one) > 2.0 * RATE as f64, "in, unlimited");
+    near(&one, &two, "out, changed");
+    unlimited(&two, &one, "in");
     // It can take its own queue away, but not get far with that: nftables lets
-    // pass at once what passes in a second, which the first transfer uses up.
+    // pass at once what passes in a second, and a burst.
     run("one", "tc qdisc del dev eth0 root");
-    throughput(&one, &two);
-    let part = throughput(&one, &two) / RATE as f64;
-    assert!(part < 1.6, "out, by a trick: {part} of the limit");
+    let time = transfer(&one, &two) + transfer(&one, &two);
+    let most = RATE as f64 * (2.5 + time);
+    assert!(
+        2.0 * SENT as f64 <= most,
+        "out, by a trick: all in {time} s"
+    );
     one.change(&networks, &limited(None, None)).unwrap();
-    assert!(throughput(&one, &two) > 2.0 * RATE as f64, "out, unlimited");
+    unlimited(&one, &two, "out");
 }
 
 /// The limit of the test, in bytes in a second.
 const RATE: u64 = 4_000_000;
 /// What one connection sends, in bytes.
 const SENT: u64 = 8_000_000;
+/// How often a transfer may be slow on a busy host that is not to be slow each
+/// time.
+const ATTEMPTS: u32 = 30;
 
-/// Bytes in a second by one connection: what is sent, in the time until all of
-/// it is there.
-fn throughput(from: &Container, to: &Container) -> f64 {
+/// Seconds from before one connection until all that it sends is there: a
+/// stall of the host's makes it more, never less.
+fn transfer(from: &Container, to: &Container) -> f64 {
     let address = at(to.ipv4(), 5000);
     let receiver = to.name.clone();
     let (ready, listens) = std::sync::mpsc::channel();
@@ -330,18 +353,19 @@ fn throughput(from: &Container, to: &Container) -> f64 {
             let listener = std::net::TcpListener::bind(address).unwrap();
             ready.send(()).unwrap();
             let (stream, _) = listener.accept().unwrap();
-            let began = Instant::now();
             let received = std::io::copy(&mut &stream, &mut std::io::sink()).unwrap();
-            received as f64 / began.elapsed().as_secs_f64()
+            assert_eq!(received, SENT);
         })
     });
     listens.recv().unwrap();
+    let began = Instant::now();
     within(&from.name, move || {
         let mut stream = std::net::TcpStream::connect(address).unwrap();
         let mut bytes = std::io::Read::take(std::io::repeat(7), SENT);
         std::io::copy(&mut bytes, &mut stream).unwrap();
     });
-    receiving.join().unwrap()
+    receiving.join().unwrap();
+    began.elapsed().as_secs_f64()
 }
 
 /// Whether the NIC of a container has a carrier.
@@ -368,7 +392,7 @@ fn a_container_leaves_nothing() {
     networks.detach(&name, None).unwrap();
     assert!(!run("web1", "ip -o link").contains("eth0"));
     host("ip netns del web1");
-    assert_eq!(everything(), with);
+    assert_comes_to(&with, "all of it");
     drop(one);
 
     // It is killed: its interfaces go, and rules with the next who looks.
@@ -376,7 +400,7 @@ fn a_container_leaves_nothing() {
     host("ip netns del web1");
     wait(|| !host("ip -o link").contains("link-netns"));
     networks.reconcile().unwrap();
-    assert_eq!(everything(), with);
+    assert_comes_to(&with, "all of it");
 
     // It is killed and started at once, before its interfaces are gone.
     let first = Container::attach(&networks, "web1", &nic(1, publish));
@@ -399,9 +423,9 @@ fn a_container_leaves_nothing() {
     };
     let failed = networks.attach_container(&name, &nic(1, publish), &inner);
     assert!(failed.is_err());
-    assert_eq!(everything(), with);
+    assert_comes_to(&with, "all of it");
     networks.delete(&"web".parse().unwrap()).unwrap();
-    assert_eq!(everything(), before);
+    assert_comes_to(&before, "all of it");
     assert!(
         networks
             .attach_container(&name, &nic(1, |_| ()), &inner)

@@ -2,6 +2,7 @@
 //! network or none.
 
 use std::env;
+use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use croft_network::NewNetwork;
 
 use super::guest::{nic, wait};
 use super::namespace::{host, inside, processes};
-use super::{everything, networks, web};
+use super::{assert_comes_to, everything, networks, web};
 
 const VICTIM: &str = "CROFT_TEST_VICTIM";
 /// How many processes are killed.
@@ -20,28 +21,48 @@ fn dnsmasq() -> Vec<String> {
     processes("dnsmasq")
 }
 
+/// Waits until there is one, which may have a parent for a moment; its number.
+fn one_dnsmasq() -> String {
+    wait(|| dnsmasq().len() == 1);
+    dnsmasq().remove(0)
+}
+
+/// Waits until what a killed process had started is over: all processes that
+/// are left but this one are servers of names. (Kernel threads are not seen in
+/// here.)
+fn wait_for_the_started() {
+    wait(|| {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let others = entries.filter_map(|entry| {
+            let id: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let status = fs::read_to_string(entry.path().join("status")).ok()?;
+            let is = |line: &str| status.lines().any(|one| one.starts_with(line));
+            let rest = !is("State:\tZ") && !is("Name:\tdnsmasq");
+            (rest && id != std::process::id()).then_some(id)
+        });
+        others.count() == 0
+    });
+}
+
 #[test]
 fn a_killed_dnsmasq_comes_back() {
     if !inside("crashes::a_killed_dnsmasq_comes_back") {
         return;
     }
     let networks = web(|_| ());
-    let before = dnsmasq();
-    assert_eq!(before.len(), 1);
-    host(&format!("kill -9 {}", before[0]));
+    let before = one_dnsmasq();
+    host(&format!("kill -9 {before}"));
     wait(|| dnsmasq().is_empty());
     networks.reconcile().unwrap();
-    let after = dnsmasq();
-    assert_eq!(after.len(), 1);
+    let after = one_dnsmasq();
     assert_ne!(after, before);
     // It is the same one from then on.
     networks.reconcile().unwrap();
-    assert_eq!(dnsmasq(), after);
+    assert_eq!(one_dnsmasq(), after);
     // Without its bridge it would listen to nothing.
     host("ip link del cr-web");
     networks.reconcile().unwrap();
-    assert_eq!(dnsmasq().len(), 1);
-    assert_ne!(dnsmasq(), after);
+    assert_ne!(one_dnsmasq(), after);
     assert!(host("ip addr show cr-web").contains("fe80::1/64"));
 }
 
@@ -85,23 +106,22 @@ fn whoever_is_killed_leaves_what_can_be_mended() {
         thread::sleep(Duration::from_millis(20 + round * 37 % 260));
         victim.kill().unwrap();
         victim.wait().unwrap();
-        // What it had started may go on for a moment.
-        thread::sleep(Duration::from_millis(50));
+        wait_for_the_started();
         let faults = networks.reconcile().unwrap();
         assert!(faults.is_empty(), "{faults:?}");
         let there = networks.names().unwrap();
         if there.is_empty() {
-            assert_eq!(everything(), before, "round {round}");
+            assert_comes_to(&before, &format!("round {round}"));
             assert!(dnsmasq().is_empty());
             continue;
         }
         let network = networks.show(&name).unwrap();
         assert!(network.up && network.attached.is_empty(), "{network:?}");
-        assert_eq!(dnsmasq().len(), 1);
+        one_dnsmasq();
         let mended = everything();
         networks.reconcile().unwrap();
-        assert_eq!(everything(), mended);
+        assert_comes_to(&mended, "mended twice");
         networks.delete(&name).unwrap();
-        assert_eq!(everything(), before, "round {round}");
+        assert_comes_to(&before, &format!("round {round}"));
     }
 }

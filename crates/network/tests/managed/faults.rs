@@ -6,7 +6,7 @@ use croft_network::{Mode, NetworkError, NewNetwork, Subnet};
 
 use super::guest::nic;
 use super::namespace::{host, inside};
-use super::{everything, networks, web};
+use super::{assert_comes_to, everything, networks, web};
 
 #[test]
 fn faults_are_named() {
@@ -59,7 +59,7 @@ fn faults_are_named() {
     assert!(matches!(error, NetworkError::NoInterface(_)), "{error}");
     let error = create(&uplink("lo", None));
     assert!(matches!(error, NetworkError::UplinkInUse(_)), "{error}");
-    assert_eq!(everything(), before);
+    assert_comes_to(&before, "all of it");
 
     // With one that nobody uses it works.
     host("ip link add up0 type veth peer name up1");
@@ -94,7 +94,7 @@ fn faults_are_named() {
         )),
     }
     host("ip link del up0");
-    assert_eq!(everything(), before);
+    assert_comes_to(&before, "all of it");
 }
 
 #[test]
@@ -147,6 +147,6 @@ fn what_instances_ask_for_is_checked() {
     let mut odd = nic(2, |_| ());
     odd.name = "../x".to_owned();
     fails("two", &odd, "cannot be attached");
-    assert_eq!(everything(), with);
+    assert_comes_to(&with, "all of it");
     drop(held);
 }

@@ -1,5 +1,6 @@
 //! An instance as a network sees it: somebody at the other end of a tap.
 
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket,
 };
@@ -146,7 +147,7 @@ impl Guest {
         let busybox = busybox();
         run(
             &self.name,
-            &format!("{busybox} udhcpc -f -q -n -t 10 -T 1 -i eth0 -s {script} -O mtu"),
+            &format!("{busybox} udhcpc -f -q -n -t 60 -T 1 -i eth0 -s {script} -O mtu"),
         );
         let lease = std::fs::read_to_string(format!("/run/dhcp-{}", self.name)).unwrap();
         assert_eq!(
@@ -175,6 +176,11 @@ impl Guest {
     pub fn connect(&self, to: SocketAddr) -> Option<String> {
         connect(&self.name, to)
     }
+
+    /// Whether it is kept from connecting.
+    pub fn kept_from(&self, to: SocketAddr) -> bool {
+        kept_from(&self.name, to)
+    }
 }
 
 /// Has somebody in a namespace listen on a port, who tells everybody from
@@ -191,8 +197,8 @@ fn serve_here(port: u16) {
             let peer = stream.peer_addr().unwrap().ip().to_canonical();
             // As servers do: answers nobody who does not ask. (Debian 12's
             // pasta loses what comes before.)
-            let _ = std::io::Read::read(&mut stream, &mut [0]);
-            let _ = std::io::Write::write_all(&mut stream, peer.to_string().as_bytes());
+            let _ = stream.read(&mut [0]);
+            let _ = stream.write_all(peer.to_string().as_bytes());
         }
     });
 }
@@ -202,23 +208,72 @@ pub fn connect(namespace: &str, to: SocketAddr) -> Option<String> {
     within(namespace, move || ask(to))
 }
 
-/// Connects from here; what the server tells.
+/// Whether somebody in a namespace is kept from connecting.
+pub fn kept_from(namespace: &str, to: SocketAddr) -> bool {
+    within(namespace, move || try_to_ask(to, SHORT).is_err())
+}
+
+/// How long somebody is waited for who should not answer.
+const SHORT: Duration = Duration::from_secs(2);
+/// And who should: only a hang is so long.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Connects from here; what the server tells. Who is in the way may be late,
+/// by seconds: then the kernel has given up a neighbour, or a packet.
 pub fn ask(to: SocketAddr) -> Option<String> {
-    let patience = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&to, patience).ok()?;
-    stream.set_read_timeout(Some(patience)).ok()?;
-    std::io::Write::write_all(&mut stream, b"?").ok()?;
+    let deadline = Instant::now() + LONG;
+    loop {
+        let error = match try_to_ask(to, LONG / 4) {
+            Ok(text) => return Some(text),
+            Err(error) => error,
+        };
+        // No lateness makes these of what is right.
+        let refused = matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused | ErrorKind::NetworkUnreachable
+        );
+        if refused || Instant::now() > deadline {
+            println!("{to}: {error}");
+            return None;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The same, once, and not for long.
+pub fn ask_once(to: SocketAddr) -> Option<String> {
+    try_to_ask(to, SHORT).ok()
+}
+
+fn try_to_ask(to: SocketAddr, patience: Duration) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"?")?;
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut stream, &mut text).ok()?;
-    Some(text)
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Waits until it is so.
 pub fn wait(is: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(15);
+    let deadline = Instant::now() + LONG;
     while !is() {
         assert!(Instant::now() < deadline, "it did not come to that");
         thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What somebody in a namespace is told of a name by the resolver at an
+/// address, who may be late.
+pub fn look_up(namespace: &str, name: &str, at: &str) -> String {
+    let busybox = busybox();
+    let ask = format!("{busybox} nslookup {name} {at} || true");
+    let deadline = Instant::now() + LONG;
+    loop {
+        let answer = run(namespace, &ask);
+        if !answer.contains("timed out") || Instant::now() > deadline {
+            return answer;
+        }
     }
 }
 
@@ -270,7 +325,7 @@ fn solicit() -> IpAddr {
     message.extend([0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
     message.extend([0, 8, 0, 2, 0, 0, 0, 14, 0, 0]);
     let servers: Ipv6Addr = "ff02::1:2".parse().unwrap();
-    for _ in 0..10 {
+    for _ in 0..60 {
         socket
             .send_to(&message, SocketAddrV6::new(servers, 547, 0, index))
             .unwrap();

@@ -11,6 +11,7 @@ mod vlans;
 mod whole;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use croft_host::Directories;
 use croft_network::{Networks, NewNetwork};
@@ -30,6 +31,17 @@ fn web(change: impl FnOnce(&mut NewNetwork)) -> Networks {
     change(&mut new);
     networks.create(&"web".parse().unwrap(), &new).unwrap();
     networks
+}
+
+/// Soon there is this in these namespaces ([`everything`]): the kernel, and
+/// who has been ended, may take their time.
+#[track_caller]
+fn assert_comes_to(wanted: &str, what: &str) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while everything() != wanted && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(everything(), wanted, "{what}");
 }
 
 /// What there is in these namespaces: rules, interfaces, addresses, processes

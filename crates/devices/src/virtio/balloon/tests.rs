@@ -14,7 +14,7 @@ const POISON: u64 = 1 << 4;
 const REPORTING: u64 = 1 << 5;
 /// Memory to give back.
 const PAGES: u64 = 0x20_0000;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn balloon() -> (Rig<VirtioBalloon>, BalloonHandle) {
     let device = VirtioBalloon::new(RAM, "balloon0", Arc::new(World::default()));

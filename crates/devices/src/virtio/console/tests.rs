@@ -15,7 +15,7 @@ fn console(names: &[&str]) -> (VirtioConsole, Vec<UnixStream>) {
     let (mut configs, mut hosts) = (Vec::new(), Vec::new());
     for name in names {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(Duration::from_secs(10)))
+        ours.set_read_timeout(Some(Duration::from_secs(120)))
             .unwrap();
         hosts.push(ours);
         configs.push(PortConfig {

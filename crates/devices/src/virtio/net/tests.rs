@@ -64,23 +64,33 @@ fn options(pairs: u16, backend: Option<Backend>) -> NicOptions {
 }
 
 fn stream() -> (Backend, UnixStream) {
+    let (ours, theirs) = ends();
+    (Stream::new(ours.into(), 1500).into(), theirs)
+}
+
+/// The device's end and the other.
+fn ends() -> (UnixStream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs
-        .set_read_timeout(Some(Duration::from_secs(10)))
+        .set_read_timeout(Some(Duration::from_secs(120)))
         .unwrap();
-    (Stream::new(ours.into(), 1500).into(), theirs)
+    (ours, theirs)
 }
 
 /// A device on a stream, its driver, and the other end.
 struct Net {
     rig: Rig<VirtioNet>,
     peer: UnixStream,
+    /// The device's end once more, to see what it has not taken.
+    device_end: UnixStream,
     handle: NicHandle,
     lost: Arc<Lost>,
 }
 
 fn net_with(features: u64, pairs: u16, change: impl FnOnce(&mut NicOptions)) -> Net {
-    let (backend, peer) = stream();
+    let (ours, peer) = ends();
+    let device_end = ours.try_clone().unwrap();
+    let backend = Stream::new(ours.into(), 1500).into();
     let mut options = options(pairs, Some(backend));
     change(&mut options);
     let lost = Arc::<Lost>::default();
@@ -91,6 +101,7 @@ fn net_with(features: u64, pairs: u16, change: impl FnOnce(&mut NicOptions)) -> 
     Net {
         rig,
         peer,
+        device_end,
         handle,
         lost,
     }
@@ -125,14 +136,27 @@ impl Net {
         frame
     }
 
+    /// All that the other end has sent is taken from there.
+    fn taken(&self) {
+        wait("what was sent to be taken", || {
+            rustix::io::ioctl_fionread(&self.device_end).unwrap() == 0
+        });
+    }
+
     fn hears_nothing(&mut self) {
         self.peer
             .set_read_timeout(Some(Duration::from_millis(50)))
             .unwrap();
-        let error = self.peer.read(&mut [0; 4]).unwrap_err();
+        let error = loop {
+            let error = self.peer.read(&mut [0; 4]).unwrap_err();
+            // By who stopped this process and let it go on.
+            if error.kind() != ErrorKind::Interrupted {
+                break error;
+            }
+        };
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         self.peer
-            .set_read_timeout(Some(Duration::from_secs(10)))
+            .set_read_timeout(Some(Duration::from_secs(120)))
             .unwrap();
     }
 
@@ -454,11 +478,14 @@ fn the_link_goes_and_comes() {
     assert!(!net.handle.is_up());
     assert_eq!(net.status(), 0);
     assert_eq!(net.rig.world.take_messages(), [(0xFEE0_0000, 0)]);
+    // Whoever looked at the link before has done what he did.
+    net.rig.device.pause();
+    net.rig.device.resume();
     // What comes now is for nobody.
     net.send([0; HEADER], &frame(OTHER, 60));
     net.hears_nothing();
     net.arrive(&frame(MAC, 60));
-    std::thread::sleep(Duration::from_millis(30));
+    net.taken();
     net.handle.set_link(true);
     // The driver is to announce itself.
     assert_eq!(net.status(), 3);
@@ -566,12 +593,15 @@ fn state_moves_to_another() {
     assert_eq!(one.command(&[5, 0, 2, 0, 0, 0, 0, 0, 0, 0]), 0);
     one.rig.device.pause();
     let state = one.rig.device.save();
-    let (backend, peer) = stream();
+    let (ours, peer) = ends();
+    let device_end = ours.try_clone().unwrap();
+    let backend = Stream::new(ours.into(), 1500).into();
     let device = VirtioNet::new(options(1, Some(backend)), Arc::<Lost>::default());
     let handle = device.handle();
     let mut two = Net {
         rig: Rig::with_ram(device, one.rig.ram.clone()),
         peer,
+        device_end,
         handle,
         lost: Arc::default(),
     };

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -25,6 +25,8 @@ use crate::virtio::{
 struct Gate {
     closed: Mutex<bool>,
     opened: Condvar,
+    /// Requests that have come to it.
+    came: AtomicUsize,
     /// Requests are left in the queue.
     aside: AtomicBool,
     /// Requests to put back, from the last one on.
@@ -35,6 +37,13 @@ impl Gate {
     fn set(&self, closed: bool) {
         *lock(&self.closed) = closed;
         self.opened.notify_all();
+    }
+
+    /// Waits until a request has come.
+    fn hold(&self) {
+        wait("a request at the gate", || {
+            self.came.load(Ordering::SeqCst) > 0
+        });
     }
 }
 
@@ -105,6 +114,7 @@ impl QueueHandler for Copier {
 
     fn serve(&mut self, ram: &GuestRam, chain: &Chain) -> Result<u32, QueueError> {
         let mut closed = lock(&self.0.closed);
+        self.0.came.fetch_add(1, Ordering::SeqCst);
         while *closed {
             closed = self.0.opened.wait(closed).unwrap();
         }
@@ -359,7 +369,7 @@ fn a_reset_waits_for_the_request_without_blocking() {
     let head = rig.chain(0, &[(DATA, 4, true)]);
     rig.offer(0, head);
     rig.notify(0);
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    gate.hold();
     rig.set_status(0);
     assert_ne!(rig.status(), 0);
     // What comes meanwhile changes nothing.
@@ -382,7 +392,7 @@ fn pause_waits_for_the_request() {
     let head = rig.chain(0, &[(DATA, 4, true)]);
     rig.offer(0, head);
     rig.notify(0);
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    gate.hold();
     let (done, paused) = mpsc::channel();
     let mut device = rig.device;
     std::thread::scope(|scope| {

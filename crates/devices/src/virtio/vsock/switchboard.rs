@@ -40,7 +40,7 @@ pub const CONNECTIONS_MAX: usize = 512;
 /// Most resets that wait for room in the receive queue.
 const RESETS_MAX: usize = 128;
 /// How long either side may take to answer a request for a connection.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(30);
 /// How long the guest may take to let go of a connection that has ended.
 const CLOSING: Duration = Duration::from_secs(8);
 /// The least port of the host's own connections; those below are for those

@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 
 /// Longest wait for the report of another thread's store: that thread may be
 /// without a processor between the two.
-pub const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Cpu {
     /// The guest's bytes are those that `code` was made of.

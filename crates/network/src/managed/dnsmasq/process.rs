@@ -19,7 +19,7 @@ const PROGRAM: &str = "dnsmasq";
 /// How its configuration is named in its arguments.
 const OPTION: &[u8] = b"--conf-file=";
 /// How long a killed process may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often processes are looked for that appear while others are ended.
 const ATTEMPTS: u32 = 10;
 
