@@ -17,7 +17,7 @@ use crate::init::{Init, settings};
 use crate::launch::{Child, Launch};
 use crate::namespaces::{CGROUP, PID, TIME, USER};
 use crate::plan::Plan;
-use crate::root::Trees;
+use crate::root::{Trees, hold};
 use crate::{Error, Groups, Step, hooks, ids, springboard, sys};
 
 /// What whoever starts a container that waits says to it, and what it says
@@ -113,6 +113,7 @@ pub struct Created {
     is_made: bool,
     console: Option<OwnedFd>,
     namespaces: Option<Entries>,
+    root: Option<OwnedFd>,
 }
 
 /// The way into namespaces of a container.
@@ -149,6 +150,13 @@ impl Created {
     /// there with [`Gate::Caller`], if this process may have them.
     pub fn take_namespaces(&mut self) -> Option<Entries> {
         self.namespaces.take()
+    }
+
+    /// Its root of layers, for as long as this is kept: without, the container's
+    /// end waits until all that it has written is on the disk. Nothing if it
+    /// has made its root itself.
+    pub fn take_root(&mut self) -> Option<OwnedFd> {
+        self.root.take()
     }
 
     /// Lets it run its program, and returns when that is there. On an error
@@ -222,12 +230,16 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
     if let Some(process) = plan.process {
         raise(process, child.pid, plan.maps.is_some())?;
     }
+    let mut root = None;
     if plan.opens_outside {
         let ids = match &plan.maps {
             Some(_) => Some(ids::of_process(child.pid)?),
             None => None,
         };
         let trees = Trees::open(&plan, ids.as_ref().map(AsFd::as_fd), true)?;
+        if matches!(plan.root, Root::Overlay(_)) {
+            root = hold(&trees.root);
+        }
         child.go(&trees.handles())?;
     } else if plan.maps.is_some() {
         child.go(&[])?;
@@ -238,6 +250,7 @@ pub fn create_with(create: Create<'_>, covers: &[Cover<'_>]) -> Result<Created, 
         is_made: false,
         console: None,
         namespaces,
+        root,
     };
     if plan.prepares() {
         let (Message::Prepared, _) = created.child.next()? else {

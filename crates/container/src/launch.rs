@@ -21,7 +21,7 @@ use crate::channel::{self, Message, receive, send};
 use crate::error::At;
 use crate::init::program::not_become;
 use crate::namespaces::{PID, USER};
-use crate::{Error, Groups, Step, sys};
+use crate::{Error, Groups, Step, aside, sys};
 
 /// A child that is not done yet. Killed and reaped when dropped.
 #[derive(Debug)]
@@ -301,15 +301,23 @@ impl Child {
     /// Kills and reaps it, and says how it ended.
     fn end(&mut self) -> String {
         self.done = true;
-        // It may have ended by itself.
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+        let ended = match self.deadline {
+            // Nor is its end waited for without one.
+            Some(_) => aside::end(self.pidfd.as_fd()),
+            None => {
+                // It may have ended by itself.
+                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+                let ended = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+                ended.ok().flatten()
+            }
+        };
+        match ended {
+            Some(status) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("exit code {code}"),
                 (_, Some(signal)) => format!("signal {signal}"),
                 _ => "stopped".to_owned(),
             },
-            _ => "somebody else reaped it".to_owned(),
+            None => "how, nobody knows".to_owned(),
         }
     }
 }

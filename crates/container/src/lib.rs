@@ -33,6 +33,7 @@
 
 #![allow(unsafe_code)]
 
+mod aside;
 mod channel;
 mod create;
 mod error;
@@ -52,6 +53,7 @@ mod signal;
 mod springboard;
 mod sys;
 
+pub use aside::aside;
 pub use create::{
     Cover, Create, Created, Entries, Gate, OverlayRoot, Root, Stdio, create, create_with,
     start_through,

@@ -18,17 +18,28 @@ const FORGET: Duration = Duration::from_secs(600);
 /// container must not make this a load of its own.
 const CONTAINERS: usize = 1024;
 const THREADS: usize = 4096;
+/// How long a count is told to whoever asks again.
+const FRESH: Duration = Duration::from_secs(1);
+/// After a count that was asked for there is none for so many times as long as
+/// it took: whoever asks without end has a fifth of a processor for that at
+/// most, all together.
+const REST: u32 = 4;
 
 /// What is counted.
 #[derive(Debug, Default)]
 pub struct Loads {
     containers: HashMap<PathBuf, Load>,
+    /// Until when nobody has it counted by asking.
+    rest: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Load {
     averages: [f64; 3],
-    /// When threads were counted.
+    /// Threads, and when they were last counted for whoever asks.
+    threads: Threads,
+    seen: Option<Instant>,
+    /// When threads were counted for the averages.
     counted: Instant,
     /// When it was asked for.
     asked: Instant,
@@ -49,21 +60,30 @@ impl Loads {
         let Some(path) = reader.group.leader_path() else {
             return "0.00 0.00 0.00 0/0 0\n".to_owned();
         };
-        let now = Instant::now();
-        let threads = count(path);
-        if self.containers.len() < CONTAINERS || self.containers.contains_key(path) {
-            let load = self.containers.entry(path.to_owned()).or_insert(Load {
-                averages: [0.0; 3],
-                counted: now,
-                asked: now,
-            });
-            load.asked = now;
-        }
-        let averages = self.containers.get(path).map(|load| load.averages);
-        let [one, five, fifteen] = averages.unwrap_or_default();
+        let ([one, five, fifteen], threads) = self.ask(path, Instant::now());
         let Threads { active, all } = threads;
         let last = reader.inner;
         format!("{one:.2} {five:.2} {fifteen:.2} {active}/{all} {last}\n")
+    }
+
+    /// The averages of a group, and its threads. One too many has none.
+    fn ask(&mut self, path: &Path, now: Instant) -> ([f64; 3], Threads) {
+        if self.containers.len() >= CONTAINERS && !self.containers.contains_key(path) {
+            return Default::default();
+        }
+        let load = self
+            .containers
+            .entry(path.to_owned())
+            .or_insert_with(|| Load::new(now));
+        load.asked = now;
+        let is_old = |seen| now.saturating_duration_since(seen) >= FRESH;
+        if load.seen.is_none_or(is_old) && self.rest.is_none_or(|rest| rest <= now) {
+            let begun = Instant::now();
+            load.threads = count(path);
+            load.seen = Some(now);
+            self.rest = now.checked_add(begun.elapsed() * (REST + 1));
+        }
+        (load.averages, load.threads)
     }
 
     /// Whether there is something to count.
@@ -86,6 +106,16 @@ impl Loads {
 }
 
 impl Load {
+    fn new(now: Instant) -> Self {
+        Load {
+            averages: [0.0; 3],
+            threads: Threads::default(),
+            seen: None,
+            counted: now,
+            asked: now,
+        }
+    }
+
     /// The kernel's own formula, for any time between two counts.
     fn add(&mut self, active: u64, passed: Duration) {
         for (average, time) in self.averages.iter_mut().zip(TIMES) {
@@ -138,12 +168,7 @@ mod tests {
 
     #[test]
     fn averages_follow_the_count() {
-        let now = Instant::now();
-        let mut load = Load {
-            averages: [0.0; 3],
-            counted: now,
-            asked: now,
-        };
+        let mut load = Load::new(Instant::now());
         for _ in 0..12 {
             load.add(2, STEP);
         }
@@ -151,5 +176,28 @@ mod tests {
         assert!((load.averages[0] - 1.264).abs() < 0.01, "{load:?}");
         assert!(load.averages[2] < 0.14);
         assert!(is_active("1 (a) R) R 1") && !is_active("1 (R) S 1") && !is_active(""));
+    }
+
+    #[test]
+    fn who_asks_without_end_is_told_what_was_counted() {
+        let group = tempfile::tempdir().unwrap();
+        let list = group.path().join("cgroup.procs");
+        fs::write(&list, format!("{}\n", std::process::id())).unwrap();
+        let mut loads = Loads::default();
+        let now = Instant::now();
+        let (_, first) = loads.ask(group.path(), now);
+        assert!(first.all > 0);
+        fs::write(&list, "").unwrap();
+        assert_eq!(loads.ask(group.path(), now + FRESH / 2).1, first);
+        // Far beyond any rest.
+        let later = now + Duration::from_secs(3600);
+        assert_eq!(loads.ask(group.path(), later).1, Threads::default());
+        // While there is a rest, for others too.
+        loads.rest = Some(later + FRESH);
+        fs::write(&list, format!("{}\n", std::process::id())).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        fs::copy(&list, other.path().join("cgroup.procs")).unwrap();
+        assert_eq!(loads.ask(other.path(), later).1, Threads::default());
+        assert!(loads.ask(other.path(), later + FRESH).1.all > 0);
     }
 }

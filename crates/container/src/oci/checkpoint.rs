@@ -6,10 +6,10 @@
 //! container, and given again by the bundle that is restored.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use croft_isolate::cgroups::{Controllers, Group, Hierarchies};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use rustix::fs::OFlags;
 use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use rustix::process::Pid;
 
@@ -29,7 +30,7 @@ use super::foreground::Foreground;
 use super::groups;
 use super::process::Process;
 use super::status::{self, Status};
-use super::store::{Entry, Record};
+use super::store::{Entry, Record, read_bounded};
 use crate::Groups;
 
 /// Where images are, unless it is said.
@@ -112,6 +113,27 @@ fn joined_network(spec: &Spec) -> Option<&Path> {
     namespaces.iter().find(network)?.path().as_deref()
 }
 
+/// What was outside, as whoever gives the images says.
+fn read_outside(path: PathBuf) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let text = read(&path)?;
+    serde_json::from_slice(&text).map_err(|error| Error::Content {
+        path,
+        why: error.to_string(),
+    })
+}
+
+/// A file of the images', which others may have made: what is no file, such as
+/// a pipe, is not waited for.
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .map_err(|error| Error::file("open", path, error))?;
+    read_bounded(file, path)
+}
+
 /// What init's standard streams are, for whoever restores it with others in
 /// their places; in the file and the form that runc's callers know.
 fn write_descriptors(init: Process, images: &Path) -> Result<(), Error> {
@@ -137,12 +159,7 @@ pub fn restore(context: &Context, options: &Restore) -> Result<u8, Error> {
     let bundle = Bundle::read(create.bundle.as_deref())?;
     let images = directory(&options.images)?;
     let path = images.join(OUTSIDE);
-    let text = fs::read(&path).map_err(|error| Error::file("read", &path, error))?;
-    let outside: BTreeMap<String, PathBuf> =
-        serde_json::from_slice(&text).map_err(|error| Error::Content {
-            path,
-            why: error.to_string(),
-        })?;
+    let outside = read_outside(path)?;
     let entry = context.store.create(&create.id)?;
     let rootfs = bundle.rootfs();
     let mut record = Record::new(
@@ -252,9 +269,8 @@ fn restore_in(
             .map_err(|error| Error::system("take over the container", error))?;
     }
     run(command, &work(&options.images, images), "restore.log")?;
-    let text =
-        fs::read_to_string(&pid_file).map_err(|error| Error::file("read", &pid_file, error))?;
-    let init = text
+    let text = read(&pid_file)?;
+    let init = String::from_utf8_lossy(&text)
         .trim()
         .parse()
         .ok()
@@ -355,7 +371,7 @@ fn run(command: Command, work: &Path, log: &str) -> Result<(), Error> {
     }
     let log = work.join(log);
     // Before it has a log it says so aloud.
-    Err(Error::Criu(match fs::read(&log) {
+    Err(Error::Criu(match read(&log) {
         Ok(text) => format!(
             "CRIU failed: {}; {} has more",
             complaint(&String::from_utf8_lossy(&text)),
@@ -509,6 +525,22 @@ mod tests {
         let text = "Warn x\nError (u.c:9): rlimit: no\n(00.1) Error (a.c:1): first\nError (b.c:2): second\n";
         assert_eq!(complaint(text), "(00.1) Error (a.c:1): first");
         assert_eq!(complaint(""), "it does not say why");
+    }
+
+    #[test]
+    fn what_images_say_is_bounded_and_not_waited_for() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join(OUTSIDE);
+        fs::write(&path, r#"{"/data": "/srv"}"#).unwrap();
+        let outside = read_outside(path.clone()).unwrap();
+        assert_eq!(outside.get("/data"), Some(&PathBuf::from("/srv")));
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let why = read_outside(path.clone()).unwrap_err().to_string();
+        assert!(why.contains("larger"), "{why}");
+        fs::remove_file(&path).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        assert!(read_outside(path).is_err());
     }
 
     #[test]

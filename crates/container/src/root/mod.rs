@@ -22,7 +22,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{FsPickFlags, UnmountFlags, fspick, unmount};
 
 use crate::error::At;
 use crate::namespaces::{CGROUP, PID, USER};
@@ -46,6 +46,15 @@ pub struct Trees {
     /// What is bound, in the order of the description; of init's own doing
     /// each is opened when its turn comes.
     pub binds: Vec<OwnedFd>,
+}
+
+/// Keeps a file system from ending with the last of its mounts, of which `mount`
+/// is one: what has been written to it goes to the disk when this is dropped,
+/// and not in the last moment of a container's init, whose parent waits for it.
+/// Nothing where the kernel has no such handle for this process.
+pub fn hold(mount: impl AsFd) -> Option<OwnedFd> {
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    fspick(mount, c"", flags).ok()
 }
 
 impl Trees {

@@ -21,9 +21,11 @@ use crate::launch::refuse;
 use crate::namespaces::MOUNT;
 use crate::{Error, OverlayRoot, Step, sys};
 
-/// Most layers: what fits into one parameter of fsconfig(2), 255 bytes, as
-/// numbers of three digits.
-pub const LAYERS: usize = 60;
+/// Most layers: as many as images have.
+pub const LAYERS: usize = 128;
+/// Most layers in one parameter of fsconfig(2), which has 255 bytes, as numbers
+/// of three digits. More are given one by one, which older kernels do not know.
+const AT_ONCE: usize = 60;
 
 /// Mounts it, apart from any tree. Layers that are never written to have their
 /// ids mapped by `ids`: the file system of layers cannot be mapped as a whole,
@@ -56,10 +58,17 @@ pub fn open(root: &OverlayRoot, ids: Option<BorrowedFd<'_>>, own: bool) -> Resul
     let upper = directory(&root.upper).at(Step::Mounts, || root.upper.display())?;
     let work = directory(&root.work).at(Step::Mounts, || root.work.display())?;
     let what = || format!("the layers of {}", root.upper.display());
-    match mount(&lowers, &upper, &work, own) {
+    let made = match mount(&lowers, &upper, &work, own) {
         Err(Errno::INVAL) if ids.is_some() => elsewhere(root, &lowers, own),
         result => result.at(Step::Mounts, what),
-    }
+    };
+    made.map_err(|error| match lowers.len() > AT_ONCE {
+        true => Error::new(
+            Step::Mounts,
+            format!("{error}; it has more than {AT_ONCE} layers, which needs a newer kernel"),
+        ),
+        false => error,
+    })
 }
 
 /// Mounts it in a mount namespace that has the layers. On older kernels,
@@ -113,7 +122,13 @@ fn mount(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd, own: bool) -> Resu
         let list: Vec<String> = lowers.iter().map(number).collect();
         let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&context, c"source", c"croft")?;
-        fsconfig_set_string(&context, c"lowerdir", list.join(":").as_str())?;
+        if list.len() <= AT_ONCE {
+            fsconfig_set_string(&context, c"lowerdir", list.join(":").as_str())?;
+        } else {
+            for one in &list {
+                fsconfig_set_string(&context, c"lowerdir+", one.as_str())?;
+            }
+        }
         fsconfig_set_string(&context, c"upperdir", number(upper).as_str())?;
         fsconfig_set_string(&context, c"workdir", number(work).as_str())?;
         if own {

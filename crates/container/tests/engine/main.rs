@@ -2,6 +2,7 @@
 //! (`examples/driver`). They need root, and skip without.
 
 mod apparmor;
+mod aside;
 mod errors;
 mod escapes;
 mod execs;

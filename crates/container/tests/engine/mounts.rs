@@ -150,6 +150,42 @@ fn roots_are_read_only_or_layers() {
 }
 
 #[test]
+fn a_root_has_many_layers() {
+    let Some(mut stage) = stage() else { return };
+    for number in 1..128 {
+        let layer = stage.path(&format!("layers/lower{number}"));
+        fs::create_dir_all(&layer).unwrap();
+        fs::write(layer.join("over"), number.to_string()).unwrap();
+        fs::write(layer.join(format!("own{number}")), "").unwrap();
+    }
+    for name in ["layers/upper", "layers/work"] {
+        fs::create_dir(stage.path(name)).unwrap();
+    }
+    fs::rename(stage.path("rootfs"), stage.path("layers/lower0")).unwrap();
+    fs::create_dir_all(stage.path("rootfs")).unwrap();
+    stage.own_ids();
+    own(&stage.path("layers/upper"));
+    own(&stage.path("layers/work"));
+    stage.spec["process"]["args"] = json!([
+        "/bin/driver",
+        "inside",
+        "read=/over",
+        "stat=/own1",
+        "stat=/own126"
+    ]);
+    let layers = stage.path("layers");
+    let said = stage.run(&["--overlay", layers.to_str().unwrap()]);
+    if said.errors.contains("newer kernel") {
+        println!("skipped: {}", said.errors);
+        return;
+    }
+    assert_eq!(said.to("read=/over"), "127", "{said:?}");
+    for own in ["stat=/own1", "stat=/own126"] {
+        assert_eq!(said.to(own), "100644 0:0 0");
+    }
+}
+
+#[test]
 fn devices_of_a_description_are_made() {
     let Some(mut stage) = stage() else { return };
     stage.spec["linux"]["devices"] = json!([

@@ -245,6 +245,15 @@ impl Console {
         self.viewers.iter().all(|viewer| viewer.queue.is_empty())
     }
 
+    /// Parts from viewers who have seen everything.
+    pub fn part(&mut self) {
+        let viewers: Vec<u64> = self.sources().map(|(number, ..)| number).collect();
+        for number in viewers {
+            self.serve(number);
+        }
+        self.viewers.retain(|viewer| !viewer.queue.is_empty());
+    }
+
     /// Lets the viewers read what is left, until `end` at most; one that waits
     /// for all of it is waited for.
     pub fn finish(&mut self, end: Instant) {

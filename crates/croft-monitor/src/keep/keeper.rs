@@ -45,6 +45,9 @@ pub trait Payload: Sized {
     /// What a descriptor of it in the poll set is for.
     type Source: Copy;
 
+    /// What is left of it in the very end. To drop it may take its time.
+    type Rest;
+
     /// Does what its life asks for; what comes of it are inputs.
     fn act(keeper: &mut Keeper<Self>, action: Action);
 
@@ -76,6 +79,9 @@ pub trait Payload: Sized {
 
     /// Ends it at once, as nothing can be waited for any more.
     fn abandon(&mut self);
+
+    /// Removes what is left of it after its end.
+    fn tidy(keeper: &mut Keeper<Self>) -> Self::Rest;
 
     /// What is plugged in.
     fn devices(&self) -> Vec<Plugged>;
@@ -117,6 +123,8 @@ pub struct Keeper<P> {
     /// What has happened and is not dealt with.
     pub(super) inputs: VecDeque<Input>,
     pub(super) status: Status,
+    /// Why what a client asked for cannot be done, seen only in doing it.
+    pub(super) refused: Option<String>,
     /// What there is to say of the next phase.
     pub(super) note: Option<String>,
     /// What was last told and written.
@@ -147,6 +155,7 @@ impl<P: Payload> Keeper<P> {
                 outcome: before.and_then(|status| status.outcome),
                 ..Status::created(now())
             },
+            refused: None,
             note: None,
             told: None,
             own,
@@ -359,8 +368,15 @@ impl<P: Payload> Keeper<P> {
             .life
             .handle(Input::Command(command), self.time())
             .map_err(|refusal| refusal.to_string())?;
+        self.refused = None;
         self.act(actions);
-        Ok((Told::Done, vec![]))
+        match self.refused.take() {
+            Some(why) => {
+                self.say(&why);
+                Err(why)
+            }
+            None => Ok((Told::Done, vec![])),
+        }
     }
 
     /// Changes what the instance is from its next start on.
@@ -387,7 +403,8 @@ impl<P: Payload> Keeper<P> {
     }
 
     /// Ends what is left, in the order in which it can be relied on: who sees
-    /// a connection end can start the instance anew.
+    /// a connection end can start the instance anew, or delete it, which waits
+    /// for what is tidied up then ([`InstanceLock::ending`]).
     fn leave(mut self) {
         let end = Instant::now() + LAST_WORDS;
         self.clients.close();
@@ -402,21 +419,34 @@ impl<P: Payload> Keeper<P> {
                 _ => break,
             }
         }
-        if self.ephemeral {
+        let last = if self.ephemeral {
+            // What has its name next may get the same group.
+            let rest = P::tidy(&mut self);
             if let Err(error) = store::remove(&self.directory, self.lock, super::container::remove)
             {
                 // Its state says so too, if it can be written.
                 self.status.note = Some(format!("it could not be deleted: {error}"));
                 let _ = store::write_state(&self.directory, &self.status);
             }
+            Some(rest)
         } else {
+            let told = self.lock.ending();
+            if told.is_ok() {
+                self.clients.disconnect();
+                self.parted = None;
+                self.own.consoles().iter_mut().for_each(Console::part);
+            }
+            drop(P::tidy(&mut self));
             drop(self.lock);
-        }
+            None
+        };
         self.clients.disconnect();
         self.parted = None;
         for console in self.own.consoles() {
             console.finish(end);
+            console.part();
         }
+        drop(last);
     }
 }
 

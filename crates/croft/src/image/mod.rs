@@ -6,6 +6,7 @@
 pub mod bar;
 mod describe;
 mod registry;
+mod secret;
 mod users;
 
 use std::path::Path;

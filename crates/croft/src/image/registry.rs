@@ -8,10 +8,10 @@ use croft_image::registry::credentials::{self, Login};
 use croft_image::registry::{self, Access};
 use croft_image::store::{Committed, Store};
 use rustix::stdio::stdin;
-use rustix::termios::{LocalModes, OptionalActions, isatty, tcgetattr, tcsetattr};
+use rustix::termios::isatty;
 
 use super::bar::Bar;
-use super::{Fault, committed, usage, warn};
+use super::{Fault, committed, secret, usage, warn};
 use crate::args::image::{AccessOptions, LoginOptions, PullOptions};
 use crate::exit::Exit;
 use crate::say;
@@ -150,14 +150,8 @@ fn asked(host: &str, user: Option<String>) -> Result<Login, Fault> {
         Some(user) => user,
         None => line(&format!("User for {host}: "))?,
     };
-    let failed = |error: rustix::io::Errno| usage(format!("the terminal: {error}"));
-    let before = tcgetattr(stdin()).map_err(failed)?;
-    let mut silent = before.clone();
-    silent.local_modes.remove(LocalModes::ECHO);
-    silent.local_modes.insert(LocalModes::ECHONL);
-    tcsetattr(stdin(), OptionalActions::Flush, &silent).map_err(failed)?;
-    let password = line("Password: ");
-    tcsetattr(stdin(), OptionalActions::Now, &before).map_err(failed)?;
+    let password = secret::unseen(|| ask("Password: "), answer)
+        .map_err(|error| usage(format!("the terminal: {error}")))?;
     Ok(Login::Password {
         user,
         password: password?,
@@ -165,8 +159,16 @@ fn asked(host: &str, user: Option<String>) -> Result<Login, Fault> {
 }
 
 fn line(question: &str) -> Result<String, Fault> {
+    ask(question);
+    answer()
+}
+
+fn ask(question: &str) {
     // A terminal that cannot be written to cannot be read from either.
     let _ = io::stderr().write_all(question.as_bytes());
+}
+
+fn answer() -> Result<String, Fault> {
     let mut text = String::new();
     io::stdin()
         .lock()

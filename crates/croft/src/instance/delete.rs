@@ -27,6 +27,7 @@ pub fn delete(options: &DeleteOptions) -> Exit {
         }
         let config = instances.config(name).ok();
         if config.is_some_and(|config| config.container().is_some()) {
+            instances.settle(name)?;
             container::sweep(instances, name);
         }
         match instances.delete(name) {

@@ -205,6 +205,11 @@ fn a_users_container_lives_and_leaves_nothing() {
     assert!(said.starts_with("uid=33(web)"), "{said}");
     assert!(exec("cat /proc/net/dev").1.contains("lo:"));
     assert_eq!(exec("exit 5").0, Some(5));
+    // Nobody has given this user a group to hold it by: that is said at once.
+    let (code, said) = user.ask(&["pause", &name]);
+    assert_ne!(code, Some(0));
+    assert!(said.contains("control group"), "{said}");
+    assert_eq!(exec("echo on").1, "on\n");
     user.done(&["stop", "--timeout", "1", &name]);
     // What it wrote is there at its next start.
     user.done(&["start", &name]);

@@ -29,6 +29,12 @@ struct Session {
 impl Session {
     fn start(script: &str) -> Self {
         let stage = Stage::new();
+        let name = stage.name.clone();
+        let command = format!("./croft run --kernel kernel --name {name} --append {script}");
+        Self::of(stage, &command)
+    }
+
+    fn of(stage: Stage, command: &str) -> Self {
         let master =
             openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
@@ -46,10 +52,7 @@ impl Session {
         tcsetattr(&line, OptionalActions::Now, &before).unwrap();
         let before = tcgetattr(&line).unwrap();
         let side = || Stdio::from(line.try_clone().unwrap());
-        let command = format!(
-            "./croft run --kernel kernel --name {} --append {script}; echo \"code=$?\"; sleep 1000",
-            stage.name
-        );
+        let command = format!("{command}; echo \"code=$?\"; sleep 1000");
         let shell = Command::new("setsid")
             .args(["--ctty", "sh", "-c", &command])
             .current_dir(stage.path(""))
@@ -164,4 +167,20 @@ fn left_alone_when_the_configuration_is_wrong() {
     session.wait_for("code=2");
     session.assert_restored();
     session.end();
+}
+
+#[test]
+fn restored_when_a_password_is_not_given() {
+    for (key, code) in [(b"\x03", "code=130"), (b"\x1c", "code=131")] {
+        // Nobody is asked before the password is there.
+        let login = "trap : INT QUIT; ./croft image login localhost:1 --username me";
+        let mut session = Session::of(Stage::new(), login);
+        session.wait_for("Password: ");
+        let now = tcgetattr(&session.line).unwrap();
+        assert!(!now.local_modes.contains(LocalModes::ECHO));
+        session.keys.write_all(key).unwrap();
+        session.wait_for(code);
+        session.assert_restored();
+        session.end();
+    }
 }

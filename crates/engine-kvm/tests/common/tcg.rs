@@ -11,10 +11,13 @@ const RESERVED: &str =
     "P is not set with a reserved bit's fault (sysemu/excp_helper.c, mmu_translate)";
 const READ_FIRST: &str = "a read-modify-write faults as a read (translate.c, gen_op)";
 const MSR_BASES: &str = "WRMSR takes any address (sysemu/misc_helper.c, helper_wrmsr)";
+const TARGETS: &str = "a jump's target is looked at when it is fetched, and the frame has it \
+                       (translate.c, gen_op_jmp_v)";
 const XCR0: &str = "XSETBV is not intercepted, so KVM does not see XCR0 (translate.c, 0xd1)";
 
 /// Name and reason.
 pub const LACKS: &[(&str, &str)] = &[
+    ("accesses::return_to_nowhere", TARGETS),
     (
         "code::next_instruction",
         "the second stage's walk drops the running block (sysemu/excp_helper.c, mmu_translate)",
@@ -92,9 +95,5 @@ pub const LACKS: &[(&str, &str)] = &[
         "system_calls::syscall_and_sysret",
         "SYSCALL clears the arithmetic flags (sysemu/seg_helper.c, helper_syscall)",
     ),
-    (
-        "translations::users_jumps_to_nowhere",
-        "a jump's target is looked at when it is fetched, and the frame has it (translate.c, \
-         gen_op_jmp_v)",
-    ),
+    ("translations::users_jumps_to_nowhere", TARGETS),
 ];

@@ -187,7 +187,13 @@ impl Instances {
         loop {
             let held = InstanceLock::is_held(&directory)
                 .map_err(failed(name, "cannot look at its lock"))?;
-            let status = read_state(&directory).unwrap_or_else(|| Status::created(config.created));
+            let status = read_state(&directory).unwrap_or_else(|| {
+                let created = Status::created(config.created);
+                match directory.join(STATE).exists() {
+                    true => lost(created),
+                    false => created,
+                }
+            });
             if held || !status.phase.is_live() {
                 return Ok(status);
             }
@@ -210,6 +216,13 @@ impl Instances {
             LockError::Gone => StoreError::None(name.clone()),
             LockError::Io(source) => failed(name, "cannot lock it")(source),
         })
+    }
+
+    /// Waits until nothing of an instance is left that has ended but for what
+    /// is kept.
+    pub fn settle(&self, name: &InstanceName) -> Result<(), StoreError> {
+        InstanceLock::settle(&self.directories.instance(name))
+            .map_err(failed(name, "cannot look at its lock"))
     }
 
     /// Begins to make an instance.
@@ -343,8 +356,9 @@ pub fn read_state(directory: &Path) -> Option<Status> {
     (status.version <= STATE_VERSION).then_some(status)
 }
 
-/// Writes what the monitor of the instance in `directory` knows. After a power
-/// failure nothing runs, whatever it says, and one that cannot be read is none.
+/// Writes what the monitor of the instance in `directory` knows, without waiting
+/// for the disk: after a power failure nothing runs, whatever it says, and one
+/// that cannot be read is that of an instance that has run.
 pub fn write_state(directory: &Path, status: &Status) -> io::Result<()> {
     files::write_passing_json(directory, STATE, status)
 }
@@ -376,6 +390,15 @@ fn orphaned(status: Status) -> Status {
         agent: None,
         devices: Vec::new(),
         ..status
+    }
+}
+
+/// What is true of an instance that has run, and of which nothing more is known.
+fn lost(created: Status) -> Status {
+    Status {
+        phase: Phase::Stopped,
+        note: Some("what was known of its end was lost, as in a power failure".to_owned()),
+        ..created
     }
 }
 

@@ -185,8 +185,14 @@ fn what_runs_is_left_alone_and_a_dead_monitor_is_seen() {
     let orphan = all.status(&name("web")).unwrap();
     assert_eq!(orphan.phase, Phase::Stopped);
     assert_eq!(orphan.note.unwrap(), "its monitor died");
-    // A state that cannot be read is none.
-    fs::write(directory.join("state.json"), "{").unwrap();
+    // A power failure leaves nothing of it, or a part.
+    for text in ["", "{"] {
+        fs::write(directory.join("state.json"), text).unwrap();
+        let lost = all.status(&name("web")).unwrap();
+        assert_eq!(lost.phase, Phase::Stopped);
+        assert!(lost.note.unwrap().contains("lost"));
+    }
+    fs::remove_file(directory.join("state.json")).unwrap();
     assert_eq!(all.status(&name("web")).unwrap().phase, Phase::Created);
 }
 

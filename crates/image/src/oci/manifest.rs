@@ -1,11 +1,12 @@
 //! Indexes, manifests and configurations: which image is meant, and what it is
 //! made of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use oci_spec::image::{Arch, Descriptor as Given, ImageIndex, ImageManifest, Os};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::container::ContainerConfig;
 use crate::manifest::{Application, Blob, Layer};
@@ -13,8 +14,10 @@ use crate::{Digest, media};
 
 /// Longest index, manifest or configuration, in bytes: what registries take.
 pub const LONGEST: u64 = 4 << 20;
-/// Most layers; overlayfs takes no more in one (`OVL_MAX_STACK`).
-const LAYERS: usize = 500;
+/// Most layers: no image that Docker makes or takes has more than 127. Looking
+/// for a file in all of them opens four directories of each at most, where a
+/// process has 1024 descriptors.
+const LAYERS: usize = 128;
 /// Most indexes on the way to a manifest.
 const DEPTH: usize = 4;
 /// Longest layer in bytes: more than any image in use has.
@@ -96,16 +99,18 @@ impl<'a> Way<'a> {
     /// What comes next; none if this is the manifest. Or what is wrong.
     pub fn ahead(&mut self) -> Result<Option<Descriptor>, String> {
         if media::is_manifest(&self.media_type) {
+            unambiguous(&self.bytes, &["manifests"])?;
             return Ok(None);
         }
         if !media::is_index(&self.media_type) {
             let kind = self.media_type.escape_debug();
             return Err(format!("it is of the kind '{kind}', which is no image"));
         }
+        unambiguous(&self.bytes, &["config", "layers"])?;
         self.left = self.left.checked_sub(1).ok_or_else(|| {
             format!("there are more than {DEPTH} indexes on the way to a manifest")
         })?;
-        pick(&self.bytes, self.name.take()).map(Some)
+        pick(&self.bytes, &self.media_type, self.name.take()).map(Some)
     }
 
     /// Goes on with what `ahead` has said, if these are its contents.
@@ -124,10 +129,31 @@ impl<'a> Way<'a> {
     }
 }
 
+/// Refuses what is a manifest to one program and an index to another: both
+/// would take the same digest for different images (CVE-2021-41190). Some
+/// programs do not mind how names are written.
+fn unambiguous(bytes: &[u8], others: &[&str]) -> Result<(), String> {
+    let all: BTreeMap<String, IgnoredAny> =
+        serde_json::from_slice(bytes).map_err(|error| format!("its manifest: {error}"))?;
+    let is_other = |name: &&String| others.iter().any(|other| other.eq_ignore_ascii_case(name));
+    match all.keys().find(is_other) {
+        None => Ok(()),
+        Some(name) => Err(format!(
+            "it is a manifest and an index in one, as its '{}' says, and so different images to \
+             different programs; whoever made it has to say which it is",
+            name.escape_debug()
+        )),
+    }
+}
+
 /// The one of an index that is wanted.
-fn pick(bytes: &[u8], name: Option<&str>) -> Result<Descriptor, String> {
+fn pick(bytes: &[u8], media_type: &str, name: Option<&str>) -> Result<Descriptor, String> {
     let index: ImageIndex =
         serde_json::from_slice(bytes).map_err(|error| format!("its index: {error}"))?;
+    let own = index.media_type().as_ref().map(ToString::to_string);
+    if own.is_some_and(|own| own != media_type) {
+        return Err("its index is of another kind than was said".to_owned());
+    }
     let usable = |given: &&Given| {
         let kind = given.media_type().to_string();
         media::is_manifest(&kind) || media::is_index(&kind)
@@ -365,4 +391,78 @@ pub fn created(config: &[u8]) -> u64 {
         .and_then(|about| about.created?.parse::<jiff::Timestamp>().ok())
         .and_then(|time| u64::try_from(time.as_second()).ok())
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn digest(text: &str) -> String {
+        format!("sha256:{}", Digest::of(text.as_bytes()))
+    }
+
+    fn manifest() -> Value {
+        json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": media::CONFIG, "digest": digest("c"), "size": 1},
+            "layers": [{"mediaType": media::LAYER, "digest": digest("l"), "size": 1}],
+        })
+    }
+
+    fn index() -> Value {
+        json!({
+            "schemaVersion": 2,
+            "manifests": [{"mediaType": media::MANIFEST, "digest": digest("m"), "size": 1}],
+        })
+    }
+
+    fn ahead(document: &Value, media_type: &str) -> Result<Option<Descriptor>, String> {
+        let bytes = document.to_string().into_bytes();
+        Way::from(bytes, media_type, &Wanted::default()).ahead()
+    }
+
+    #[test]
+    fn what_is_a_manifest_and_an_index_is_neither() {
+        assert_eq!(ahead(&manifest(), media::MANIFEST), Ok(None));
+        assert!(ahead(&index(), media::INDEX).unwrap().is_some());
+        for (kind, other, name) in [
+            (media::MANIFEST, index(), "manifests"),
+            (media::INDEX, manifest(), "layers"),
+            (media::DOCKER_LIST, manifest(), "config"),
+        ] {
+            for name in [name.to_owned(), name.to_uppercase()] {
+                let mut document = match media::is_index(kind) {
+                    true => index(),
+                    false => manifest(),
+                };
+                document[&name] = other[name.to_lowercase()].clone();
+                let why = ahead(&document, kind).unwrap_err();
+                assert!(why.contains("in one"), "{kind} {name}: {why}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_index_is_what_it_says() {
+        let mut index = index();
+        index["mediaType"] = media::INDEX.into();
+        assert!(ahead(&index, media::INDEX).is_ok());
+        assert!(ahead(&index, media::DOCKER_LIST).is_err());
+        index["mediaType"] = media::MANIFEST.into();
+        assert!(ahead(&index, media::INDEX).is_err());
+    }
+
+    #[test]
+    fn no_more_layers_than_can_be_looked_into() {
+        let mut many = manifest();
+        let layer = many["layers"][0].clone();
+        many["layers"] = vec![layer; LAYERS].into();
+        let parse = |many: &Value| Described::parse(many.to_string().as_bytes(), media::MANIFEST);
+        assert!(parse(&many).is_ok());
+        let layers = many["layers"].as_array_mut().unwrap();
+        layers.push(layers[0].clone());
+        assert!(parse(&many).is_err());
+    }
 }

@@ -305,9 +305,9 @@ fn what_is_wrong_is_refused_and_leaves_nothing() {
     refused(
         |made| {
             let layer = made.manifest["layers"][0].clone();
-            made.manifest["layers"] = Value::from(vec![layer; 501]);
+            made.manifest["layers"] = Value::from(vec![layer; 129]);
         },
-        "more than 500",
+        "more than 128",
     );
     refused(
         |made| made.manifest["config"]["mediaType"] = json!("application/vnd.in-toto+json"),
@@ -365,9 +365,9 @@ fn links_in_archives_and_numbers_of_layers_are_bounded() {
     drop(archive);
     fixture.refuse(&path, None, "longer than 4000 bytes");
     let empty = make::layer(&[]);
-    let many = make::of(vec![empty; 501], Packed::Plain, false, "amd64");
+    let many = make::of(vec![empty; 129], Packed::Plain, false, "amd64");
     let path = make::saved(&fixture.path("many.tar"), &[(&many, "many:1")]);
-    fixture.refuse(&path, None, "more than 500 layers");
+    fixture.refuse(&path, None, "more than 128 layers");
 }
 
 #[test]

@@ -78,7 +78,8 @@ impl Execs {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(&path, flags, Mode::empty());
         let root = root.map_err(|error| refused(format!("its root: {error}")))?;
-        let process = process(exec, &run.container, &Users::of_root(&root)).map_err(refused)?;
+        let users = Users::of_root(&root, PATIENCE).map_err(refused)?;
+        let process = process(exec, &run.container, &users).map_err(refused)?;
         let stdio = match <[OwnedFd; 3]>::try_from(descriptors) {
             Ok(streams) => Stdio::Given(streams),
             Err(_) => Stdio::Inherit,

@@ -34,7 +34,7 @@ pub use self::parts::remove;
 
 use self::execs::Execs;
 use self::records::Records;
-use self::running::Running;
+use self::running::{Remains, Rest, Running};
 use self::streams::End;
 use super::Place;
 use super::console::Console;
@@ -69,6 +69,8 @@ pub struct Container {
     /// Of its terminal, or of its outputs.
     consoles: Vec<Console>,
     running: Option<Running>,
+    /// Of what has run.
+    remains: Option<Remains>,
     execs: Execs,
     /// What was needed to make it is still taken.
     large: bool,
@@ -93,6 +95,7 @@ impl Container {
             records: Records::new(&place.directory),
             consoles,
             running: None,
+            remains: None,
             execs: Execs::default(),
             large: false,
             attached: is_attached,
@@ -114,6 +117,7 @@ impl Container {
 
 impl Payload for Container {
     type Source = Source;
+    type Rest = Option<Rest>;
 
     fn act(keeper: &mut Keeper<Self>, action: Action) {
         if action == Action::Spawn {
@@ -129,13 +133,9 @@ impl Payload for Container {
                 let _ = running.signal(keeper.own.stop_signal());
             }
             Action::PullPlug | Action::Kill => running.kill(),
-            Action::Hold => match running.group().freeze() {
+            Action::Hold => match running.hold() {
                 Ok(()) => keeper.inputs.push_back(Input::Held),
-                Err(error) => {
-                    let text = format!("it cannot be held: {error}");
-                    keeper.say(&text);
-                    keeper.status.note = Some(text);
-                }
+                Err(error) => keeper.refused = Some(format!("it cannot be held: {error}")),
             },
             Action::Continue => match running.group().thaw() {
                 Ok(()) => keeper.inputs.push_back(Input::Continued),
@@ -260,13 +260,21 @@ impl Payload for Container {
         if let Some(running) = self.running.take() {
             running.kill();
             // Nothing more can be done about it.
-            let _ = running.finish();
+            let _ = running.finish().remove();
         }
     }
 
     fn devices(&self) -> Vec<Plugged> {
         let running = self.running.as_ref();
         running.map_or_else(Vec::new, |running| running.nics.status())
+    }
+
+    fn tidy(keeper: &mut Keeper<Self>) -> Option<Rest> {
+        let (rest, removed) = keeper.own.remains.take()?.remove();
+        if let Err(error) = removed {
+            keeper.say(&format!("its control group is left: {error}"));
+        }
+        Some(rest)
     }
 
     fn consoles(&mut self) -> &mut [Console] {
@@ -280,6 +288,7 @@ impl Payload for Container {
 
 impl Keeper<Container> {
     fn spawn(&mut self) {
+        drop(Container::tidy(self));
         self.status.starts = self.status.starts.saturating_add(1);
         self.status.engine = None;
         for console in &mut self.own.consoles {
@@ -311,9 +320,7 @@ impl Keeper<Container> {
             return;
         };
         let outcome = running.outcome.take();
-        if let Err(error) = running.finish() {
-            self.say(&format!("its control group is left: {error}"));
-        }
+        self.own.remains = Some(running.finish());
         if let Some(Outcome::Killed {
             out_of_memory: true,
             ..

@@ -8,7 +8,7 @@
 //! ```
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use croft_api::Outcome;
@@ -40,9 +40,12 @@ const HANG_UP: u8 = 1;
 const INTERRUPT: u8 = 2;
 /// Why a user has no systems.
 const NOT_DELEGATED: &str = "the init of a whole system divides a control group of its own, and \
-                             this host has delegated none to this user: log in by systemd \
-                             (loginctl shows the session), or run as root; 'croft doctor' tells \
-                             more";
+                             none that this user may divide is around this command: put \
+                             'systemd-run --user --scope -p Delegate=yes' in front of it, or run \
+                             it as root; 'croft doctor' tells more";
+/// Why a container cannot be held that is in no group.
+const NOT_HELD: &str = "it has no control group to be held by: put 'systemd-run --user --scope -p \
+                        Delegate=yes' in front of the command that starts it, or run it as root";
 /// What ends a process at once.
 const KILL: i32 = Signal::KILL.as_raw();
 
@@ -59,6 +62,21 @@ pub struct Running {
     pub outcome: Option<Outcome>,
     /// Its NICs. They go before the group, and after the init.
     pub nics: Nics,
+}
+
+/// What is left of a container that has ended.
+#[derive(Debug)]
+pub struct Remains {
+    group: Group,
+    rest: Rest,
+}
+
+/// What takes the kernel its time to drop: watches end when all processors have
+/// seen that, and a root of layers when all that was written is on the disk.
+#[derive(Debug)]
+pub struct Rest {
+    _events: Option<Events>,
+    _root: Option<OwnedFd>,
 }
 
 impl Running {
@@ -243,9 +261,11 @@ impl Running {
         &self.group
     }
 
-    /// The way into its control groups.
+    /// The way into its control groups, for another program.
     pub fn groups(&self) -> Result<Groups, String> {
-        Groups::of(&self.hierarchies, &self.group).map_err(|error| error.to_string())
+        let group = self.group.for_program();
+        let group = group.map_err(|error| error.to_string())?;
+        Groups::of(&self.hierarchies, &group).map_err(|error| error.to_string())
     }
 
     /// Its description, for programs that are added to it.
@@ -267,6 +287,14 @@ impl Running {
         let _ = self.signal(KILL);
         // What is held does not end by version 1.
         let _ = self.group.thaw();
+    }
+
+    /// Holds all its processes where they are.
+    pub fn hold(&self) -> Result<(), String> {
+        if self.group.is_nowhere() {
+            return Err(NOT_HELD.to_owned());
+        }
+        self.group.freeze().map_err(|error| error.to_string())
     }
 
     /// Sets what it may use from now on.
@@ -350,9 +378,27 @@ impl Running {
         });
     }
 
-    /// Removes what is left of it.
-    pub fn finish(self) -> Result<(), String> {
-        remove_group(&self.group)
+    /// Frees what others may want: the NICs. The rest is returned.
+    pub fn finish(self) -> Remains {
+        let Running {
+            mut init,
+            group,
+            events,
+            ..
+        } = self;
+        let rest = Rest {
+            _events: events,
+            _root: init.take_root(),
+        };
+        Remains { group, rest }
+    }
+}
+
+impl Remains {
+    /// Removes its group; what is still to be dropped, and whether that went
+    /// well.
+    pub fn remove(self) -> (Rest, Result<(), String>) {
+        (self.rest, remove_group(&self.group))
     }
 }
 

@@ -5,17 +5,19 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use croft_api::container::IdRange;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
-use rustix::io::Errno;
 
 /// Longest file that is read, in bytes.
 const LENGTH_MAX: u64 = 4 << 20;
 /// Most groups of a user.
 const GROUPS_MAX: usize = 1024;
+/// Between both files.
+const END: u8 = 0;
 
 /// A number of a user or group. The last one of 32 bits is none: to the kernel
 /// it says that nothing changes, which would leave root's (setresuid(2)).
@@ -101,16 +103,30 @@ impl Users {
         }
     }
 
-    /// Of its whole root.
-    pub fn of_root(root: impl AsFd) -> Self {
+    /// Of the whole root of one that runs: a process of its own reads them, as
+    /// what the container has mounted there may never answer.
+    pub fn of_root(root: impl AsFd, patience: Duration) -> Result<Self, String> {
         let find = |file: &str| match read(&root, file) {
             Found::There(text) => text,
             Found::Removed | Found::Not => String::new(),
         };
-        Users {
-            passwd: find("etc/passwd"),
-            group: find("etc/group"),
-        }
+        // What is no text becomes thrice as long.
+        let most = usize::try_from(7 * LENGTH_MAX).unwrap_or(usize::MAX);
+        let both = croft_container::aside(patience, most, || {
+            let (passwd, group) = (find("etc/passwd"), find("etc/group"));
+            // No text of a file has this byte in it that means something.
+            [passwd.as_bytes(), group.as_bytes()].join(&END)
+        });
+        let both = both.map_err(|error| format!("its /etc/passwd and /etc/group: {error}"))?;
+        let mut parts = both.splitn(2, |byte| *byte == END);
+        let mut next = || {
+            let part = parts.next().unwrap_or_default();
+            String::from_utf8_lossy(part).into_owned()
+        };
+        Ok(Users {
+            passwd: next(),
+            group: next(),
+        })
     }
 
     /// Who that is: `user`, `user:group`, names or numbers; root if empty.
@@ -212,22 +228,25 @@ enum Found {
 }
 
 fn read(root: impl AsFd, file: &str) -> Found {
-    // Neither waits for whoever writes into a pipe nor follows out of the root.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let look = OFlags::PATH | OFlags::CLOEXEC;
-    let about = openat2(&root, file, look, Mode::empty(), resolve).and_then(|path| fstat(&path));
-    match about {
+    let Ok(found) = openat2(&root, file, look, Mode::empty(), resolve) else {
+        return Found::Not;
+    };
+    match fstat(&found) {
         Ok(about) => match FileType::from_raw_mode(about.st_mode) {
             FileType::RegularFile => {}
             FileType::CharacterDevice if about.st_rdev == 0 => return Found::Removed,
             _ => return Found::Not,
         },
-        Err(Errno::NOENT | Errno::NOTDIR) => return Found::Not,
         Err(_) => return Found::Not,
     }
+    // The very file that was looked at: another may be in its place by now, to
+    // open which does something. Nor is a lease of somebody's waited for.
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let mut bytes = Vec::new();
-    let opened = openat2(&root, file, flags, Mode::empty(), resolve).map(File::from);
+    let opened = open(&path, flags, Mode::empty()).map(File::from);
     let read = opened.map(|file| file.take(LENGTH_MAX).read_to_end(&mut bytes));
     match read {
         Ok(Ok(_)) => Found::There(String::from_utf8_lossy(&bytes).into_owned()),

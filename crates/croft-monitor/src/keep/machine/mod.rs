@@ -79,6 +79,7 @@ impl Machine {
 
 impl Payload for Machine {
     type Source = Source;
+    type Rest = ();
 
     fn act(keeper: &mut Keeper<Self>, action: Action) {
         let request = match action {
@@ -204,6 +205,10 @@ impl Payload for Machine {
 
     fn abandon(&mut self) {
         self.running = None;
+    }
+
+    fn tidy(_: &mut Keeper<Self>) {
+        // It ends with its process.
     }
 
     fn devices(&self) -> Vec<Plugged> {
