@@ -53,8 +53,10 @@ impl Session {
         let before = tcgetattr(&line).unwrap();
         let side = || Stdio::from(line.try_clone().unwrap());
         let command = format!("{command}; echo \"code=$?\"; sleep 1000");
-        let shell = Command::new("setsid")
-            .args(["--ctty", "sh", "-c", &command])
+        // Keys do what they do for users, whatever this process ignores.
+        let shell = Command::new("env")
+            .args(["--default-signal", "setsid", "--ctty"])
+            .args(["sh", "-c", &command])
             .current_dir(stage.path(""))
             .stdin(side())
             .stdout(side())

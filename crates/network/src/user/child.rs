@@ -62,7 +62,7 @@ pub struct Passt {
     /// What it says; its end is passt's.
     stderr: ChildStderr,
     /// Its controlling terminal: it does not outlive this process.
-    terminal: Option<OwnedFd>,
+    _terminal: Option<OwnedFd>,
 }
 
 impl Passt {
@@ -108,7 +108,7 @@ impl Passt {
             Some(stderr) => Ok(Passt {
                 child,
                 stderr,
-                terminal,
+                _terminal: terminal,
             }),
             None => Err(StartError::Silent(program)),
         }
@@ -227,7 +227,7 @@ mod tests {
     fn it_ends_with_whoever_started_it() {
         let Some(started) = start("") else { return };
         let (mut passt, _socket) = started.unwrap();
-        drop(passt.terminal.take().expect("a terminal"));
+        drop(passt._terminal.take().expect("a terminal"));
         assert!(is_gone(&mut passt));
     }
 
