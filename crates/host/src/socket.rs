@@ -13,13 +13,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use rustix::process::umask;
+use rustix::fs::{Mode, OFlags, fchmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, listen, socket_with};
 
 /// Longest path in bytes that an address has room for: `sun_path` of unix(7)
 /// is 108 bytes, one of them for the zero at its end.
 const PATH_MAX: usize = 107;
+/// Most connections that wait to be accepted: the host's `net.core.somaxconn`
+/// (listen(2)).
+const WAITING: i32 = i32::MAX;
 
 /// Connects to the socket at `path`.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
@@ -37,15 +39,18 @@ pub fn connect_at_once(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Makes a socket at `path`, where one that nobody listens on gives way; and
-/// what removes its file. Changes the umask for a moment: for programs with
-/// one thread.
+/// what removes its file.
 pub fn bind(path: &Path) -> io::Result<(UnixListener, Option<SocketFile>)> {
     let short = Short::new(path)?;
     remove_stale(short.path());
-    let before = umask(Mode::RWXG | Mode::RWXO);
-    let listener = UnixListener::bind(short.path());
-    umask(before);
-    Ok((listener?, SocketFile::new(path)))
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Its file will have the rights that it has itself, less the umask: nobody
+    // else ever has any, and the umask, which is all threads', stays as it is.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(short.path())?)?;
+    listen(&socket, WAITING)?;
+    Ok((socket.into(), SocketFile::new(path)))
 }
 
 /// A path that fits into an address.
@@ -129,6 +134,8 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -140,7 +147,7 @@ mod tests {
         let name = format!("{}.vsock_4294967295", "n".repeat(63));
         for path in [place.path().join("a.sock"), deep.join(name)] {
             let (listener, file) = bind(&path).unwrap();
-            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o077, 0);
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
             let mut client = connect(&path).unwrap();
             client.write_all(b"x").unwrap();
             let (mut served, _) = listener.accept().unwrap();
@@ -161,7 +168,16 @@ mod tests {
         let (listener, file) = bind(&path).unwrap();
         std::mem::forget(file);
         drop(listener);
-        let (_listener, _file) = bind(&path).unwrap();
+        // Soon: a child that another test has begun listens there, too, until it
+        // becomes its program.
+        let end = Instant::now() + Duration::from_secs(600);
+        let _bound = loop {
+            match bind(&path) {
+                Ok(bound) => break bound,
+                Err(error) => assert!(Instant::now() < end, "{error}"),
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
         connect(&path).unwrap();
     }
 }
