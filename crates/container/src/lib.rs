@@ -62,7 +62,7 @@ pub use error::{Error, Step};
 pub use exec::{Exec, Joined, exec};
 pub use groups::{Groups, View};
 pub use ids::as_root_of;
-pub use memory::give_back_memory;
+pub use memory::{give_back_memory, share_memory};
 pub use oci_spec::runtime::Spec;
 pub use root::devices::allowed as allowed_devices;
 pub use seal::{needs_seal, seal};

@@ -87,6 +87,8 @@ impl Container {
             return Err(format!("{count} sockets of its streams were to come along"));
         }
         let mut consoles: Vec<Console> = (0..count).map(|_| Console::new(None)).collect();
+        // Its threads are short visits to the container's namespaces.
+        croft_container::share_memory();
         let is_attached = !attached.is_empty();
         for (console, socket) in consoles.iter_mut().zip(attached) {
             console.attach_starter(socket);
