@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::stage::{own, stage};
+use crate::stage::{Said, Stage, own, stage};
 
 #[test]
 fn dev_masks_and_read_only_paths() {
@@ -113,6 +113,22 @@ fn a_tmpfs_can_begin_with_what_was_there() {
     );
 }
 
+/// Asks in a container whose root is the stage's and the layers beside it, with
+/// ids of its own.
+fn of_layers(stage: &mut Stage, questions: &[&str]) -> Said {
+    let layers = stage.path("layers");
+    for name in ["upper", "work"] {
+        fs::create_dir_all(layers.join(name)).unwrap();
+        own(&layers.join(name));
+    }
+    fs::rename(stage.path("rootfs"), layers.join("lower0")).unwrap();
+    fs::create_dir_all(stage.path("rootfs")).unwrap();
+    stage.own_ids();
+    let program = ["/bin/driver", "inside"].iter().chain(questions);
+    stage.spec["process"]["args"] = program.copied().collect();
+    stage.run(&["--overlay", layers.to_str().unwrap()])
+}
+
 #[test]
 fn roots_are_read_only_or_layers() {
     let Some(mut stage) = stage() else { return };
@@ -120,25 +136,13 @@ fn roots_are_read_only_or_layers() {
     let said = stage.ask(&["write=/new"]);
     assert!(said.to("write=/new").contains("Read-only"));
     stage.spec["root"]["readonly"] = json!(false);
-    for name in ["layers/upper", "layers/work", "layers/lower1"] {
-        fs::create_dir_all(stage.path(name)).unwrap();
-    }
-    fs::rename(stage.path("rootfs"), stage.path("layers/lower0")).unwrap();
-    fs::create_dir_all(stage.path("rootfs")).unwrap();
-    fs::write(stage.path("layers/lower1/over"), "second").unwrap();
-    stage.own_ids();
-    own(&stage.path("layers/upper"));
-    own(&stage.path("layers/work"));
-    stage.spec["process"]["args"] = json!([
-        "/bin/driver",
-        "inside",
-        "write=/new",
-        "read=/over",
-        "stat=/over",
-        "mounted=/"
-    ]);
     let layers = stage.path("layers");
-    let said = stage.run(&["--overlay", layers.to_str().unwrap()]);
+    fs::create_dir_all(layers.join("lower1")).unwrap();
+    fs::write(layers.join("lower1/over"), "second").unwrap();
+    let said = of_layers(
+        &mut stage,
+        &["write=/new", "read=/over", "stat=/over", "mounted=/"],
+    );
     assert_eq!(said.to("write=/new"), "done", "{said:?}");
     assert_eq!(said.to("read=/over"), "second");
     assert_eq!(said.to("stat=/over"), "100644 0:0 0");
@@ -158,23 +162,7 @@ fn a_root_has_many_layers() {
         fs::write(layer.join("over"), number.to_string()).unwrap();
         fs::write(layer.join(format!("own{number}")), "").unwrap();
     }
-    for name in ["layers/upper", "layers/work"] {
-        fs::create_dir(stage.path(name)).unwrap();
-    }
-    fs::rename(stage.path("rootfs"), stage.path("layers/lower0")).unwrap();
-    fs::create_dir_all(stage.path("rootfs")).unwrap();
-    stage.own_ids();
-    own(&stage.path("layers/upper"));
-    own(&stage.path("layers/work"));
-    stage.spec["process"]["args"] = json!([
-        "/bin/driver",
-        "inside",
-        "read=/over",
-        "stat=/own1",
-        "stat=/own126"
-    ]);
-    let layers = stage.path("layers");
-    let said = stage.run(&["--overlay", layers.to_str().unwrap()]);
+    let said = of_layers(&mut stage, &["read=/over", "stat=/own1", "stat=/own126"]);
     if said.errors.contains("newer kernel") {
         println!("skipped: {}", said.errors);
         return;
